@@ -1,0 +1,111 @@
+"""The encoder: embeddings and a stack of layers."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, Key
+
+from mosaicbert_jax.errors import UserError
+from mosaicbert_jax.modeling.checkpoint_methods import PretrainedMixin
+from mosaicbert_jax.modeling.config import BertConfig
+from mosaicbert_jax.modeling.dropout import Site, dropout, row_keys
+from mosaicbert_jax.modeling.layers import EncoderLayer, embedding, layer_norm
+from pallas_kernels import block_ranges
+
+
+def segment_positions(segment_ids_BL: Int[Array, "B L"]) -> Int[Array, "B L"]:
+    """Each token's column counted from the start of its segment."""
+    column_BL = jnp.broadcast_to(jnp.arange(segment_ids_BL.shape[1]), segment_ids_BL.shape)
+    previous_BL = jnp.pad(segment_ids_BL, ((0, 0), (1, 0)), constant_values=-1)[:, :-1]
+    start_BL = jnp.where(segment_ids_BL != previous_BL, column_BL, 0)
+    return column_BL - jax.lax.cummax(start_BL, axis=1)
+
+
+class Embeddings(nnx.Module):
+    """dropout(norm(word + token type [+ learned position]))."""
+
+    def __init__(self, config: BertConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.word = embedding(config, config.vocab_size, rngs=rngs)
+        self.token_type = embedding(config, config.type_vocab_size, rngs=rngs)
+        if config.position_embedding == "learned":
+            self.position = embedding(config, config.max_position_embeddings, rngs=rngs)
+        self.norm = layer_norm(config, rngs=rngs)
+
+    def __call__(
+        self,
+        tokens_BL: Int[Array, "B L"],
+        segment_ids_BL: Int[Array, "B L"],
+        token_type_ids_BL: Int[Array, "B L"] | None,
+        keys_B: Key[Array, "B"] | None,
+    ) -> Float[Array, "B L E"]:
+        x_BLE = self.word(tokens_BL)
+        if token_type_ids_BL is None:
+            # All types 0: one row, broadcast, instead of a lookup.
+            x_BLE += self.token_type(jnp.zeros((), jnp.int32))
+        else:
+            x_BLE += self.token_type(token_type_ids_BL)
+        if self.config.position_embedding == "learned":
+            x_BLE += self.position(segment_positions(segment_ids_BL))
+        x_BLE = self.norm(x_BLE).astype(self.config.compute_dtype)
+        return dropout(x_BLE, self.config.hidden_dropout_prob, keys_B, layer=-1, site=Site.HIDDEN)
+
+
+class BertModel(PretrainedMixin, nnx.Module):
+    """The encoder without a head: MosaicBERT or BERT, by its config."""
+
+    def __init__(self, config: BertConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.embeddings = Embeddings(config, rngs=rngs)
+        self.layers = nnx.List(
+            [EncoderLayer(config, rngs=rngs) for _ in range(config.num_hidden_layers)]
+        )
+
+    def __call__(
+        self,
+        tokens_BL: Int[Array, "B L"],
+        segment_ids_BL: Int[Array, "B L"] | None = None,
+        token_type_ids_BL: Int[Array, "B L"] | None = None,
+        positions_BP: Int[Array, "B P"] | None = None,
+        dropout_key: Key[Array, "..."] | None = None,
+    ) -> Float[Array, "B L E"]:
+        """Encodes rows of tokens.
+
+        Args:
+          tokens_BL: int32 vocabulary ids.
+          segment_ids_BL: int32; tokens see only their own segment; 0 is padding, on either side.
+            None: every row is one segment without padding.
+          token_type_ids_BL: int32; None means all 0.
+          positions_BP: int32 columns; the last layer then runs, after its attention, on these
+            alone.
+          dropout_key: a typed key, or one key a row (B,); None means no dropout.
+
+        Returns:
+          Hidden states (B, L, E), or (B, P, E) with positions_BP. What stands on padding is
+          finite and means nothing.
+
+        Raises:
+          UserError: a row longer than the table of learned positions.
+        """
+        config = self.config
+        rows, length = tokens_BL.shape
+        if segment_ids_BL is None:
+            segment_ids_BL = jnp.ones((rows, length), jnp.int32)
+        keys_B = None if dropout_key is None else row_keys(dropout_key, rows)
+        ranges = block_ranges(segment_ids_BL)
+        x_BLE = self.embeddings(tokens_BL, segment_ids_BL, token_type_ids_BL, keys_B)
+        for index, layer in enumerate(self.layers):
+            last = index == config.num_hidden_layers - 1
+            x_BLE = layer(
+                x_BLE, segment_ids_BL, ranges, keys_B, index, positions_BP if last else None
+            )
+        return x_BLE
+
+
+def check_length(config: BertConfig, max_seq_len: int) -> None:
+    """Raises UserError if a sequence would run past the table of learned positions."""
+    if config.position_embedding == "learned" and max_seq_len > config.max_position_embeddings:
+        raise UserError(
+            f"sequences of {max_seq_len} tokens do not fit model.max_position_embeddings="
+            f"{config.max_position_embeddings}; raise it, or use position_embedding='alibi'"
+        )

@@ -1,0 +1,179 @@
+"""One encoder layer and its parts, for MosaicBERT and the BERT baseline alike.
+
+Post-LayerNorm: x = norm(dropout(output(attention(x))) + x); y = norm(feed_forward(x) + x).
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float, Int, Key
+
+from mosaicbert_jax.modeling.config import BertConfig
+from mosaicbert_jax.modeling.dropout import Site, dropout, site_keys
+from pallas_kernels import BlockRanges, alibi_attention_qkv
+
+ROW_AXES = ("data",)  # the mesh axes over which rows are divided
+
+
+def linear(config: BertConfig, inputs: int, outputs: int, *, use_bias: bool = True, rngs: nnx.Rngs):
+    """A dense layer with BERT's initialisation: weights N(0, initializer_range), biases 0."""
+    return nnx.Linear(
+        inputs,
+        outputs,
+        use_bias=use_bias,
+        dtype=config.compute_dtype,
+        kernel_init=nnx.initializers.normal(config.initializer_range),
+        rngs=rngs,
+    )
+
+
+def embedding(config: BertConfig, entries: int, *, rngs: nnx.Rngs) -> nnx.Embed:
+    """A table of hidden_size columns, N(0, initializer_range)."""
+    init = nnx.initializers.normal(config.initializer_range)
+    return nnx.Embed(
+        entries, config.hidden_size, dtype=config.compute_dtype, embedding_init=init, rngs=rngs
+    )
+
+
+def layer_norm(config: BertConfig, *, epsilon: float | None = None, rngs: nnx.Rngs):
+    """LayerNorm over hidden_size in config.norm_dtype, with statistics in float32."""
+    return nnx.LayerNorm(
+        config.hidden_size,
+        epsilon=config.layer_norm_eps if epsilon is None else epsilon,
+        dtype=config.norm_dtype,
+        use_fast_variance=False,  # E[x²] - E[x]² loses the digits that the golden values have
+        rngs=rngs,
+    )
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """GELU in its exact form, x Φ(x) with erf (Hendrycks and Gimpel, 2016, arXiv:1606.08415)."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+def gather_columns(
+    x_BLE: Float[Array, "B L E"], columns_BP: Int[Array, "B P"]
+) -> Float[Array, "B P E"]:
+    """x_BLE[b, columns_BP[b, p]]: within the row, so a sharded batch needs no communication."""
+    return jnp.take_along_axis(x_BLE, columns_BP[:, :, None], axis=1)
+
+
+class SelfAttention(nnx.Module):
+    """Multi-head attention within segments; one projection to query, key and value."""
+
+    def __init__(self, config: BertConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.qkv = linear(config, config.hidden_size, 3 * config.hidden_size, rngs=rngs)
+        self.output = linear(config, config.hidden_size, config.hidden_size, rngs=rngs)
+
+    def context(
+        self,
+        x_BLE: Float[Array, "B L E"],
+        segment_ids_BL: Int[Array, "B L"],
+        ranges: BlockRanges,
+        keys_B: Key[Array, "B"] | None,
+        layer: int,
+    ) -> Float[Array, "B L E"]:
+        """Attention before its output projection."""
+        config = self.config
+        heads = config.num_attention_heads
+        rows, length, width = x_BLE.shape
+        qkv_BL3HD = self.qkv(x_BLE).reshape(rows, length, 3, heads, config.head_size)
+        rate = config.attention_probs_dropout_prob if keys_B is not None else 0.0
+        attend = functools.partial(
+            alibi_attention_qkv,
+            # The baseline has no bias: the same attention with slopes of 0.
+            slopes_H=None if config.position_embedding == "alibi" else np.zeros(heads, np.float32),
+            dropout_rate=rate,
+        )
+        keys_B = site_keys(keys_B, layer, Site.ATTENTION_WEIGHTS) if rate else None
+
+        def attend_rows(qkv_BL3HD, segment_ids_BL, ranges, keys_B):
+            return attend(qkv_BL3HD, segment_ids_BL, block_ranges=ranges, dropout_keys_B=keys_B)
+
+        if not jax.sharding.get_abstract_mesh().empty:
+            # Rows do not meet: each device attends to its own, with no communication.
+            rows_spec = PartitionSpec(ROW_AXES)
+            attend_rows = jax.shard_map(
+                attend_rows, in_specs=rows_spec, out_specs=rows_spec, check_vma=False
+            )
+        return attend_rows(qkv_BL3HD, segment_ids_BL, ranges, keys_B).reshape(rows, length, width)
+
+
+class FeedForward(nnx.Module):
+    """GeGLU: output(dropout(GELU(g) * u)), [g | u] = input(x). BERT's: dropout(output(GELU(g)))."""
+
+    def __init__(self, config: BertConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.gated = config.feed_forward == "geglu"
+        width = config.intermediate_size
+        self.input = linear(
+            config,
+            config.hidden_size,
+            2 * width if self.gated else width,
+            use_bias=not self.gated,
+            rngs=rngs,
+        )
+        self.output = linear(config, width, config.hidden_size, rngs=rngs)
+
+    def __call__(
+        self, x_BLE: Float[Array, "B L E"], keys_B: Key[Array, "B"] | None, layer: int
+    ) -> Float[Array, "B L E"]:
+        drop = functools.partial(
+            dropout,
+            rate=self.config.hidden_dropout_prob,
+            keys_B=keys_B,
+            layer=layer,
+            site=Site.FEED_FORWARD,
+        )
+        projected = self.input(x_BLE)
+        if self.gated:
+            gate_BLF, up_BLF = jnp.split(projected, 2, axis=-1)
+            return self.output(drop(gelu(gate_BLF) * up_BLF))
+        return drop(self.output(gelu(projected)))
+
+
+class EncoderLayer(nnx.Module):
+    """Attention and feed-forward, each with its residual and LayerNorm after it."""
+
+    def __init__(self, config: BertConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.attention = SelfAttention(config, rngs=rngs)
+        self.attention_norm = layer_norm(config, rngs=rngs)
+        self.feed_forward = FeedForward(config, rngs=rngs)
+        self.feed_forward_norm = layer_norm(config, rngs=rngs)
+
+    def __call__(
+        self,
+        x_BLE: Float[Array, "B L E"],
+        segment_ids_BL: Int[Array, "B L"],
+        ranges: BlockRanges,
+        keys_B: Key[Array, "B"] | None,
+        layer: int,
+        positions_BP: Int[Array, "B P"] | None = None,
+    ) -> Float[Array, "B L E"]:
+        """One layer; with positions_BP all that follows the attention runs on those columns only.
+
+        Returns:
+          (B, L, E), or (B, P, E) with positions_BP.
+        """
+        context_BLE = self.attention.context(x_BLE, segment_ids_BL, ranges, keys_B, layer)
+        if positions_BP is not None:
+            context_BLE = gather_columns(context_BLE, positions_BP)
+            x_BLE = gather_columns(x_BLE, positions_BP)
+        attended_BLE = dropout(
+            self.attention.output(context_BLE),
+            self.config.hidden_dropout_prob,
+            keys_B,
+            layer=layer,
+            site=Site.HIDDEN,
+        )
+        x_BLE = self._norm(self.attention_norm, attended_BLE + x_BLE)
+        return self._norm(self.feed_forward_norm, self.feed_forward(x_BLE, keys_B, layer) + x_BLE)
+
+    def _norm(self, norm: nnx.LayerNorm, x_BLE: jax.Array) -> jax.Array:
+        return norm(x_BLE).astype(self.config.compute_dtype)

@@ -1,0 +1,126 @@
+"""The masked-language-model loss, which never holds the logits of a whole batch.
+
+Logits of P positions a row over V words are the largest array of the step. Here they exist one
+chunk at a time: a chunk's loss and the gradients of its inputs are computed together while its
+logits are there, so that nothing is stored and nothing computed twice (the "fused linear
+cross-entropy" of Liger Kernel, Hsu et al., 2024, arXiv:2410.10989).
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+CHUNK_PREDICTIONS = 2048  # predictions whose logits exist at one time, on one device
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def masked_lm_loss(
+    hidden_BPE: Float[Array, "B P E"],
+    embedding_VE: Float[Array, "V E"],
+    bias_V: Float[Array, "V"],
+    labels_BP: Int[Array, "B P"],
+    weights_BP: Float[Array, "B P"],
+    row_shards: int = 1,
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Sums cross-entropy and correct guesses over predicted positions.
+
+    Args:
+      hidden_BPE: the head's transformed hidden states.
+      embedding_VE, bias_V: the decoder, tied to the word embeddings; float32.
+      labels_BP: int32 ids. Where weights_BP is 0 the slot counts for nothing.
+      weights_BP: float32, 1 for a prediction.
+      row_shards: over how many devices the rows are divided; chunks are bounded a device.
+
+    Returns:
+      (sum of weighted cross-entropies, weighted number of correct guesses), float32 scalars.
+      Divide by the sum of the weights of the global batch for the means.
+    """
+    losses, _ = _chunked(hidden_BPE, embedding_VE, bias_V, labels_BP, weights_BP, row_shards, False)
+    return losses
+
+
+def _chunk_count(rows: int, predictions: int, row_shards: int) -> int:
+    """The fewest equal chunks of the P axis that stay within the bound."""
+    rows_here = max(1, rows // row_shards)
+    for count in range(1, predictions + 1):
+        if predictions % count == 0 and rows_here * predictions // count <= CHUNK_PREDICTIONS:
+            return count
+    return max(1, predictions)
+
+
+def _chunk(hidden_BPE, embedding_VE, bias_V, labels_BP, weights_BP, with_gradients):
+    """One chunk: (loss sum, correct sum), and the gradients of its hidden states and decoder."""
+    dtype = hidden_BPE.dtype
+    logits_BPV = jnp.einsum("bpe,ve->bpv", hidden_BPE, embedding_VE.astype(dtype))
+    logits_BPV = logits_BPV.astype(jnp.float32) + bias_V
+    highest_BP1 = jnp.max(logits_BPV, axis=-1, keepdims=True)
+    exp_BPV = jnp.exp(logits_BPV - highest_BP1)
+    total_BP1 = jnp.sum(exp_BPV, axis=-1, keepdims=True)
+    label_logit_BP1 = jnp.take_along_axis(logits_BPV, labels_BP[..., None], axis=-1)
+    loss_BP = (jnp.log(total_BP1) + highest_BP1 - label_logit_BP1)[..., 0]
+    correct_BP = label_logit_BP1[..., 0] >= highest_BP1[..., 0]
+    # where, not a product: an unused slot must not turn a NaN or inf of its own into the sum's.
+    used_BP = weights_BP > 0
+    sums = (
+        jnp.sum(jnp.where(used_BP, loss_BP * weights_BP, 0.0)),
+        jnp.sum(jnp.where(used_BP & correct_BP, weights_BP, 0.0)),
+    )
+    if not with_gradients:
+        return sums, None
+    is_label_BPV = jax.lax.broadcasted_iota(jnp.int32, logits_BPV.shape, 2) == labels_BP[..., None]
+    d_logits_BPV = exp_BPV * (weights_BP[..., None] / total_BP1)
+    d_logits_BPV -= jnp.where(is_label_BPV, weights_BP[..., None], 0.0)
+    low_BPV = d_logits_BPV.astype(dtype)
+    d_hidden_BPE = jnp.einsum("bpv,ve->bpe", low_BPV, embedding_VE.astype(dtype))
+    d_embedding_VE = jnp.einsum(
+        "bpv,bpe->ve", low_BPV, hidden_BPE, preferred_element_type=jnp.float32
+    )
+    return sums, (d_hidden_BPE, d_embedding_VE, jnp.sum(d_logits_BPV, axis=(0, 1)))
+
+
+def _chunked(hidden_BPE, embedding_VE, bias_V, labels_BP, weights_BP, row_shards, with_gradients):
+    rows, predictions = labels_BP.shape
+    count = _chunk_count(rows, predictions, row_shards)
+    if count == 1:
+        return _chunk(hidden_BPE, embedding_VE, bias_V, labels_BP, weights_BP, with_gradients)
+
+    def split(x):
+        return jnp.moveaxis(x.reshape(rows, count, predictions // count, *x.shape[2:]), 1, 0)
+
+    def step(totals, chunk):
+        sums, gradients = _chunk(chunk[0], embedding_VE, bias_V, chunk[1], chunk[2], with_gradients)
+        if not with_gradients:
+            return jax.tree.map(jnp.add, totals, (sums, None)), None
+        d_hidden_BPE, *d_decoder = gradients
+        return jax.tree.map(jnp.add, totals, (sums, d_decoder)), d_hidden_BPE
+
+    zero = jnp.zeros((), jnp.float32)
+    d_decoder = [jnp.zeros_like(embedding_VE), jnp.zeros_like(bias_V)] if with_gradients else None
+    (sums, d_decoder), stacked = jax.lax.scan(
+        step, ((zero, zero), d_decoder), (split(hidden_BPE), split(labels_BP), split(weights_BP))
+    )
+    if not with_gradients:
+        return sums, None
+    d_hidden_BPE = jnp.moveaxis(stacked, 0, 1).reshape(hidden_BPE.shape)
+    return sums, (d_hidden_BPE, *d_decoder)
+
+
+def _forward(hidden_BPE, embedding_VE, bias_V, labels_BP, weights_BP, row_shards):
+    return _chunked(hidden_BPE, embedding_VE, bias_V, labels_BP, weights_BP, row_shards, True)
+
+
+def _backward(row_shards, gradients, cotangents):
+    d_loss, _ = cotangents  # the number of correct guesses has no gradient
+    d_hidden_BPE, d_embedding_VE, d_bias_V = gradients
+    return (
+        (d_hidden_BPE * d_loss).astype(d_hidden_BPE.dtype),
+        d_embedding_VE * d_loss,
+        d_bias_V * d_loss,
+        None,
+        None,
+    )
+
+
+masked_lm_loss.defvjp(_forward, _backward)

@@ -1,0 +1,1 @@
+"""Attention with ALiBi biases over rows that hold several segments."""

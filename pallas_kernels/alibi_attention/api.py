@@ -1,0 +1,100 @@
+"""The public functions: they check, fill in defaults, and choose a backend."""
+
+import functools
+import logging
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from pallas_kernels.alibi_attention import reference, xla
+from pallas_kernels.alibi_attention.block_ranges import BlockRanges, block_ranges
+from pallas_kernels.alibi_attention.slopes import alibi_slopes
+
+BACKENDS = ("xla", "reference")
+_find_block_ranges = block_ranges  # the public functions have an argument of that name
+
+
+def alibi_attention(
+    q_BLHD: Float[Array, "B L H D"],
+    k_BLHD: Float[Array, "B L H D"],
+    v_BLHD: Float[Array, "B L H D"],
+    segment_ids_BL: Int[Array, "B L"] | None,
+    *,
+    slopes_H: Float[Array, "H"] | None = None,
+    scale: float | None = None,
+    block_ranges: BlockRanges | None = None,
+    dropout_rate: float = 0.0,
+    dropout_keys_B: Key[Array, "B"] | None = None,
+    backend: str = "auto",
+) -> Float[Array, "B L H D"]:
+    """Bidirectional attention within segments, with ALiBi's bias: FlashAttention-style.
+
+    out_i = sum_j softmax_j(scale q_i·k_j - slope |i - j|) v_j over the j of i's segment
+    (ALiBi: arXiv:2108.12409, symmetric as an encoder needs it). Padding gives zeros and zero
+    gradients. Differentiable in q, k and v; the slopes are constants.
+
+    Args:
+      q_BLHD, k_BLHD, v_BLHD: float32, bfloat16 or float16. Softmax and sums are in float32.
+      segment_ids_BL: int32; 0 is padding wherever it stands; None means one segment, no padding.
+      slopes_H: float32; None means `alibi_slopes(H)`; zeros mean no bias.
+      scale: None means 1 / sqrt(D).
+      block_ranges: what `block_ranges(segment_ids_BL)` gave, to share it among layers; None
+        computes it here.
+      dropout_rate: probability of dropping an attention weight.
+      dropout_keys_B: a typed JAX key a row; needed if dropout_rate is not 0.
+      backend: "auto", "xla" or "reference".
+
+    Returns:
+      out_BLHD, in q's dtype.
+
+    Raises:
+      ValueError: shapes that do not fit, dropout without keys, or a backend that is not there.
+    """
+    if not q_BLHD.shape == k_BLHD.shape == v_BLHD.shape or q_BLHD.ndim != 4:
+        shapes = f"{q_BLHD.shape}, {k_BLHD.shape}, {v_BLHD.shape}"
+        raise ValueError(f"q, k and v must have one shape (B, L, H, D), not {shapes}")
+    rows, length, heads, head_size = q_BLHD.shape
+    if segment_ids_BL is None:
+        segment_ids_BL = jnp.ones((rows, length), jnp.int32)
+    if segment_ids_BL.shape != (rows, length):
+        raise ValueError(
+            f"segment_ids_BL must be {(rows, length)} like q, not {segment_ids_BL.shape}"
+        )
+    if dropout_rate and dropout_keys_B is None:
+        raise ValueError("dropout_rate needs dropout_keys_B, one key a row")
+    slopes_H = jnp.asarray(alibi_slopes(heads) if slopes_H is None else slopes_H, jnp.float32)
+    if slopes_H.shape != (heads,):
+        raise ValueError(f"slopes_H must be ({heads},), one a head of q, not {slopes_H.shape}")
+    options = {
+        "scale": head_size**-0.5 if scale is None else scale,
+        "dropout_rate": dropout_rate,
+        "dropout_keys_B": dropout_keys_B,
+    }
+    chosen = _choose(backend, jax.default_backend())
+    if chosen == "reference":
+        return reference.attention(q_BLHD, k_BLHD, v_BLHD, segment_ids_BL, slopes_H, **options)
+    ranges = block_ranges or _find_block_ranges(segment_ids_BL)
+    return xla.attention(q_BLHD, k_BLHD, v_BLHD, segment_ids_BL, slopes_H, ranges, **options)
+
+
+def alibi_attention_qkv(
+    qkv_BL3HD: Float[Array, "B L 3 H D"], segment_ids_BL: Int[Array, "B L"] | None, **options
+) -> Float[Array, "B L H D"]:
+    """`alibi_attention` on the packed projection as it leaves Wqkv; same options, same result."""
+    if qkv_BL3HD.ndim != 5 or qkv_BL3HD.shape[2] != 3:
+        raise ValueError(f"qkv must be (B, L, 3, H, D), not {qkv_BL3HD.shape}")
+    q_BLHD, k_BLHD, v_BLHD = (qkv_BL3HD[:, :, index] for index in range(3))
+    return alibi_attention(q_BLHD, k_BLHD, v_BLHD, segment_ids_BL, **options)
+
+
+@functools.cache  # so that the choice is logged once
+def _choose(backend: str, platform: str) -> str:
+    if backend == "auto":
+        logging.getLogger(__name__).info(
+            "alibi_attention: using xla on %s, the only fast backend in this version", platform
+        )
+        return "xla"
+    if backend not in BACKENDS:
+        raise ValueError(f"backend {backend!r} is not one of auto, {', '.join(BACKENDS)}")
+    return backend

@@ -1,0 +1,64 @@
+"""Which blocks of a row share a segment with which."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class BlockRanges:
+    """For each block of a row, the blocks of the same row that it must look at.
+
+    Attributes:
+      lower_BQ: int32, the first block that shares a segment with block Q.
+      upper_BQ: int32, one past the last. Equal to `lower_BQ` where block Q is all padding.
+      block_size: tokens a block; static.
+
+    Sharing a segment is mutual, so the same ranges serve queries looking for keys (forward, dq)
+    and keys looking for queries (dk, dv).
+    """
+
+    lower_BQ: Int[Array, "B Q"]
+    upper_BQ: Int[Array, "B Q"]
+    block_size: int = dataclasses.field(metadata={"static": True})
+
+
+def block_ranges(segment_ids_BL: Int[Array, "B L"], *, block_size: int = 128) -> BlockRanges:
+    """Finds, once a step and for all layers, the key blocks that each query block must visit.
+
+    Exact for packed rows, whose segment ids ascend and each stand in one piece. For any other
+    arrangement the ranges may hold blocks that share nothing, and never miss one that does.
+
+    Args:
+      segment_ids_BL: int, 0 is padding. L need not be a multiple of block_size.
+      block_size: tokens a block; a row shorter than that is one block.
+    """
+    block_size = min(block_size, segment_ids_BL.shape[1])
+    blocks_BQW = pad_to_blocks(segment_ids_BL, block_size).reshape(
+        segment_ids_BL.shape[0], -1, block_size
+    )
+    real_BQW = blocks_BQW != 0
+    highest = jnp.iinfo(jnp.int32).max
+    first_BQ = jnp.min(jnp.where(real_BQW, blocks_BQW, highest), axis=-1)
+    last_BQ = jnp.max(jnp.where(real_BQW, blocks_BQW, -1), axis=-1)
+    # An all-padding block has first > last and so overlaps nothing, itself included.
+    overlap_BQK = (first_BQ[:, :, None] <= last_BQ[:, None, :]) & (
+        first_BQ[:, None, :] <= last_BQ[:, :, None]
+    )
+    num_blocks = overlap_BQK.shape[-1]
+    index_K = jnp.arange(num_blocks, dtype=jnp.int32)
+    upper_BQ = jnp.max(jnp.where(overlap_BQK, index_K + 1, 0), axis=-1)
+    lower_BQ = jnp.min(jnp.where(overlap_BQK, index_K, num_blocks), axis=-1)
+    return BlockRanges(jnp.minimum(lower_BQ, upper_BQ), upper_BQ, block_size)
+
+
+def pad_to_blocks(x_BL: jax.Array, block_size: int, axis: int = 1) -> jax.Array:
+    """Pads `axis` with zeros to a multiple of block_size."""
+    missing = -x_BL.shape[axis] % block_size
+    if not missing:
+        return x_BL
+    widths = [(0, missing if a == axis else 0) for a in range(x_BL.ndim)]
+    return jnp.pad(x_BL, widths)

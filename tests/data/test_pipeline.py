@@ -1,0 +1,450 @@
+import contextlib
+import hashlib
+import itertools
+import json
+import threading
+import types
+
+import grain
+import numpy as np
+import pytest
+
+from mosaicbert_jax.data import pipeline
+from mosaicbert_jax.data.dataset import SpecialTokenIds
+from mosaicbert_jax.data.masking import predictions_per_row
+from mosaicbert_jax.data.pipeline import Batch, PackedBatches, Position, batches
+from mosaicbert_jax.errors import UserError
+
+PAD, CLS, SEP, MASK = 0, 2, 3, 4
+MAX_SEQ_LEN = 16
+ARRAY_NAMES = {"tokens_BL", "segment_ids_BL", "positions_BP", "labels_BP", "weights_BP"}
+
+
+class MemoryDataset:
+    """[CLS] two tokens that tell the index, noise, [SEP]; what the pipeline uses of a reader."""
+
+    def __init__(self, sequences, *, min_length=4):
+        generator = np.random.default_rng(sequences)
+        self.lengths_read = []
+        self.indices_gathered = []
+        self.sequences = []
+        for index in range(sequences):
+            noise = generator.integers(5, 1000, generator.integers(min_length - 4, MAX_SEQ_LEN - 3))
+            name = [5 + index % 900, 5 + index // 900]
+            self.sequences.append(np.array([CLS, *name, *noise, SEP], np.int32))
+        self.metadata = types.SimpleNamespace(
+            max_seq_len=MAX_SEQ_LEN,
+            vocab_size=1000,
+            padded_vocab_size=1024,
+            special_token_ids=SpecialTokenIds(pad=PAD, unk=1, cls=CLS, sep=SEP, mask=MASK),
+        )
+
+    def __len__(self):
+        return len(self.sequences)
+
+    def lengths(self, indices_S):
+        self.lengths_read.append(len(indices_S))
+        return np.array([len(self.sequences[i]) for i in indices_S], np.int32)
+
+    def gather(self, indices_S):
+        self.indices_gathered.extend(indices_S.tolist())
+        chosen = [self.sequences[i] for i in indices_S]
+        tokens_T = np.concatenate([np.zeros(0, np.int32), *chosen])
+        return tokens_T, np.array([len(tokens) for tokens in chosen], np.int32)
+
+
+SETTINGS = {
+    "row_length": 24,
+    "rows_per_batch": 4,
+    "seed": 17,
+    "masking_rate": 0.3,
+    "window_size": 20,
+}
+
+
+def stream(dataset, count=None, **settings):
+    return list(itertools.islice(iter(PackedBatches(dataset, **SETTINGS | settings)), count))
+
+
+def assert_same_arrays(found, expected):
+    assert set(found) == set(expected) == ARRAY_NAMES
+    for name, array in expected.items():
+        assert found[name].dtype == array.dtype
+        np.testing.assert_array_equal(found[name], array, err_msg=name)
+
+
+def assert_same_batches(found, expected):
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        assert_same_arrays(one.arrays, other.arrays)
+        assert (one.sequences, one.tokens, one.overflowed, one.position) == (
+            other.sequences,
+            other.tokens,
+            other.overflowed,
+            other.position,
+        )
+
+
+def original_tokens(arrays):
+    """The rows before masking: the labels put back where they were taken from."""
+    tokens_BL = arrays["tokens_BL"].copy()
+    used_BP = arrays["weights_BP"] == 1
+    rows = np.nonzero(used_BP)[0]
+    tokens_BL[rows, arrays["positions_BP"][used_BP]] = arrays["labels_BP"][used_BP]
+    return tokens_BL
+
+
+def unpacked(batch):
+    """{index: (original tokens, masked tokens)} of a batch's sequences, in order of reading."""
+    found = []
+    original_BL = original_tokens(batch.arrays)
+    for original_L, masked_L, segments_L in zip(
+        original_BL, batch.arrays["tokens_BL"], batch.arrays["segment_ids_BL"], strict=True
+    ):
+        for segment in range(1, segments_L.max() + 1):
+            tokens = original_L[segments_L == segment]
+            index = int(tokens[1] - 5 + 900 * (tokens[2] - 5))
+            found.append((index, tokens, masked_L[segments_L == segment]))
+    return found
+
+
+def test_a_batch_holds_whole_sequences_and_their_labels():
+    dataset = MemoryDataset(50)
+    for batch in stream(dataset, 10):
+        arrays = batch.arrays
+        slots = predictions_per_row(24, 0.3)
+        assert arrays["tokens_BL"].shape == arrays["segment_ids_BL"].shape == (4, 24)
+        assert arrays["positions_BP"].shape == arrays["labels_BP"].shape == (4, slots)
+        assert arrays["weights_BP"].shape == (4, slots)
+        assert arrays["weights_BP"].dtype == np.float32
+        assert {arrays[name].dtype for name in ARRAY_NAMES - {"weights_BP"}} == {np.dtype("int32")}
+        found = unpacked(batch)
+        for index, tokens, _ in found:
+            np.testing.assert_array_equal(tokens, dataset.sequences[index])
+        assert batch.sequences == len(found)
+        assert batch.tokens == sum(len(tokens) for _, tokens, _ in found)
+        assert batch.tokens == (arrays["segment_ids_BL"] > 0).sum()
+        assert (arrays["tokens_BL"][arrays["segment_ids_BL"] == 0] == PAD).all()
+
+
+def test_segments_count_from_one_and_padding_ends_the_row():
+    for batch in stream(MemoryDataset(50), 10):
+        for segments_L in batch.arrays["segment_ids_BL"]:
+            real = segments_L[segments_L > 0]
+            assert (segments_L[len(real) :] == 0).all()
+            assert real[0] == 1
+            assert set(np.diff(real)) <= {0, 1}
+
+
+def test_prediction_slots_ascend_and_unused_ones_are_zero():
+    chosen = 0
+    for batch in stream(MemoryDataset(50), 10):
+        for positions_P, labels_P, weights_P in zip(
+            *(batch.arrays[name] for name in ("positions_BP", "labels_BP", "weights_BP")),
+            strict=True,
+        ):
+            used = int(weights_P.sum())
+            assert weights_P.tolist() == [1.0] * used + [0.0] * (len(weights_P) - used)
+            assert (np.diff(positions_P[:used]) > 0).all()
+            assert not positions_P[used:].any()
+            assert not labels_P[used:].any()
+            assert (labels_P[:used] > MASK).all()
+            chosen += used
+        masked_BL = batch.arrays["tokens_BL"] == MASK
+        assert 0 < masked_BL.sum() <= batch.arrays["weights_BP"].sum()
+    assert chosen > 100
+
+
+def test_what_overflows_a_row_stays_unmasked_and_is_counted(monkeypatch):
+    dataset = MemoryDataset(50)
+    plenty = stream(dataset, 10)
+    monkeypatch.setattr(pipeline, "predictions_per_row", lambda row_length, rate: 4)
+    scarce = stream(dataset, 10)
+    assert sum(batch.overflowed for batch in scarce) > 10
+    for full, cut in zip(plenty, scarce, strict=True):
+        assert full.overflowed == 0
+        weights_BP = cut.arrays["weights_BP"]
+        assert cut.overflowed == full.arrays["weights_BP"].sum() - weights_BP.sum()
+        np.testing.assert_array_equal(original_tokens(cut.arrays), original_tokens(full.arrays))
+        for name in ("positions_BP", "labels_BP", "weights_BP"):
+            np.testing.assert_array_equal(cut.arrays[name], full.arrays[name][:, :4])
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_each_epoch_reads_every_sequence_once_in_an_order_of_its_own(packing):
+    dataset = MemoryDataset(53)
+    batches_ = stream(dataset, epochs=3, packing=packing)
+    order = [index for batch in batches_ for index, *_ in unpacked(batch)]
+    epochs = [order[start : start + 53] for start in (0, 53, 106)]
+    assert len(order) == 3 * 53
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(53))
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    assert sum(batch.sequences for batch in batches_) == 3 * 53
+
+
+def test_seeds_give_different_orders_and_masks():
+    dataset = MemoryDataset(53)
+    first, second = (stream(dataset, 1, seed=seed)[0] for seed in (17, 18))
+    assert [i for i, *_ in unpacked(first)] != [i for i, *_ in unpacked(second)]
+
+
+def test_rows_of_a_window_are_not_sorted_by_length():
+    dataset = MemoryDataset(3000)
+    batch = stream(dataset, 1, rows_per_batch=400, window_size=3000)[0]
+    longest = [len(tokens) for _, tokens, _ in unpacked(batch)]
+    half = len(longest) // 2
+    assert abs(np.mean(longest[:half]) - np.mean(longest[half:])) < 1.0
+
+
+def test_without_packing_each_sequence_has_its_row():
+    dataset = MemoryDataset(30)
+    for batch in stream(dataset, 7, packing=False):
+        assert batch.sequences == 4
+        assert (batch.arrays["segment_ids_BL"].max(axis=1) == 1).all()
+
+
+def masks_by_sequence(dataset, **settings):
+    return {
+        index: masked.tolist()
+        for batch in stream(dataset, epochs=1, **settings)
+        for index, _, masked in unpacked(batch)
+    }
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"packing": False},
+        {"row_length": 64},
+        {"rows_per_batch": 9},
+        {"window_size": 7},
+    ],
+    ids=str,
+)
+def test_masks_depend_on_nothing_but_seed_epoch_and_sequence(other):
+    dataset = MemoryDataset(60)
+    assert masks_by_sequence(dataset, **other) == masks_by_sequence(dataset)
+
+
+def test_masks_differ_between_epochs():
+    masks = {}
+    for batch in stream(MemoryDataset(1), 1, rows_per_batch=30)[:1]:
+        masks = {tuple(masked) for _, _, masked in unpacked(batch)}
+    assert len(masks) > 3
+
+
+@pytest.mark.parametrize("hosts", [2, 4])
+@pytest.mark.parametrize("packing", [True, False])
+def test_hosts_together_make_the_batch_of_one(hosts, packing):
+    dataset = MemoryDataset(53)
+    settings = {"rows_per_batch": 8, "epochs": 2, "packing": packing}
+    whole = stream(dataset, **settings)
+    parts = [
+        stream(dataset, process_index=host, process_count=hosts, **settings)
+        for host in range(hosts)
+    ]
+    for expected, *per_host in zip(whole, *parts, strict=True):
+        joined = {
+            name: np.concatenate([batch.arrays[name] for batch in per_host]) for name in ARRAY_NAMES
+        }
+        assert_same_arrays(joined, expected.arrays)
+        for batch in per_host:
+            assert (batch.sequences, batch.tokens) == (expected.sequences, expected.tokens)
+            assert batch.position == expected.position
+        assert sum(batch.overflowed for batch in per_host) == expected.overflowed
+
+
+def test_a_host_reads_only_its_rows():
+    dataset = MemoryDataset(60)
+    read = []
+    for host in range(2):
+        dataset.indices_gathered.clear()
+        stream(dataset, epochs=1, process_index=host, process_count=2)
+        read.append(set(dataset.indices_gathered))
+    assert not read[0] & read[1]
+    assert read[0] | read[1] == set(range(60))
+
+
+# Windows that end within a batch, at its end, and far beyond it; fewer sequences than a batch.
+SIZES = [
+    pytest.param(53, 20, id="windows"),
+    pytest.param(53, 100, id="one window"),
+    pytest.param(3, 20, id="smaller than a batch"),
+    pytest.param(1, 1, id="one sequence"),
+]
+
+
+@pytest.mark.parametrize(("sequences", "window_size"), SIZES)
+@pytest.mark.parametrize("epochs", [None, 3])
+def test_resuming_at_any_position_continues_the_stream(sequences, window_size, epochs):
+    dataset = MemoryDataset(sequences)
+    settings = {"window_size": window_size, "epochs": epochs}
+    whole = stream(dataset, 24, **settings)
+    for done, batch in enumerate(whole):
+        saved = Position.from_dict(json.loads(json.dumps(batch.position.to_dict())))
+        rest = whole[done + 1 : done + 5]
+        resumed = iter(PackedBatches(dataset, position=saved, **SETTINGS | settings))
+        assert_same_batches(list(itertools.islice(resumed, len(rest))), rest)
+        assert resumed.get_state() == (rest[-1] if rest else batch).position.to_dict()
+
+
+def test_set_state_brings_the_iterator_to_any_of_its_states():
+    iterator = iter(PackedBatches(MemoryDataset(53), **SETTINGS))
+    states = []
+    expected = []
+    for _ in range(12):
+        states.append(iterator.get_state())
+        expected.append(next(iterator))
+    for step in (5, 0, 11, 3):
+        iterator.set_state(states[step])
+        assert_same_batches([next(iterator)], [expected[step]])
+
+
+def test_resuming_plans_one_window():
+    dataset = MemoryDataset(400)
+    position = stream(dataset, 150)[-1].position
+    assert position.epoch > 1
+    dataset.lengths_read.clear()
+    stream(dataset, 1, position=position, rows_per_batch=1)
+    assert dataset.lengths_read == [20]
+
+
+@pytest.mark.parametrize("prefetch", [0, 1, 3])
+def test_prefetched_batches_carry_the_position_after_them(prefetch):
+    dataset = MemoryDataset(53)
+    whole = stream(dataset, 30)
+    with contextlib.closing(batches(dataset, prefetch=prefetch, **SETTINGS)) as ahead:
+        first = list(itertools.islice(ahead, 11))
+    with contextlib.closing(
+        batches(dataset, position=first[-1].position, prefetch=prefetch, **SETTINGS)
+    ) as ahead:
+        assert_same_batches(first + list(itertools.islice(ahead, 19)), whole)
+
+
+def test_prefetch_wrapper_restores_its_own_state():
+    source = PackedBatches(MemoryDataset(53), **SETTINGS)
+    ahead = grain.experimental.ThreadPrefetchIterDataset(source, prefetch_buffer_size=3)
+    with contextlib.closing(iter(ahead)) as iterator:
+        for _ in range(5):
+            next(iterator)
+        state = iterator.get_state()
+        expected = [next(iterator) for _ in range(4)]
+    with contextlib.closing(iter(ahead)) as iterator:
+        iterator.set_state(state)
+        assert_same_batches([next(iterator) for _ in range(4)], expected)
+
+
+@pytest.mark.parametrize("epochs", [None, 2])
+def test_several_workers_yield_the_same_stream(epochs):
+    dataset = MemoryDataset(53)
+    source = PackedBatches(dataset, epochs=epochs, **SETTINGS)
+    spread = grain.experimental.multithread_prefetch(source, num_threads=3, buffer_size=2)
+    with contextlib.closing(iter(spread)) as iterator:
+        found = list(itertools.islice(iterator, 25))
+    assert_same_batches(found, stream(dataset, 25, epochs=epochs))
+
+
+def prefetch_threads():
+    return [t for t in threading.enumerate() if "prefetch" in t.name and t.is_alive()]
+
+
+@pytest.mark.parametrize("taken", [0, 1, 5])
+def test_close_leaves_no_thread_behind(taken):
+    before = prefetch_threads()
+    iterator = batches(MemoryDataset(53), prefetch=2, **SETTINGS)
+    for _ in range(taken):
+        next(iterator)
+    assert (len(prefetch_threads()) > len(before)) == (taken > 0)
+    iterator.close()
+    iterator.close()
+    assert prefetch_threads() == before
+    with pytest.raises(ValueError, match="closed"):
+        next(iterator)
+
+
+def test_a_closed_iterator_without_prefetch_refuses_to_go_on():
+    iterator = iter(PackedBatches(MemoryDataset(5), **SETTINGS))
+    iterator.close()
+    with pytest.raises(ValueError, match="closed"):
+        next(iterator)
+
+
+def test_an_error_in_the_thread_reaches_the_consumer_and_no_batch_is_lost():
+    dataset = MemoryDataset(53)
+    whole = stream(dataset, 6)
+    gather, calls = dataset.gather, itertools.count()
+
+    def failing_once(indices_S):
+        if next(calls) == 3:
+            raise OSError("the disk is gone")
+        return gather(indices_S)
+
+    dataset.gather = failing_once
+    with contextlib.closing(batches(dataset, prefetch=2, **SETTINGS)) as iterator:
+        found = [next(iterator) for _ in range(3)]
+        with pytest.raises(OSError, match="the disk is gone"):
+            next(iterator)
+        assert not prefetch_threads()
+        found += [next(iterator) for _ in range(3)]
+    assert_same_batches(found, whole)
+
+
+def test_evaluation_ends_with_padding_rows():
+    dataset = MemoryDataset(3)
+    (batch,) = stream(dataset, epochs=1, rows_per_batch=8, packing=False)
+    assert isinstance(batch, Batch)
+    assert batch.sequences == 3
+    for name, empty in [("tokens_BL", PAD), ("segment_ids_BL", 0), ("weights_BP", 0)]:
+        assert (batch.arrays[name][3:] == empty).all()
+    assert batch.position == Position(epoch=1)
+    assert stream(dataset, epochs=1, position=batch.position) == []
+
+
+def test_a_batch_may_span_many_epochs():
+    (batch,) = stream(MemoryDataset(2), 1, rows_per_batch=10, packing=False)
+    assert batch.sequences == 10
+    assert batch.position == Position(epoch=5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"row_length": 15}, "row_length 15 is below the data set's max_seq_len 16"),
+        ({"rows_per_batch": 6, "process_count": 4}, "divided evenly among 4 hosts: 8 can"),
+        ({"rows_per_batch": 0}, "rows_per_batch 0"),
+        ({"window_size": 0}, "window_size 0"),
+        ({"masking_rate": 0.0}, "masking rate"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(settings, complaint):
+    with pytest.raises(UserError, match=complaint):
+        PackedBatches(MemoryDataset(5), **SETTINGS | settings)
+
+
+def test_an_empty_data_set_is_refused():
+    with pytest.raises(UserError, match="no sequences"):
+        PackedBatches(MemoryDataset(0), **SETTINGS)
+
+
+@pytest.mark.parametrize("position", [Position(window=9), Position(row=999)])
+def test_a_position_of_another_data_set_is_refused(position):
+    with pytest.raises(UserError, match="resume with"):
+        stream(MemoryDataset(53), 1, position=position)
+
+
+@pytest.mark.parametrize(
+    "record", [{"epoch": 1}, {"epoch": 1, "window": 0, "row": -1}, {"next_index": 4}]
+)
+def test_a_record_that_is_no_position_is_refused(record):
+    with pytest.raises(UserError, match="data position"):
+        Position.from_dict(record)
+
+
+def test_the_stream_is_the_same_in_every_version():
+    """A run that resumes after an upgrade goes on with the same batches."""
+    digest = hashlib.sha256()
+    for batch in stream(MemoryDataset(53), 5):
+        for name in sorted(ARRAY_NAMES):
+            digest.update(batch.arrays[name].tobytes())
+    assert digest.hexdigest()[:16] == "9848560d6f8a48e1"
