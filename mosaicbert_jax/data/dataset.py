@@ -419,22 +419,22 @@ def _map_array(path: Path, dtype: np.dtype, size: int) -> np.ndarray:
     return array.view(np.ndarray)
 
 
-def _allow_open_files(needed: int) -> None:
-    """Python's mmap keeps a file descriptor a file; the usual soft limit is 1,024."""
+def _allow_open_files(files: int) -> None:
+    """Raise the soft limit where `files` come near it: Python's mmap keeps a descriptor a file."""
     try:
         import resource
-    except ImportError:  # not on Windows, which has no such limit
+    except ImportError:  # Windows, which has no such limit
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed += 512  # what the process opens besides
-    if soft == resource.RLIM_INFINITY or soft >= needed or needed < 1024:
+    if soft == resource.RLIM_INFINITY or files <= soft // 4:  # leaves room for other splits
         return
-    if hard != resource.RLIM_INFINITY and hard < needed:
+    most = 2**16 if hard == resource.RLIM_INFINITY else min(hard, max(soft, 2**16))
+    if files + 128 > most:
         raise UserError(
-            f"the data set needs about {needed} open files and this machine allows {hard}; "
-            "raise the limit (ulimit -Hn) or prepare the data set in larger shards"
+            f"the data set needs {files} open files and this machine allows {most} in all; "
+            "raise the limit (ulimit -Hn)"
         )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _damaged(path: Path, why: str) -> UserError:

@@ -1,0 +1,133 @@
+"""The training step and the evaluation step: plain functions for `jax.jit`.
+
+Batches are dicts with tokens_BL, segment_ids_BL, positions_BP, labels_BP (int32) and weights_BP
+(float32).
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float, Int, Key
+
+from mosaicbert_jax.modeling.dropout import row_keys
+from mosaicbert_jax.modeling.layers import ROW_AXES
+from mosaicbert_jax.training import optimizer as optimizers
+
+Batch = dict[str, jax.Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """What a step changes.
+
+    Attributes:
+      params: the model's nnx.State of float32 parameters.
+      optimizer_state: optax's.
+      step: int32, completed steps.
+    """
+
+    params: nnx.State
+    optimizer_state: optax.OptState
+    step: Int[Array, ""]
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    learning_rate: Float[Array, ""],
+    dropout_key: Key[Array, ""],
+    *,
+    graph: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    microbatches: int,
+    row_shards: int,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One update from the mean loss over all masked tokens of the global batch.
+
+    Args:
+      learning_rate: of this step.
+      dropout_key: the run's; the step and the rows are folded in here.
+      graph: of the model that state.params belong to.
+      microbatches: into how many equal parts the rows are divided, one after the other; the
+        update is that of the undivided batch, dropout included.
+      row_shards: over how many devices the rows are divided.
+
+    Returns:
+      The next state, and float32 scalars: loss, masked_accuracy, grad_norm, predictions.
+    """
+    rows = batch["tokens_BL"].shape[0]
+    keys_B = row_keys(jax.random.fold_in(dropout_key, state.step), rows)
+    predictions = jnp.sum(batch["weights_BP"])
+    scale = 1.0 / jnp.maximum(predictions, 1.0)
+
+    def loss_of(params, batch, keys_B):
+        loss_sum, correct = _model_loss(graph, params, batch, keys_B, row_shards)
+        return loss_sum * scale, correct * scale
+
+    gradients_of = jax.value_and_grad(loss_of, has_aux=True)
+    if microbatches == 1:
+        (loss, accuracy), gradients = gradients_of(state.params, batch, keys_B)
+    else:
+        (loss, accuracy), gradients = _accumulate(
+            gradients_of, state.params, batch, keys_B, microbatches, row_shards
+        )
+    params, optimizer_state = optimizers.apply(
+        optimizer, gradients, state.optimizer_state, state.params, learning_rate
+    )
+    metrics = {
+        "loss": loss,
+        "masked_accuracy": accuracy,
+        "grad_norm": optax.tree.norm(gradients),
+        "predictions": predictions,
+    }
+    return TrainState(params, optimizer_state, state.step + 1), metrics
+
+
+def evaluation_step(
+    params: nnx.State, batch: Batch, *, graph: nnx.GraphDef, row_shards: int
+) -> dict[str, jax.Array]:
+    """Sums over a batch, without dropout: loss, correct guesses, predictions; float32 scalars."""
+    loss_sum, correct = _model_loss(graph, params, batch, None, row_shards)
+    return {"loss": loss_sum, "correct": correct, "predictions": jnp.sum(batch["weights_BP"])}
+
+
+def _model_loss(graph, params, batch, keys_B, row_shards):
+    model = nnx.merge(graph, params)
+    return model.loss(
+        batch["tokens_BL"],
+        batch["segment_ids_BL"],
+        batch["positions_BP"],
+        batch["labels_BP"],
+        batch["weights_BP"],
+        dropout_key=keys_B,
+        row_shards=row_shards,
+    )
+
+
+def _accumulate(
+    gradients_of: Callable, params: nnx.State, batch: Batch, keys_B, microbatches: int, shards: int
+):
+    """The sums of loss, accuracy and gradients over microbatches."""
+
+    def split(x_BL: jax.Array) -> jax.Array:
+        # Each device keeps its own rows: a microbatch is a slice of every device's share.
+        here = x_BL.shape[0] // (shards * microbatches)
+        parts = x_BL.reshape(shards, microbatches, here, *x_BL.shape[1:])
+        parts = jnp.moveaxis(parts, 1, 0).reshape(microbatches, shards * here, *x_BL.shape[1:])
+        if shards > 1:
+            parts = jax.lax.with_sharding_constraint(parts, PartitionSpec(None, ROW_AXES))
+        return parts
+
+    def add(totals, microbatch):
+        return jax.tree.map(jnp.add, totals, gradients_of(params, *microbatch)), None
+
+    zero = jnp.zeros((), jnp.float32)
+    start = ((zero, zero), jax.tree.map(jnp.zeros_like, params))
+    totals, _ = jax.lax.scan(add, start, jax.tree.map(split, (batch, keys_B)))
+    return totals
