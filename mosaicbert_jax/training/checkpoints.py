@@ -1,0 +1,132 @@
+"""Checkpoints: whole or not there, written while training goes on."""
+
+import dataclasses
+import logging
+import pathlib
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from flax import nnx
+
+from mosaicbert_jax.data.pipeline import Position
+from mosaicbert_jax.errors import UserError
+from mosaicbert_jax.modeling.config import BertConfig
+from mosaicbert_jax.modeling.heads import BertForMaskedLM
+from mosaicbert_jax.training import workdir as workdirs
+from mosaicbert_jax.training.durations import Progress
+from mosaicbert_jax.training.step import TrainState
+
+FOLDER = "checkpoints"
+logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax reports every file that it opens
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """What a run needs to go on."""
+
+    state: TrainState
+    progress: Progress
+    position: Position
+
+
+class Checkpoints:
+    """The checkpoints of one run: model, optimizer, data position, progress and config.
+
+    Each is a folder that Orbax renames into place when it is complete, so that a run killed at
+    any moment finds the last whole one. Use as a context manager: leaving it waits for the last
+    save.
+    """
+
+    def __init__(self, workdir: pathlib.Path, *, keep: int):
+        self._manager = ocp.CheckpointManager(
+            (workdir / FOLDER).absolute(),
+            options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+    @property
+    def latest_step(self) -> int | None:
+        """The step of the newest complete checkpoint."""
+        return self._manager.latest_step()
+
+    def save(
+        self, state: TrainState, progress: Progress, position: Position, record: dict[str, Any]
+    ) -> None:
+        """Starts saving; returns when the state may be donated to the next step."""
+        if jax.default_backend() == "cpu":
+            # Elsewhere Orbax has its own copy on the host when save returns. On a CPU that copy
+            # is a view of the very buffers that the next step overwrites.
+            state = jax.block_until_ready(jax.tree.map(jnp.copy, state))
+        self._manager.save(
+            progress.step,
+            args=ocp.args.Composite(
+                model=ocp.args.StandardSave(state.params),
+                optimizer=ocp.args.StandardSave(state.optimizer_state),
+                progress=ocp.args.JsonSave(
+                    {"progress": progress.to_dict(), "position": position.to_dict()}
+                ),
+                config=ocp.args.JsonSave(record),
+            ),
+        )
+
+    def restore(self, abstract: TrainState) -> Restored:
+        """The newest checkpoint, laid out as `abstract` (shapes, dtypes, shardings) says."""
+        step = self.latest_step
+        found = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                model=ocp.args.StandardRestore(abstract.params),
+                optimizer=ocp.args.StandardRestore(abstract.optimizer_state),
+                progress=ocp.args.JsonRestore(),
+            ),
+        )
+        completed = jax.device_put(jnp.asarray(step, jnp.int32), abstract.step.sharding)
+        return Restored(
+            TrainState(found.model, found.optimizer, completed),
+            Progress.from_dict(found.progress["progress"]),
+            Position.from_dict(found.progress["position"]),
+        )
+
+
+def restore_params(workdir: pathlib.Path, abstract: Any, step: int | None = None) -> Any:
+    """The parameters alone, of the last checkpoint or of the one at `step`.
+
+    Raises:
+      UserError: there is no such checkpoint.
+    """
+    folder = workdir / FOLDER
+    steps = ocp.utils.checkpoint_steps(folder.absolute()) if folder.is_dir() else []
+    if not steps:
+        raise UserError(f"{workdir} has no checkpoint yet")
+    step = max(steps) if step is None else step
+    if step not in steps:
+        raise UserError(f"{workdir} has no checkpoint of step {step}; it has {sorted(steps)}")
+    with ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore((folder / str(step) / "model").absolute(), abstract)
+
+
+def abstract_params(config: BertConfig, sharding: jax.sharding.Sharding) -> Any:
+    """Shapes of a BertForMaskedLM's parameters as a tree of ShapeDtypeStruct."""
+    model = nnx.eval_shape(lambda: BertForMaskedLM(config, rngs=nnx.Rngs(0)))
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        nnx.to_pure_dict(nnx.state(model, nnx.Param)),
+    )
+
+
+def load_model(workdir: pathlib.Path, step: int | None = None) -> BertForMaskedLM:
+    """The model of a run, from its last checkpoint or the one at `step`."""
+    config = BertConfig.from_fields(workdirs.read(workdir)["model"])
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    params = restore_params(workdir, abstract_params(config, sharding), step)
+    model = nnx.eval_shape(lambda: BertForMaskedLM(config, rngs=nnx.Rngs(0)))
+    graph, _ = nnx.split(model)
+    return nnx.merge(graph, params)

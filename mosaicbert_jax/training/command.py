@@ -1,0 +1,64 @@
+"""What train.py does: reads the flags, runs, and says what went wrong in one line."""
+
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from mosaicbert_jax.errors import UserError
+
+
+def main(argv: Sequence[str]) -> int:
+    """Trains as the command line says; returns the exit status.
+
+    0: the run is complete. 2: a mistake that the printed line explains. 130: interrupted.
+    """
+    try:
+        config, workdir = parse(argv)
+        from mosaicbert_jax.training.loop import pretrain  # after the flags: a typo answers at once
+
+        pretrain(config, workdir)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    print(
+        f"Done. Try: python -m mosaicbert_jax fill-mask {workdir} 'The [MASK] of the union.'",
+        flush=True,
+    )
+    return 0
+
+
+def parse(argv: Sequence[str]) -> tuple[ConfigDict, str]:
+    """The config with its overrides, and the workdir.
+
+    Raises:
+      UserError: an unknown flag or key (names the nearest), a value of another type, or a config
+        file that is not there.
+    """
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file(
+        "config",
+        None,
+        "a file of configs/; override a value with --config.KEY=VALUE",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "workdir", None, "the run's folder: made, or gone on with", flag_values=values
+    )
+    try:
+        rest = values(list(argv))[1:]
+        config = values.config
+        if config is not None and not isinstance(config, ConfigDict):
+            config.seed  # noqa: B018  a config file that failed to load raises what went wrong
+    except flags.Error as error:
+        raise UserError(str(error)) from error
+    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        raise UserError(" ".join(str(error).replace("\\n", " ").strip("'\"").split())) from error
+    if config is None or values.workdir is None or rest:
+        extra = f"; {rest} is not understood" if rest else ""
+        raise UserError(f"usage: train.py --config=configs/NAME.py --workdir=DIR{extra}")
+    return config, values.workdir

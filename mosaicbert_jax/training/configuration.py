@@ -1,0 +1,166 @@
+"""The settings of a run: one tree of defaults that every file in configs/ starts from."""
+
+import dataclasses
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from mosaicbert_jax.data.dataset import DatasetMetadata
+from mosaicbert_jax.errors import UserError
+from mosaicbert_jax.modeling.config import BertConfig
+from mosaicbert_jax.training.durations import Duration
+
+# Groups that do not change the numbers of a run, so that it may go on with others.
+FREE_GROUPS = ("checkpoint", "log", "mesh")
+
+
+def pretraining(model: BertConfig) -> ConfigDict:
+    """MosaicBERT's recipe for masked-language-model pretraining, locked.
+
+    Args:
+      model: its fields become the group `model`, where two may be left to the run: vocab_size
+        None is the data set's padded vocabulary, dtype "auto" bfloat16 on GPUs and float32 else.
+    """
+    architecture = ConfigDict(dataclasses.asdict(model) | {"dtype": "auto"})
+    architecture.vocab_size = placeholder(int)
+    architecture.layer_norm_dtype = placeholder(str)
+    architecture.layer_norm_dtype = model.layer_norm_dtype
+    config = ConfigDict(
+        {
+            "seed": 17,
+            "init_from": placeholder(str),  # a workdir or a Hugging Face folder to start from
+            "init_from_step": placeholder(int),  # of that workdir; None: its last checkpoint
+            "model": architecture,
+            "data": {
+                "path": placeholder(str),  # a folder written by `prepare`
+                "row_length": 512,  # tokens; several sequences share a row
+                "packing": True,  # False: each sequence in a row of its own, padded
+                "masking_rate": 0.3,
+                "window_size": 8192,  # sequences shuffled and packed together
+            },
+            "optimizer": {
+                "learning_rate": 5e-4,  # at the peak
+                "b1": 0.9,
+                "b2": 0.98,
+                "eps": 1e-6,
+                "weight_decay": 1e-5,  # the share that a step at the peak takes away
+                "warmup": 0.06,  # share of the run
+                "final_fraction": 0.02,  # of the peak, at the end
+            },
+            "train": {
+                "duration": "286720000sp",
+                "batch_tokens": 524_288,  # slots of a step, all devices together
+                "microbatch_tokens": 65_536,  # slots that one device holds at a time
+            },
+            "eval": {
+                "every": "2000ba",
+                "masking_rate": 0.15,
+                "max_tokens": 10_000_000,  # of the validation split
+            },
+            "checkpoint": {"every": "1000ba", "keep": 2},
+            "mesh": {"data": -1},
+            "log": {"every": 10, "wandb_project": placeholder(str)},
+        }
+    )
+    return config.lock()
+
+
+def model_config(config: ConfigDict, dataset: DatasetMetadata) -> BertConfig:
+    """The model group with what was left to the run filled in.
+
+    Raises:
+      UserError: a field out of range, or a vocabulary smaller than the data set's.
+    """
+    fields: dict[str, Any] = dict(config.model)
+    if fields["vocab_size"] is None:
+        fields["vocab_size"] = dataset.padded_vocab_size
+    if fields["dtype"] == "auto":
+        fields["dtype"] = "bfloat16" if jax.default_backend() == "gpu" else "float32"
+    model = BertConfig.from_fields(fields)
+    if model.vocab_size < dataset.vocab_size:
+        raise UserError(
+            f"model.vocab_size={model.vocab_size} is smaller than the {dataset.vocab_size} entries "
+            f"of the data set's tokenizer; leave it unset, or use {dataset.padded_vocab_size}"
+        )
+    if model.position_embedding == "learned":
+        longest = dataset.max_seq_len
+        if longest > model.max_position_embeddings:
+            raise UserError(
+                f"sequences of {longest} tokens do not fit model.max_position_embeddings="
+                f"{model.max_position_embeddings}"
+            )
+    return model
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchShape:
+    """How a step's tokens are cut up.
+
+    Attributes:
+      rows: of the global batch.
+      microbatches: parts that a device works on one after the other.
+    """
+
+    rows: int
+    microbatches: int
+
+
+def batch_shape(config: ConfigDict, row_shards: int) -> BatchShape:
+    """Rows and microbatches from the token counts.
+
+    Raises:
+      UserError: counts that do not divide.
+    """
+    row_length = config.data.row_length
+    rows, rest = divmod(config.train.batch_tokens, row_length)
+    if rest or not rows:
+        raise UserError(
+            f"train.batch_tokens={config.train.batch_tokens} must be a multiple of "
+            f"data.row_length={row_length}"
+        )
+    if rows % row_shards:
+        raise UserError(
+            f"train.batch_tokens={config.train.batch_tokens} is {rows} rows of {row_length}, "
+            f"which {row_shards} devices cannot share equally"
+        )
+    rows_here = rows // row_shards
+    most = config.train.microbatch_tokens // row_length
+    if not most:
+        raise UserError(
+            f"train.microbatch_tokens={config.train.microbatch_tokens} is less than one row of "
+            f"data.row_length={row_length}"
+        )
+    microbatches = next(
+        n for n in range(1, rows_here + 1) if rows_here % n == 0 and rows_here // n <= most
+    )
+    return BatchShape(rows, microbatches)
+
+
+def check(config: ConfigDict) -> None:
+    """Raises UserError for values that no run can have."""
+    for key in ("train.duration", "eval.every", "checkpoint.every"):
+        group, name = key.split(".")
+        Duration.parse(config[group][name], key=key)
+    optimizer = config.optimizer
+    for name in ("learning_rate", "eps"):
+        if not optimizer[name] > 0:
+            raise UserError(f"optimizer.{name} must be above 0, not {optimizer[name]}")
+    for key in ("optimizer.b1", "optimizer.b2", "optimizer.warmup"):
+        group, name = key.split(".")
+        if not 0 <= config[group][name] < 1:
+            raise UserError(f"{key} must be in [0, 1), not {config[group][name]}")
+    for key in ("data.masking_rate", "eval.masking_rate"):
+        group, name = key.split(".")
+        if not 0 < config[group][name] < 1:
+            raise UserError(f"{key} must be between 0 and 1, not {config[group][name]}")
+    for key in ("data.row_length", "data.window_size", "checkpoint.keep", "log.every"):
+        group, name = key.split(".")
+        if config[group][name] < 1:
+            raise UserError(f"{key} must be at least 1, not {config[group][name]}")
+    if config.data.path is None:
+        raise UserError(
+            "data.path is not set: prepare a data set with `python -m mosaicbert_jax prepare "
+            "--input FILE --output DIR` and give --config.data.path=DIR"
+        )

@@ -1,0 +1,98 @@
+"""Turns what the steps compute into rows and a progress bar, one step behind the device."""
+
+import math
+import time
+from typing import Any
+
+import jax
+
+from mosaicbert_jax.data.pipeline import Batch
+from mosaicbert_jax.errors import UserError
+from mosaicbert_jax.training import flops
+from mosaicbert_jax.training.durations import Progress
+from mosaicbert_jax.training.metrics import MetricsWriter, ProgressBar
+from mosaicbert_jax.training.run import Run
+
+
+class Reporter:
+    """Reads the metrics of step n - 1 when step n has been dispatched, so no device waits for it.
+
+    Args:
+      peak: FLOP/s of all devices together, the denominator of MFU.
+    """
+
+    def __init__(
+        self, run: Run, writer: MetricsWriter, bar: ProgressBar, progress: Progress, peak: float
+    ):
+        self._run = run
+        self._writer = writer
+        self._bar = bar
+        self._pending: tuple[Progress, Batch, float, dict[str, jax.Array]] | None = None
+        self._overflowed = 0
+        self._row_progress, self._row_time, self._row_slots = progress, time.monotonic(), 0
+        self._peak = peak
+        self._token_flops = flops.model_flops_per_token(
+            run.model,
+            sequence_length=run.dataset.metadata.max_seq_len,
+            masking_rate=run.config.data.masking_rate,
+        )
+        self._parameters = sum(x.size for x in jax.tree.leaves(run.abstract_state().params))
+
+    def dispatched(
+        self, progress: Progress, batch: Batch, learning_rate: float, metrics: dict[str, jax.Array]
+    ) -> None:
+        """Takes over the metrics of a step that has been dispatched, and reports the one before."""
+        self.flush()
+        self._pending = progress, batch, learning_rate, metrics
+
+    def flush(self) -> None:
+        """Reports the last step, waiting for it.
+
+        Raises:
+          UserError: its loss or gradient norm is not finite; names the step.
+        """
+        if self._pending is None:
+            return
+        progress, batch, learning_rate, on_device = self._pending
+        self._pending = None
+        metrics = {name: float(value) for name, value in jax.device_get(on_device).items()}
+        run = self._run
+        slots = run.shape.rows * run.config.data.row_length
+        self._row_slots += slots
+        self._overflowed += batch.overflowed
+        bad = [name for name in ("loss", "grad_norm") if not math.isfinite(metrics[name])]
+        due = progress.step % run.config.log.every == 0 or progress.step == 1
+        if due or bad or run.share(progress) >= 1.0:
+            self._write(progress, batch.tokens / slots, learning_rate, metrics)
+        if bad:
+            raise UserError(
+                f"step {progress.step}: {' and '.join(bad)} not finite. The last checkpoint is "
+                "untouched; lower optimizer.learning_rate or lengthen optimizer.warmup in a new "
+                "workdir with --config.init_from set to this one"
+            )
+
+    def _write(
+        self, progress: Progress, packing_efficiency: float, learning_rate: float, metrics: dict
+    ) -> None:
+        now = time.monotonic()
+        seconds = max(now - self._row_time, 1e-9)
+        tokens_per_second = (progress.tokens - self._row_progress.tokens) / seconds
+        row: dict[str, Any] = {
+            "step": progress.step,
+            "samples": progress.sequences,
+            "tokens": progress.tokens,
+            "loss": metrics["loss"],
+            "masked_accuracy": metrics["masked_accuracy"],
+            "learning_rate": learning_rate,
+            "tokens_per_second": tokens_per_second,
+            "mfu": self._token_flops * tokens_per_second / self._peak,
+            "mfu_6n": 6 * self._parameters * self._row_slots / seconds / self._peak,
+            "packing_efficiency": packing_efficiency,
+            "grad_norm": metrics["grad_norm"],
+            "overflowed_predictions": self._overflowed,
+            "seconds": progress.seconds,
+        }
+        self._writer.write(row)
+        self._bar.update(self._run.share(progress), progress.step, row)
+        self._row_progress, self._row_time, self._row_slots = progress, now, 0
+        self._overflowed = 0

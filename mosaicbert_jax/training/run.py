@@ -1,0 +1,113 @@
+"""What a run is made of, checked before anything is computed or written."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from mosaicbert_jax.data.dataset import TokenDataset
+from mosaicbert_jax.data.packing import RowPlanner
+from mosaicbert_jax.modeling.config import BertConfig
+from mosaicbert_jax.modeling.heads import BertForMaskedLM
+from mosaicbert_jax.training import checkpoints, configuration, sharding, workdir
+from mosaicbert_jax.training.durations import Duration, Progress
+from mosaicbert_jax.training.optimizer import make_optimizer
+from mosaicbert_jax.training.step import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What stays the same from the first step to the last."""
+
+    config: ConfigDict
+    folder: pathlib.Path
+    dataset: TokenDataset
+    validation: TokenDataset | None
+    model: BertConfig
+    graph: nnx.GraphDef
+    mesh: Mesh
+    optimizer: optax.GradientTransformation
+    shape: configuration.BatchShape
+    duration: Duration
+    record: dict[str, Any]
+
+    @classmethod
+    def prepare(cls, config: ConfigDict, folder: pathlib.Path) -> "Run":
+        """Checks everything that can be checked before anything is computed or written."""
+        configuration.check(config)
+        dataset = TokenDataset(config.data.path)
+        metadata = dataset.metadata
+        model = configuration.model_config(config, metadata)
+        mesh = sharding.make_mesh(config.mesh.data)
+        shape = configuration.batch_shape(config, sharding.row_shards(mesh))
+        record = workdir.record(config, model, metadata)
+        workdir.claim(folder, record, metadata)
+        graph, _ = nnx.split(nnx.eval_shape(lambda: BertForMaskedLM(model, rngs=nnx.Rngs(0))))
+        return cls(
+            config=config,
+            folder=folder,
+            dataset=dataset,
+            validation=TokenDataset(config.data.path, "validation")
+            if "validation" in metadata.splits
+            else None,
+            model=model,
+            graph=graph,
+            mesh=mesh,
+            optimizer=make_optimizer(
+                peak_learning_rate=config.optimizer.learning_rate,
+                b1=config.optimizer.b1,
+                b2=config.optimizer.b2,
+                eps=config.optimizer.eps,
+                weight_decay=config.optimizer.weight_decay,
+            ),
+            shape=shape,
+            duration=Duration.parse(config.train.duration, key="train.duration"),
+            record=record,
+        )
+
+    def describe(self) -> str:
+        """The run in a few lines, for the terminal."""
+        config, shape, metadata = self.config, self.shape, self.dataset.metadata
+        parameters = sum(x.size for x in jax.tree.leaves(self.abstract_state().params))
+        planner = RowPlanner(
+            self.dataset,
+            config.data.row_length,
+            config.seed,
+            config.data.packing,
+            config.data.window_size,
+        )
+        window = planner.plan(0, 0)
+        per_step = shape.rows * len(window.sequences_S) / window.num_rows
+        mean = metadata.splits["train"].tokens / len(self.dataset)
+        full = per_step * mean / (shape.rows * config.data.row_length)
+        step = Progress(step=1, sequences=per_step, tokens=per_step * mean)
+        steps = "" if self.duration.is_time else f", about {1 / self.share(step):,.0f} steps"
+        return (
+            f"{parameters:,} parameters, {self.model.dtype}, on {jax.device_count()} x "
+            f"{jax.devices()[0].device_kind}\n"
+            f"{len(self.dataset):,} sequences of {mean:.0f} tokens on average\n"
+            f"a step: {shape.rows} rows of {config.data.row_length} tokens in {shape.microbatches} "
+            f"microbatch(es), about {per_step:,.0f} sequences, {full:.1%} full\n"
+            f"the run: {config.train.duration}{steps}"
+        )
+
+    def share(self, progress: Progress) -> float:
+        """How much of the run is completed; 1.0 ends it."""
+        return self.duration.count(progress, len(self.dataset))
+
+    def abstract_state(self) -> TrainState:
+        """Shapes, dtypes and shardings of the state, with nothing allocated."""
+        everywhere = sharding.replicated(self.mesh)
+        params = checkpoints.abstract_params(self.model, everywhere)
+
+        def placed(x):
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere)
+
+        optimizer_state = jax.tree.map(placed, jax.eval_shape(self.optimizer.init, params))
+        return TrainState(params, optimizer_state, placed(jax.ShapeDtypeStruct((), jnp.int32)))
