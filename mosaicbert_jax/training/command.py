@@ -1,7 +1,6 @@
 """What train.py does: reads the flags, runs, and says what went wrong in one line."""
 
 import sys
-from collections.abc import Sequence
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -9,13 +8,13 @@ from ml_collections import ConfigDict, config_flags
 from mosaicbert_jax.errors import UserError
 
 
-def main(argv: Sequence[str]) -> int:
+def main() -> int:
     """Trains as the command line says; returns the exit status.
 
     0: the run is complete. 2: a mistake that the printed line explains. 130: interrupted.
     """
     try:
-        config, workdir = parse(argv)
+        config, workdir = parse()
         from mosaicbert_jax.training.loop import pretrain  # after the flags: a typo answers at once
 
         pretrain(config, workdir)
@@ -32,8 +31,8 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def parse(argv: Sequence[str]) -> tuple[ConfigDict, str]:
-    """The config with its overrides, and the workdir.
+def parse() -> tuple[ConfigDict, str]:
+    """The config with its overrides, and the workdir, from sys.argv, which config_flags reads too.
 
     Raises:
       UserError: an unknown flag or key (names the nearest), a value of another type, or a config
@@ -50,7 +49,7 @@ def parse(argv: Sequence[str]) -> tuple[ConfigDict, str]:
         "workdir", None, "the run's folder: made, or gone on with", flag_values=values
     )
     try:
-        rest = values(list(argv))[1:]
+        rest = values(sys.argv)[1:]
         config = values.config
         if config is not None and not isinstance(config, ConfigDict):
             config.seed  # noqa: B018  a config file that failed to load raises what went wrong

@@ -90,17 +90,22 @@ class ProgressBar:
     """The share of the run that is completed, with loss, speed and ETA."""
 
     def __init__(self, share: float, *, show: bool):
-        self._bar = tqdm(
-            total=1.0,
-            initial=share,
-            disable=not show,
-            bar_format="{percentage:5.1f}% |{bar:30}| {elapsed} < {remaining} {postfix}",
-            mininterval=1.0 if sys.stderr.isatty() else 30.0,
-            file=sys.stderr,
-        )
+        self._share = share
+        self._show = show
+        self._bar: tqdm | None = None  # drawn from the first step on, so that its ETA is of steps
 
     def update(self, share: float, step: int, row: dict[str, float]) -> None:
         """Moves on to `share` and shows `row`'s loss, accuracy and speed."""
+        if self._bar is None:
+            self._bar = tqdm(
+                total=1.0,
+                initial=self._share,
+                disable=not self._show,
+                bar_format="{percentage:5.1f}% |{bar:30}| {elapsed} < {remaining} {postfix}",
+                mininterval=0.5 if sys.stderr.isatty() else 15.0,
+                ascii=not sys.stderr.isatty(),
+                file=sys.stderr,
+            )
         self._bar.set_postfix_str(
             f"step {step}  loss {row['loss']:.3f}  accuracy {row['masked_accuracy']:.3f}  "
             f"{row['tokens_per_second']:,.0f} tokens/s",
@@ -110,10 +115,13 @@ class ProgressBar:
 
     def say(self, text: str) -> None:
         """A line above the bar."""
-        self._bar.clear()
-        print(text, flush=True)
-        self._bar.refresh()
+        if self._show and self._bar is None:
+            print(text, flush=True)
+        elif self._show:
+            with tqdm.external_write_mode(file=sys.stdout):
+                print(text, flush=True)
 
     def close(self) -> None:
         """Leaves the bar as it stands."""
-        self._bar.close()
+        if self._bar is not None:
+            self._bar.close()

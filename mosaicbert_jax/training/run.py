@@ -85,7 +85,7 @@ class Run:
         window = planner.plan(0, 0)
         per_step = shape.rows * len(window.sequences_S) / window.num_rows
         mean = metadata.splits["train"].tokens / len(self.dataset)
-        full = per_step * mean / (shape.rows * config.data.row_length)
+        full = window.lengths_S.sum() / (window.num_rows * config.data.row_length)
         step = Progress(step=1, sequences=per_step, tokens=per_step * mean)
         steps = "" if self.duration.is_time else f", about {1 / self.share(step):,.0f} steps"
         return (

@@ -1,0 +1,70 @@
+"""What several tests share: a small prepared data set, and train.py as a process."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+# Two devices in this process: sharding is tested wherever the tests run. Before jax is imported.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
+# A program compiled by one test, or by a process that it started, is there for the next.
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR",
+    str(pathlib.Path(__file__).parent.parent / ".pytest_cache" / "compiled"),
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
+ROOT = pathlib.Path(__file__).parent.parent
+_WORDS = (
+    "the", "of", "union", "state", "people", "congress", "war",
+    "peace", "law", "nation", "year", "great", "treaty", "public",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory) -> pathlib.Path:
+    """400 short documents with word order worth learning."""
+    rng = np.random.default_rng(0)
+    path = tmp_path_factory.mktemp("corpus") / "text.jsonl"
+    with path.open("w") as file:
+        for _ in range(400):
+            start = rng.integers(len(_WORDS))
+            words = [_WORDS[(start + 3 * i) % len(_WORDS)] for i in range(rng.integers(4, 60))]
+            file.write(json.dumps({"text": f"{' '.join(words)} {rng.integers(1000)}."}) + "\n")
+    return path
+
+
+@pytest.fixture(scope="session")
+def dataset(corpus, tmp_path_factory) -> pathlib.Path:
+    """The corpus, prepared."""
+    from mosaicbert_jax.data.preparation import PrepareOptions, prepare
+
+    folder = tmp_path_factory.mktemp("data") / "set"
+    options = PrepareOptions(inputs=(str(corpus),), output=str(folder), vocab_size=192)
+    prepare(options, report=lambda line: None)
+    return folder
+
+
+def run_train(workdir, dataset, *overrides: str, config: str = "tiny") -> list[str]:
+    """The command line of a training run."""
+    return [
+        sys.executable,
+        str(ROOT / "train.py"),
+        f"--config={ROOT}/configs/{config}.py",
+        f"--workdir={workdir}",
+        f"--config.data.path={dataset}",
+        *(f"--config.{override}" for override in overrides),
+    ]
+
+
+def run_process(command: list[str], **options) -> subprocess.CompletedProcess:
+    """Runs on one device, as a user would."""
+    environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, **options
+    )

@@ -1,0 +1,248 @@
+"""train.py as a user meets it: what it writes, refuses, and says."""
+
+import io
+import itertools
+import json
+import math
+import sys
+from unittest import mock
+
+import numpy as np
+import pytest
+
+from mosaicbert_jax import BertForMaskedLM
+from mosaicbert_jax.__main__ import main as command
+from mosaicbert_jax.training.checkpoints import load_model
+from mosaicbert_jax.training.command import main, parse
+from tests.conftest import ROOT, run_process, run_train
+
+ROW = {
+    "step", "samples", "tokens", "loss", "masked_accuracy", "learning_rate", "tokens_per_second",
+    "mfu", "mfu_6n", "packing_efficiency", "grad_norm", "overflowed_predictions", "seconds",
+}  # fmt: skip
+
+
+def train(workdir, dataset, *overrides, config="tiny"):
+    """In this process, on two devices."""
+    return call(run_train(workdir, dataset, *overrides, config=config)[1:])
+
+
+def call(argv):
+    """main with a command line; the flags library reads sys.argv itself."""
+    with mock.patch.object(sys, "argv", argv):
+        return main()
+
+
+def rows(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def run(dataset, tmp_path_factory):
+    """A complete tiny run."""
+    workdir = tmp_path_factory.mktemp("runs") / "tiny"
+    assert train(workdir, dataset) == 0
+    return workdir
+
+
+def test_what_a_run_leaves(run, dataset):
+    training = [r for r in rows(run) if "loss" in r]
+    assert [r["step"] for r in training] == list(range(1, 31))
+    assert all(set(r) == ROW for r in training)
+    assert all(math.isfinite(v) for r in training for v in r.values())
+    assert training[-1]["loss"] < training[0]["loss"] - 0.3
+    assert training[0]["learning_rate"] == 0
+    samples = [r["samples"] for r in training]
+    assert all(b > a for a, b in itertools.pairwise(samples))
+    evaluations = [r for r in rows(run) if "eval_loss" in r]
+    assert [r["step"] for r in evaluations] == [15, 30]
+    assert evaluations[1]["eval_loss"] < evaluations[0]["eval_loss"]
+    assert 0 <= evaluations[1]["eval_masked_accuracy"] <= 1
+
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["20", "30"]
+    stored = json.loads((run / "config.json").read_text())
+    assert stored["config"]["train"]["duration"] == "30ba"
+    assert stored["model"]["vocab_size"] == 192
+    assert (run / "tokenizer" / "tokenizer.json").exists()
+    events = b"".join(p.read_bytes() for p in (run / "tensorboard").iterdir())
+    assert b"masked_accuracy" in events
+
+
+def test_a_complete_run_is_left_alone(run, dataset, capsys):
+    before = (run / "metrics.jsonl").read_bytes()
+    assert train(run, dataset) == 0
+    assert "This run is complete" in capsys.readouterr().out
+    assert (run / "metrics.jsonl").read_bytes() == before
+
+
+def test_another_config_is_refused(run, dataset, capsys):
+    assert train(run, dataset, "optimizer.learning_rate=0.5", "checkpoint.keep=7") == 2
+    error = capsys.readouterr().err
+    assert "optimizer.learning_rate: 0.003, now 0.5" in error
+    assert "checkpoint" not in error  # how often to save changes no number
+    assert error.count("\n") == 1
+
+
+def test_another_data_set_is_refused(run, corpus, tmp_path, capsys):
+    other = tmp_path / "other"
+    assert command(
+        ["prepare", "--input", str(corpus), "--output", str(other), "--vocab-size", "128"]
+    ) == 0  # fmt: skip
+    assert train(run, other) == 2
+    assert "dataset.digest" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_no_run_is_refused(dataset, tmp_path, capsys):
+    (tmp_path / "thesis.txt").write_text("all of it")
+    assert train(tmp_path, dataset) == 2
+    assert "neither empty nor a run" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_not_finite_stops_and_keeps_the_last_checkpoint(dataset, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    # Within a few steps the parameters are so large that the loss overflows.
+    overrides = ("optimizer.learning_rate=1e30", "checkpoint.every=1ba", "optimizer.warmup=0.1")
+    assert train(workdir, dataset, *overrides) == 2
+    error = capsys.readouterr().err
+    assert "not finite" in error
+    stopped = rows(workdir)[-1]["step"]
+    assert f"step {stopped}:" in error
+    steps = [int(p.name) for p in (workdir / "checkpoints").iterdir()]
+    assert steps
+    assert max(steps) < stopped
+    for array in np_leaves(load_model(workdir)):
+        assert np.isfinite(array).all()
+
+
+def np_leaves(model):
+    import jax
+    from flax import nnx
+
+    return [np.asarray(x) for x in jax.tree.leaves(nnx.state(model, nnx.Param))]
+
+
+def test_init_from_continues_from_a_run(run, dataset, tmp_path, capsys):
+    workdir = tmp_path / "next"
+    assert train(workdir, dataset, f"init_from={run}", "train.duration=2ba", "seed=5") == 0
+    first = rows(workdir)[0]
+    last = [r for r in rows(run) if "loss" in r][-1]
+    assert first["samples"] < 100
+    assert abs(first["loss"] - last["loss"]) < 0.3  # not a new model's
+
+    early = tmp_path / "early"
+    assert train(early, dataset, f"init_from={run}", "init_from_step=20", "train.duration=1ba") == 0
+    missing = tmp_path / "missing"
+    assert train(missing, dataset, f"init_from={run}", "init_from_step=7") == 2
+    assert "no checkpoint of step 7; it has [20, 30]" in capsys.readouterr().err
+
+    wider = tmp_path / "wider"
+    assert train(wider, dataset, f"init_from={run}", "model.hidden_size=64") == 2
+    assert "model.hidden_size is 32 there and 64 here" in capsys.readouterr().err
+
+
+def test_the_baseline_trains_unpacked(dataset, tmp_path):
+    """Learned positions, plain feed-forward, attention dropout, padding; and microbatches."""
+    workdir = tmp_path / "bert"
+    sizes = (
+        "model.num_hidden_layers=2", "model.hidden_size=32", "model.num_attention_heads=2",
+        "model.intermediate_size=64", "train.batch_tokens=2048", "train.microbatch_tokens=512",
+        "train.duration=3ba", "checkpoint.every=2ba",
+    )  # fmt: skip
+    assert train(workdir, dataset, *sizes, config="bert_base") == 0
+    training = [r for r in rows(workdir) if "loss" in r]
+    assert training[-1]["samples"] == 3 * 16  # one sequence a row
+    assert training[-1]["packing_efficiency"] < 0.7
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--config.train.durtion=3ba", 'Did you mean "duration"'),
+        ("--config.optimizer.learning_rate=fast", "could not convert string to float"),
+        ("--config.seed=1.5", "invalid literal for int"),
+        ("--confg=x", "Unknown command line flag 'confg'. Did you mean: config"),
+        ("--config.model.hidden_size=31", "must be a multiple of"),
+        ("--config.train.duration=3 days", "train.duration='3 days' is not a duration"),
+        ("--config.train.batch_tokens=1000", "must be a multiple of data.row_length=128"),
+        ("--config.data.masking_rate=1.5", "data.masking_rate must be between 0 and 1"),
+        ("--config.model.vocab_size=100", "model.vocab_size=100 is smaller than"),
+        ("--config.model.feed_forward=swiglu", "model.feed_forward must be one of"),
+        ("--config.mesh.data=3", "there are 2 devices"),
+        ("--config.data.path=nowhere", "nowhere"),
+        ("--config.init_from=nowhere", "nowhere"),
+    ],
+)
+def test_mistakes_are_one_line(argument, message, dataset, tmp_path, capsys):
+    arguments = run_train(tmp_path / "run", dataset)[2:]
+    assert call(["train.py", *arguments, argument]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+
+
+def test_a_missing_config_file(tmp_path, capsys):
+    assert call(["train.py", "--config=configs/none.py", f"--workdir={tmp_path}"]) == 2
+    assert "configs/none.py" in capsys.readouterr().err
+    assert call(["train.py"]) == 2
+    assert "usage" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in (ROOT / "configs").glob("*.py")))
+def test_every_config_is_locked_and_documented(name):
+    path = ROOT / "configs" / f"{name}.py"
+    with mock.patch.object(sys, "argv", ["train.py", f"--config={path}", "--workdir=x"]):
+        config, _ = parse()
+    assert config.is_locked
+    with pytest.raises(AttributeError):
+        config.model.no_such_field = 1
+    docstring = path.read_text().split('"""')[1]
+    for heading in ("Command:", "Hardware:"):
+        assert heading in docstring
+    assert "Quoted:" in docstring or "Result:" in docstring
+
+
+def test_fill_mask(run, capsys, monkeypatch):
+    assert command(["fill-mask", str(run), "the [MASK] of [MASK].", "--top", "3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "the [MASK] of [MASK]."
+    assert len(lines) == 1 + 2 * (1 + 3)
+    shares = [float(line.split("%")[0]) for line in lines[2:5]]
+    assert shares == sorted(shares, reverse=True)
+
+    monkeypatch.setattr("sys.stdin", io.StringIO("\nthe [MASK]\nof [MASK]\n"))
+    assert command(["fill-mask", str(run), "--top", "1"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 4
+    assert command(["fill-mask", str(run), "nothing hidden"]) == 2
+    assert "has no [MASK]" in capsys.readouterr().err
+    assert command(["fill-mask", "nowhere", "[MASK]"]) == 2
+    assert "is not a run" in capsys.readouterr().err
+
+
+def test_fill_mask_agrees_with_the_model(run):
+    """Padding and blocks of 32 change nothing."""
+    import jax
+    import jax.numpy as jnp
+
+    from mosaicbert_jax.prediction import FillMask
+
+    fill = FillMask.from_workdir(run)
+    (guesses,) = fill("the state of the [MASK]", top=192)
+    assert abs(sum(g.probability for g in guesses) - 1) < 1e-4
+    assert not any(g.token.startswith("[") and g.probability > 0 for g in guesses)
+    model = load_model(run)
+    assert isinstance(model, BertForMaskedLM)
+    text = fill._tokenizer.encode("the state of the", add_special_tokens=False).ids
+    ids = fill._ids
+    logits = model(jnp.asarray([[ids.cls, *text, ids.mask, ids.sep]]))[0, -2]
+    special = jnp.asarray([ids.pad, ids.unk, ids.cls, ids.sep, ids.mask])
+    best = int(jnp.argmax(jax.nn.softmax(logits.at[special].set(-jnp.inf))))
+    assert guesses[0].token == fill._tokenizer.id_to_token(best)
+
+
+def test_as_a_process_no_traceback(dataset, tmp_path):
+    result = run_process(run_train(tmp_path / "run", dataset, "train.lr=1"))
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    assert result.stderr.count("\n") == 1
