@@ -51,8 +51,9 @@ class FillMask:
           UserError: it is not a run, or has no checkpoint yet.
         """
         from mosaicbert_jax.training.checkpoints import load_model
+        from mosaicbert_jax.training.workdir import TOKENIZER
 
-        return cls(load_model(workdir), load_tokenizer(workdir / "tokenizer"))
+        return cls(load_model(workdir), load_tokenizer(workdir / TOKENIZER))
 
     def __call__(self, text: str, *, top: int = 5) -> list[list[Guess]]:
         """The `top` likeliest tokens for each [MASK] of the text, in its order.

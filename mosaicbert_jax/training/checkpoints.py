@@ -18,7 +18,6 @@ from mosaicbert_jax.training import workdir as workdirs
 from mosaicbert_jax.training.durations import Progress
 from mosaicbert_jax.training.step import TrainState
 
-FOLDER = "checkpoints"
 logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax reports every file that it opens
 
 
@@ -41,7 +40,7 @@ class Checkpoints:
 
     def __init__(self, workdir: pathlib.Path, *, keep: int):
         self._manager = ocp.CheckpointManager(
-            (workdir / FOLDER).absolute(),
+            (workdir / workdirs.CHECKPOINTS).absolute(),
             options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
         )
 
@@ -102,7 +101,7 @@ def restore_params(workdir: pathlib.Path, abstract: Any, step: int | None = None
     Raises:
       UserError: there is no such checkpoint.
     """
-    folder = workdir / FOLDER
+    folder = workdir / workdirs.CHECKPOINTS
     steps = ocp.utils.checkpoint_steps(folder.absolute()) if folder.is_dir() else []
     if not steps:
         raise UserError(f"{workdir} has no checkpoint yet")

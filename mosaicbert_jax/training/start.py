@@ -45,7 +45,7 @@ def starting_point(run: Run, store: checkpoints.Checkpoints) -> checkpoints.Rest
 def _initial_params(run: Run, abstract: Any) -> Any:
     """The parameters of init_from: a run's folder, or one in Hugging Face's layout."""
     source = pathlib.Path(run.config.init_from)
-    if (source / checkpoints.FOLDER).is_dir():
+    if (source / workdir.CHECKPOINTS).is_dir():
         found = BertConfig.from_fields(workdir.read(source)["model"])
         _check_same_model(source, found, run.model)
         return checkpoints.restore_params(source, abstract, run.config.init_from_step)

@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-import shutil
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -13,11 +12,15 @@ from mosaicbert_jax.errors import UserError
 from mosaicbert_jax.modeling.config import BertConfig
 from mosaicbert_jax.training.configuration import FREE_GROUPS
 
+CONFIG_FILE = "config.json"
+CHECKPOINTS = "checkpoints"
+TOKENIZER = "tokenizer"
+
 
 def write_atomically(path: pathlib.Path, text: str) -> None:
     """Replaces a file's text whole, or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w") as file:
+    with temporary.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -53,28 +56,31 @@ def _fixed(stored: dict[str, Any]) -> dict[str, Any]:
 def claim(workdir: pathlib.Path, stored: dict[str, Any], dataset: DatasetMetadata) -> None:
     """Makes the folder this run's, or checks that it is.
 
+    A run that has not saved anything yet has nothing to lose, and takes the new settings.
+
     Raises:
       UserError: a run with another config, model or data set has begun there.
     """
-    path = workdir / "config.json"
+    path = workdir / CONFIG_FILE
+    temporary_name = f".{CONFIG_FILE}."
     if path.exists():
         changed = differences(_fixed(read(workdir)), _fixed(stored))
-        if changed:
+        if changed and any((workdir / CHECKPOINTS).glob("[0-9]*")):
             raise UserError(
                 f"{workdir} holds a run with other settings: {'; '.join(changed)}. "
                 "Give these settings again, or another --workdir"
             )
-    elif workdir.exists() and any(workdir.iterdir()):
+    elif workdir.exists() and not all(p.name.startswith(temporary_name) for p in workdir.iterdir()):
         raise UserError(f"{workdir} is neither empty nor a run; give another --workdir")
     workdir.mkdir(parents=True, exist_ok=True)
-    tokenizer = workdir / "tokenizer"
-    if not tokenizer.exists():
-        temporary = workdir / f".tokenizer.{os.getpid()}"
-        temporary.mkdir()
-        for source in (dataset.tokenizer_path, dataset.tokenizer_path.parent / "vocab.txt"):
-            shutil.copy(source, temporary)
-        temporary.replace(tokenizer)
+    # First, so that a run killed in the next line is known as a run.
     write_atomically(path, json.dumps(stored, indent=2) + "\n")
+    tokenizer = workdir / TOKENIZER
+    tokenizer.mkdir(exist_ok=True)
+    for source in (dataset.tokenizer_path, dataset.tokenizer_path.parent / "vocab.txt"):
+        write_atomically(tokenizer / source.name, source.read_text(encoding="utf-8"))
+    for left in (*workdir.glob(f"{temporary_name}*"), *tokenizer.glob(".*")):
+        left.unlink()
 
 
 def read(workdir: pathlib.Path) -> dict[str, Any]:
@@ -83,7 +89,7 @@ def read(workdir: pathlib.Path) -> dict[str, Any]:
     Raises:
       UserError: none is there, or it cannot be read.
     """
-    path = workdir / "config.json"
+    path = workdir / CONFIG_FILE
     try:
         stored = json.loads(path.read_text())
         _fixed(stored)

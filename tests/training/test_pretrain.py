@@ -75,6 +75,21 @@ def test_a_complete_run_is_left_alone(run, dataset, capsys):
     assert (run / "metrics.jsonl").read_bytes() == before
 
 
+def test_weights_and_biases_if_asked_for(run, dataset, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)  # as if it were not installed
+    overrides = ("train.duration=2ba", "log.wandb_project=bert")
+    assert train(tmp_path / "a", dataset, *overrides) == 2
+    assert "pip install wandb" in capsys.readouterr().err
+
+    wandb = mock.Mock()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    assert train(tmp_path / "b", dataset, *overrides) == 0
+    assert wandb.init.call_args.kwargs["project"] == "bert"
+    logged = wandb.init.return_value.log.call_args_list
+    assert [c.kwargs["step"] for c in logged] == [1, 2, 2]  # the last is the evaluation
+    assert "masked_accuracy" in logged[0].args[0]
+
+
 def test_another_config_is_refused(run, dataset, capsys):
     assert train(run, dataset, "optimizer.learning_rate=0.5", "checkpoint.keep=7") == 2
     error = capsys.readouterr().err
@@ -135,6 +150,9 @@ def test_init_from_continues_from_a_run(run, dataset, tmp_path, capsys):
     missing = tmp_path / "missing"
     assert train(missing, dataset, f"init_from={run}", "init_from_step=7") == 2
     assert "no checkpoint of step 7; it has [20, 30]" in capsys.readouterr().err
+
+    # A start that failed is no run yet: the folder takes the settings that are right.
+    assert train(missing, dataset, f"init_from={run}", "train.duration=1ba") == 0
 
     wider = tmp_path / "wider"
     assert train(wider, dataset, f"init_from={run}", "model.hidden_size=64") == 2
