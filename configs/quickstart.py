@@ -14,21 +14,21 @@ from mosaicbert_jax.training.configuration import pretraining
 
 
 def get_config():
-    """2 layers of 128, rows of 128 tokens."""
+    """2 layers of 128 with 8 heads, steps of 4 rows of 128 tokens."""
     model = BertConfig(
         num_hidden_layers=2,
         hidden_size=128,
-        num_attention_heads=2,
-        intermediate_size=512,
+        num_attention_heads=8,  # ALiBi's steep slopes: with 2 heads attention is learned far later
+        intermediate_size=256,
         hidden_dropout_prob=0.0,
     )
     config = pretraining(model)
     config.data.row_length = 128
-    config.optimizer.learning_rate = 3e-3
+    config.optimizer.learning_rate = 2e-3
     config.train.duration = "6m"
-    config.train.batch_tokens = 2048
-    config.train.microbatch_tokens = 2048
+    config.train.batch_tokens = 512
+    config.train.microbatch_tokens = 512
     config.eval.every = "2m"
     config.checkpoint.every = "30s"
-    config.log.every = 10
+    config.log.every = 50
     return config

@@ -7,8 +7,6 @@ everything in memory: what is held per document is a 16-byte digest.
 import dataclasses
 import hashlib
 import os
-import shutil
-import socket
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -39,6 +37,7 @@ from mosaicbert_jax.data.tokenizer import (
     vocab_text,
 )
 from mosaicbert_jax.errors import UserError
+from mosaicbert_jax.files import new_folder, write_synced
 
 DEFAULT_VOCAB_SIZE = 30_522  # bert-base-uncased's
 MIN_PIECE_TOKENS = 8
@@ -104,7 +103,9 @@ def prepare(options: PrepareOptions, report: Callable[[str], None] = print) -> D
         report(f"{output} is up to date: same options, same inputs")
         return existing
     try:
-        metadata = _build_and_publish(output, options, recorded, sources, given)
+        with new_folder(output) as folder:
+            metadata = _build(folder, options, recorded, sources, given)
+        metadata = dataclasses.replace(metadata, folder=output)
     except OSError as error:
         raise UserError(
             f"{error.filename or output}: {error.strerror}; {output} was not written"
@@ -112,6 +113,8 @@ def prepare(options: PrepareOptions, report: Callable[[str], None] = print) -> D
     for line in _summary(metadata, options):
         report(line)
     return metadata
+
+    return dataclasses.replace(metadata, folder=output)
 
 
 def split_lengths(tokens: int, room: int) -> list[int]:
@@ -201,54 +204,6 @@ def _existing(
     raise UserError(f"{output}: a data set from other inputs is there ({why}); {advice}")
 
 
-def _build_and_publish(
-    output: Path,
-    options: PrepareOptions,
-    recorded: dict[str, Any],
-    sources: list[Source],
-    given: Tokenizer | None,
-) -> DatasetMetadata:
-    output.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(output)
-    partial = output.parent / f"{_partial_prefix(output)}{os.getpid()}"
-    partial.mkdir()
-    try:
-        metadata = _build(partial, options, recorded, sources, given)
-        _sync_folder(partial)
-        os.replace(partial, output)  # over an empty folder at most
-        _sync_folder(output.parent)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    return dataclasses.replace(metadata, folder=output)
-
-
-def _partial_prefix(output: Path) -> str:
-    return f".{output.name}.partial-{socket.gethostname()}-"
-
-
-def _remove_leftovers(output: Path) -> None:
-    """Remove what runs that were killed on this machine left beside `output`."""
-    prefix = _partial_prefix(output)
-    for folder in output.parent.iterdir():
-        owner = folder.name.removeprefix(prefix)
-        if owner == folder.name or not owner.isdecimal():
-            continue
-        # A folder in this process's name is from a run that had the same id before.
-        if int(owner) == os.getpid() or not _is_running(int(owner)):
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass  # it runs, in another user's name
-    return True
-
-
 def _build(
     folder: Path,
     options: PrepareOptions,
@@ -264,8 +219,8 @@ def _build(
         )
     splits, without_tokens = _encode(corpus, tokenizer, options, folder)
     tokenizer_json = tokenizer.to_str(pretty=True).encode() + b"\n"
-    _write(folder / "tokenizer.json", tokenizer_json)
-    _write(folder / "vocab.txt", vocab_text(tokenizer).encode())
+    write_synced(folder / "tokenizer.json", tokenizer_json)
+    write_synced(folder / "vocab.txt", vocab_text(tokenizer).encode())
     entries = vocab_size(tokenizer)
     metadata = DatasetMetadata(
         folder=folder,
@@ -283,7 +238,7 @@ def _build(
         dropped_duplicates=corpus.duplicates,
         dropped_empty=corpus.empty + without_tokens,
     )
-    _write(folder / METADATA_FILE, metadata.to_json().encode())
+    write_synced(folder / METADATA_FILE, metadata.to_json().encode())
     return metadata
 
 
@@ -422,18 +377,3 @@ def _summary(metadata: DatasetMetadata, options: PrepareOptions) -> list[str]:
     )
     lines.append(f"data set: {metadata.folder}")
     return lines
-
-
-def _write(path: Path, data: bytes) -> None:
-    with path.open("xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
-from mosaicbert_jax.errors import UserError
 from mosaicbert_jax.modeling.checkpoint_methods import PretrainedMixin
 from mosaicbert_jax.modeling.config import BertConfig
 from mosaicbert_jax.modeling.dropout import Site, dropout, row_keys
@@ -82,10 +81,8 @@ class BertModel(PretrainedMixin, nnx.Module):
 
         Returns:
           Hidden states (B, L, E), or (B, P, E) with positions_BP. What stands on padding is
-          finite and means nothing.
-
-        Raises:
-          UserError: a row longer than the table of learned positions.
+          finite and means nothing. With learned positions, a segment longer than the table has
+          NaN from there on.
         """
         config = self.config
         rows, length = tokens_BL.shape
@@ -100,12 +97,3 @@ class BertModel(PretrainedMixin, nnx.Module):
                 x_BLE, segment_ids_BL, ranges, keys_B, index, positions_BP if last else None
             )
         return x_BLE
-
-
-def check_length(config: BertConfig, max_seq_len: int) -> None:
-    """Raises UserError if a sequence would run past the table of learned positions."""
-    if config.position_embedding == "learned" and max_seq_len > config.max_position_embeddings:
-        raise UserError(
-            f"sequences of {max_seq_len} tokens do not fit model.max_position_embeddings="
-            f"{config.max_position_embeddings}; raise it, or use position_embedding='alibi'"
-        )

@@ -9,7 +9,7 @@ from mosaicbert_jax.modeling.checkpoint_methods import PretrainedMixin
 from mosaicbert_jax.modeling.config import BertConfig
 from mosaicbert_jax.modeling.dropout import Site, dropout, row_keys
 from mosaicbert_jax.modeling.encoder import BertModel
-from mosaicbert_jax.modeling.layers import gather_columns, gelu, layer_norm, linear
+from mosaicbert_jax.modeling.layers import gelu, layer_norm, linear
 from mosaicbert_jax.modeling.loss import masked_lm_loss
 
 
@@ -163,11 +163,3 @@ class BertForTokenClassification(PretrainedMixin, nnx.Module):
             site=Site.CLASSIFIER,
         )
         return self.classifier(hidden_BLE)
-
-
-__all__ = [
-    "BertForMaskedLM",
-    "BertForSequenceClassification",
-    "BertForTokenClassification",
-    "gather_columns",
-]

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from mosaicbert_jax.errors import UserError
-from mosaicbert_jax.training.workdir import write_atomically
+from mosaicbert_jax.files import write_atomically
 
 METRICS_FILE = "metrics.jsonl"
 

@@ -1,7 +1,6 @@
 """A run's folder: what it was started with, and whether it may go on with what it is given now."""
 
 import json
-import os
 import pathlib
 from typing import Any
 
@@ -9,22 +8,13 @@ from ml_collections import ConfigDict
 
 from mosaicbert_jax.data.dataset import DatasetMetadata
 from mosaicbert_jax.errors import UserError
+from mosaicbert_jax.files import write_atomically
 from mosaicbert_jax.modeling.config import BertConfig
 from mosaicbert_jax.training.configuration import FREE_GROUPS
 
 CONFIG_FILE = "config.json"
 CHECKPOINTS = "checkpoints"
 TOKENIZER = "tokenizer"
-
-
-def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Replaces a file's text whole, or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def record(config: ConfigDict, model: BertConfig, dataset: DatasetMetadata) -> dict[str, Any]:
