@@ -7,6 +7,9 @@ Command:   python train.py --config=configs/quickstart.py --workdir=runs/quickst
 Hardware:  2 CPU cores.
 Result:    see the README.
 Time:      six minutes of training, whatever the machine; the schedule follows the clock.
+Measured:  held-out masked accuracy 0.254 after 4.2M tokens (11,800 tokens/s on average); with
+           seed 18, the cores busier, 0.234 after 3.0M (8,200 tokens/s). 2 cores of an Intel Xeon
+           (Sapphire Rapids) shared with other work, jax 0.10.2, 2026-11-22.
 """
 
 from mosaicbert_jax import BertConfig
@@ -18,7 +21,8 @@ def get_config():
     model = BertConfig(
         num_hidden_layers=2,
         hidden_size=128,
-        num_attention_heads=8,  # ALiBi's steep slopes: with 2 heads attention is learned far later
+        # ALiBi's slopes are steep with 8: 0.207 after 1.5M tokens, where 2 heads reach 0.137.
+        num_attention_heads=8,
         intermediate_size=256,
         hidden_dropout_prob=0.0,
     )
