@@ -11,7 +11,13 @@ from mosaicbert_jax.errors import UserError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; 0, or 2 after a mistake that the printed line explains, or 130."""
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    # argparse gives up on texts that stand behind an option, as in: fill-mask DIR --top 3 TEXT.
+    if rest and (not hasattr(arguments, "text") or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        arguments.text += rest
     try:
         arguments.command(arguments)
     except UserError as error:

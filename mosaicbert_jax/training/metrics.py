@@ -1,10 +1,12 @@
 """Where a run's numbers go: metrics.jsonl, TensorBoard, Weights & Biases, the terminal."""
 
+import io
 import json
 import math
 import os
 import pathlib
 import sys
+import time
 from typing import Any, Self
 
 import tensorboardX
@@ -87,34 +89,46 @@ def _start_wandb(workdir: pathlib.Path, config: ConfigDict):
 
 
 class ProgressBar:
-    """The share of the run that is completed, with loss, speed and ETA."""
+    """The share of the run that is completed, with loss, speed and ETA.
+
+    A bar on a terminal; elsewhere, as in a log file, a line every `LOG_SECONDS`.
+    """
+
+    LOG_SECONDS = 15.0
 
     def __init__(self, share: float, *, show: bool):
         self._share = share
         self._show = show
-        self._bar: tqdm | None = None  # drawn from the first step on, so that its ETA is of steps
+        self._is_terminal = sys.stderr.isatty()
+        self._last_line = time.monotonic()
+        self._bar: tqdm | None = None  # from the first step on, so that its ETA is of steps
 
     def update(self, share: float, step: int, row: dict[str, float]) -> None:
         """Moves on to `share` and shows `row`'s loss, accuracy and speed."""
+        if not self._show:
+            return
         if self._bar is None:
             self._bar = tqdm(
                 total=1.0,
                 initial=self._share,
-                disable=not self._show,
                 bar_format="{percentage:5.1f}% |{bar:30}| {elapsed} < {remaining} {postfix}",
-                mininterval=0.5 if sys.stderr.isatty() else 15.0,
-                ascii=not sys.stderr.isatty(),
-                file=sys.stderr,
+                mininterval=0.5,
+                file=sys.stderr if self._is_terminal else io.StringIO(),
             )
-        self._bar.set_postfix_str(
-            f"step {step}  loss {row['loss']:.3f}  accuracy {row['masked_accuracy']:.3f}  "
-            f"{row['tokens_per_second']:,.0f} tokens/s",
-            refresh=False,
+        text = (
+            f"step {step:,}  loss {row['loss']:.3f}  accuracy {row['masked_accuracy']:.3f}  "
+            f"{row['tokens_per_second']:,.0f} tokens/s"
         )
+        self._bar.set_postfix_str(text, refresh=False)
         self._bar.update(min(share, 1.0) - self._bar.n)
+        if not self._is_terminal and time.monotonic() - self._last_line >= self.LOG_SECONDS:
+            self._last_line = time.monotonic()
+            done = self._bar.format_dict
+            left = done["elapsed"] * (1 - share) / max(share - self._share, 1e-9)
+            print(f"{share:6.1%}  {text}  {tqdm.format_interval(left)} left", flush=True)
 
     def say(self, text: str) -> None:
-        """A line above the bar."""
+        """A line of its own, above the bar."""
         if self._show and self._bar is None:
             print(text, flush=True)
         elif self._show:

@@ -222,7 +222,7 @@ def test_every_config_is_locked_and_documented(name):
 
 
 def test_fill_mask(run, capsys, monkeypatch):
-    assert command(["fill-mask", str(run), "the [MASK] of [MASK].", "--top", "3"]) == 0
+    assert command(["fill-mask", str(run), "--top", "3", "the [MASK] of [MASK]."]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "the [MASK] of [MASK]."
     assert len(lines) == 1 + 2 * (1 + 3)
@@ -232,6 +232,8 @@ def test_fill_mask(run, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("\nthe [MASK]\nof [MASK]\n"))
     assert command(["fill-mask", str(run), "--top", "1"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 4
+    with pytest.raises(SystemExit):
+        command(["fill-mask", str(run), "--tpo", "1", "[MASK]"])
     assert command(["fill-mask", str(run), "nothing hidden"]) == 2
     assert "has no [MASK]" in capsys.readouterr().err
     assert command(["fill-mask", "nowhere", "[MASK]"]) == 2
