@@ -19,6 +19,7 @@ from mosaicbert_jax.training.configuration import pretraining
 def get_config():
     """MosaicBERT-Base's schedule and data."""
     config = pretraining(BertConfig.bert_base())
+    config.model.vocab_size = 30522  # as published: not padded to a multiple of 64
     config.data.packing = False
     config.data.row_length = 128
     config.data.masking_rate = 0.15

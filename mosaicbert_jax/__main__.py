@@ -23,12 +23,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except UnicodeDecodeError as error:
+        print(f"error: standard input is not {error.encoding}: {error.reason}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # The reader of our output, such as head, has seen enough; nothing more can be written.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
+        return 2
     return 0
 
 
@@ -105,6 +111,8 @@ def _fill_mask(arguments: argparse.Namespace) -> None:
 
 
 def _lines() -> Iterator[str]:
+    if sys.stdin.isatty():
+        print("Type lines with [MASK]; Ctrl-D ends.", file=sys.stderr)
     return (line.strip() for line in sys.stdin if line.strip())
 
 

@@ -40,7 +40,13 @@ class FillMask:
         self._model = model
         self._tokenizer = tokenizer
         self._ids = special_token_ids(tokenizer)
+        tokenizer.encode_special_tokens = True  # "[SEP]" in a text is text, as in `prepare`
         self._entries = vocab_size(tokenizer)
+        if self._entries > model.config.vocab_size:
+            raise UserError(
+                f"the tokenizer has {self._entries} entries and the model "
+                f"{model.config.vocab_size}: they do not belong together"
+            )
         self._logits = jax.jit(lambda tokens, segments: model(tokens, segments))
 
     @classmethod
@@ -70,6 +76,12 @@ class FillMask:
         for index, part in enumerate(encode_texts(self._tokenizer, parts)):
             tokens += ([self._ids.mask] if index else []) + part.tolist()
         tokens.append(self._ids.sep)
+        config = self._model.config
+        if config.position_embedding == "learned" and len(tokens) > config.max_position_embeddings:
+            raise UserError(
+                f"a text of {len(tokens)} tokens is longer than the model's "
+                f"{config.max_position_embeddings} positions; shorten it"
+            )
         # Whole blocks of 32, so that texts of like length share one compiled program.
         padded = np.full((1, -(-len(tokens) // 32) * 32), self._ids.pad, np.int32)
         padded[0, : len(tokens)] = tokens
@@ -85,6 +97,7 @@ class FillMask:
             [
                 Guess(self._tokenizer.id_to_token(int(index)), float(row_V[index]))
                 for index in np.argsort(-row_V, kind="stable")[:top]
+                if row_V[index] > 0
             ]
             for row_V in probabilities_MV
         ]

@@ -169,6 +169,8 @@ class DatasetMetadata:
 def _typed_fields(record: dict[str, Any]) -> dict[str, Any]:
     """The JSON objects of dataset.json as the dataclasses above; a wrong key is a TypeError."""
     fields = dict(record)
+    if type(fields["max_seq_len"]) is not int:
+        raise TypeError("max_seq_len is not a whole number")
     tokenizer = dict(fields["tokenizer"])
     tokenizer["special_token_ids"] = SpecialTokenIds(**tokenizer["special_token_ids"])
     fields["tokenizer"] = TokenizerRecord(**tokenizer)
@@ -324,7 +326,7 @@ class TokenDataset:
         """The tokens of the sequences, int32[T], one after another in the order of the indices,
         and their lengths, int32[S].
 
-        Raises IndexError for an index outside 0 … len - 1.
+        Raises IndexError for an index outside 0 … len - 1, and UserError for a damaged shard.
         """
         begins_S, lengths_S, by_shard = self._locate(indices_S)
         places_S = np.cumsum(lengths_S) - lengths_S
@@ -341,6 +343,13 @@ class TokenDataset:
             )
             for begin, length, place in spans:
                 tokens_T[place : place + length] = source_T[begin : begin + length]
+        if tokens_T.size and tokens_T.max() >= self.metadata.padded_vocab_size:
+            shards = self.metadata.splits[self._split].shards
+            names = ", ".join(shards[shard].name for shard, _ in by_shard)
+            raise UserError(
+                f"{self.metadata.folder}: a token is not in the vocabulary, so one of the shards "
+                f"{names} is damaged; restore it or prepare the data set again"
+            )
         return tokens_T, lengths_S.astype(np.int32)
 
     def verify(self) -> None:

@@ -158,7 +158,7 @@ def _recorded_options(options: PrepareOptions, given: Tokenizer | None) -> dict[
     if given is None:
         return recorded | {
             "tokenizer": "trained",
-            "vocab_size": options.vocab_size or DEFAULT_VOCAB_SIZE,
+            "vocab_size": DEFAULT_VOCAB_SIZE if options.vocab_size is None else options.vocab_size,
             "lowercase": options.lowercase,
         }
     return recorded | {

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 from typing import Any
 
 import jax.numpy as jnp
@@ -91,11 +92,19 @@ def load_model(cls: type, folder: str | os.PathLike, *, renew: tuple[str, ...] =
                 f"missing {n}" for n, part in zip(names, parts, strict=True) if part is None
             ]
             continue
+        # PyTorch stores (outputs, inputs).
+        wanted = shape.shape[::-1] if path[-1] == "kernel" else shape.shape
+        wanted = (wanted[0] // len(parts), *wanted[1:])
+        wrong = [
+            f"{name} is {part.shape}, the config says {wanted}"
+            for name, part in zip(names, parts, strict=True)
+            if part.shape != wanted
+        ]
+        problems += wrong
+        if wrong:
+            continue
         array = np.concatenate(parts)
-        if path[-1] == "kernel":
-            array = array.T  # PyTorch stores (outputs, inputs)
-        if array.shape != shape.shape:
-            problems.append(f"{' + '.join(names)} is {array.shape}, the config says {shape.shape}")
+        array = array.T if path[-1] == "kernel" else array
         flat[path] = jnp.asarray(array, shape.dtype)
     problems += [f"unknown {name}" for name in sorted(tensors) if not name.startswith(_OTHER_HEADS)]
     if problems:
@@ -131,6 +140,11 @@ def read_config(
         raise UserError(f"{path}: must hold a JSON object")
     if stored.get("hidden_act", "gelu") != "gelu":
         raise UserError(f"{path}: hidden_act {stored['hidden_act']!r} is not supported, only gelu")
+    if stored.get("position_embedding_type", "absolute") != "absolute":
+        raise UserError(
+            f"{path}: position_embedding_type {stored['position_embedding_type']!r} is not "
+            "supported, only absolute"
+        )
     mosaic = any("Wqkv" in name for name in names)
     fields: dict[str, Any] = {
         "position_embedding": "alibi" if mosaic else "learned",
@@ -151,8 +165,15 @@ def _read_tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:
         raise UserError(f"{path}: cannot be read as safetensors ({error})") from error
     if not any(name.startswith("bert.") for name in tensors):
         tensors = {f"bert.{name}": tensor for name, tensor in tensors.items()}
-    # Checkpoints from before PyTorch named them so.
-    tensors.pop("cls.predictions.bias", None)
+    for name in list(tensors):
+        # Names from before PyTorch: the original BERT's.
+        new = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
+        new = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", new)
+        tensors[new] = tensors.pop(name)
+    # Stock BERT's decoder shares this bias, and either name may be the one that was stored.
+    bias = tensors.pop("cls.predictions.bias", None)
+    if bias is not None:
+        tensors.setdefault("cls.predictions.decoder.bias", bias)
     tied = tensors.pop(_TIED, None)
     if tied is not None and not np.array_equal(tied, tensors.get(_WORDS)):
         raise UserError(f"{path}: {_TIED} differs from {_WORDS}, but the two are tied")

@@ -85,6 +85,8 @@ class BertConfig:
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise UserError(f"model.{name} must be in [0, 1), not {getattr(self, name)!r}")
+        if not (self.layer_norm_eps >= 0 and self.initializer_range >= 0):
+            raise UserError("model.layer_norm_eps and model.initializer_range must not be negative")
         if self.hidden_size % self.num_attention_heads:
             raise UserError(
                 f"model.hidden_size {self.hidden_size} must be a multiple of "
@@ -115,6 +117,8 @@ class BertConfig:
     def from_fields(cls, fields: dict[str, Any]) -> Self:
         """A config from a mapping; an unknown field is an error that names the nearest one."""
         names = [field.name for field in dataclasses.fields(cls)]
+        if not isinstance(fields, dict):
+            raise UserError(f"the fields of a model are a mapping, not {type(fields).__name__}")
         for name in fields:
             if name not in names:
                 near = difflib.get_close_matches(name, names, n=1)

@@ -1,8 +1,10 @@
 """Checkpoints: whole or not there, written while training goes on."""
 
+import contextlib
 import dataclasses
 import logging
 import pathlib
+from collections.abc import Iterator
 from typing import Any, Self
 
 import jax
@@ -79,20 +81,33 @@ class Checkpoints:
     def restore(self, abstract: TrainState) -> Restored:
         """The newest checkpoint, laid out as `abstract` (shapes, dtypes, shardings) says."""
         step = self.latest_step
-        found = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                model=ocp.args.StandardRestore(abstract.params),
-                optimizer=ocp.args.StandardRestore(abstract.optimizer_state),
-                progress=ocp.args.JsonRestore(),
-            ),
-        )
+        with _damage_explained(pathlib.Path(self._manager.directory) / str(step)):
+            found = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    model=ocp.args.StandardRestore(abstract.params),
+                    optimizer=ocp.args.StandardRestore(abstract.optimizer_state),
+                    progress=ocp.args.JsonRestore(),
+                ),
+            )
         completed = jax.device_put(jnp.asarray(step, jnp.int32), abstract.step.sharding)
         return Restored(
             TrainState(found.model, found.optimizer, completed),
             Progress.from_dict(found.progress["progress"]),
             Position.from_dict(found.progress["position"]),
         )
+
+
+@contextlib.contextmanager
+def _damage_explained(folder: pathlib.Path) -> Iterator[None]:
+    """Turns whatever a damaged checkpoint makes Orbax raise into a UserError."""
+    try:
+        yield
+    except Exception as error:  # it raises many kinds: of JSON, of files, of its own
+        raise UserError(
+            f"the checkpoint {folder} cannot be read ({type(error).__name__}); if it is damaged, "
+            "move it away to go on from the one before"
+        ) from error
 
 
 def restore_params(workdir: pathlib.Path, abstract: Any, step: int | None = None) -> Any:
@@ -108,7 +123,7 @@ def restore_params(workdir: pathlib.Path, abstract: Any, step: int | None = None
     step = max(steps) if step is None else step
     if step not in steps:
         raise UserError(f"{workdir} has no checkpoint of step {step}; it has {sorted(steps)}")
-    with ocp.StandardCheckpointer() as checkpointer:
+    with _damage_explained(folder / str(step)), ocp.StandardCheckpointer() as checkpointer:
         return checkpointer.restore((folder / str(step) / "model").absolute(), abstract)
 
 

@@ -21,6 +21,9 @@ def main() -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
@@ -55,9 +58,20 @@ def parse() -> tuple[ConfigDict, str]:
             config.seed  # noqa: B018  a config file that failed to load raises what went wrong
     except flags.Error as error:
         raise UserError(str(error)) from error
-    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        raise UserError(" ".join(str(error).replace("\\n", " ").strip("'\"").split())) from error
+    except SyntaxError as error:
+        raise UserError(f"{error.filename}:{error.lineno}: {error.msg}") from error
+    except Exception as error:  # whatever the config file or an override of it raises
+        raise UserError(_explain(error)) from error
     if config is None or values.workdir is None or rest:
         extra = f"; {rest} is not understood" if rest else ""
         raise UserError(f"usage: train.py --config=configs/NAME.py --workdir=DIR{extra}")
     return config, values.workdir
+
+
+def _explain(error: BaseException) -> str:
+    """One line of an error whose text may be quoted and broken by the libraries it came through."""
+    text = str(error)
+    for quoting in ("\\n", "\n"):
+        text = text.replace(quoting, " ")
+    text = " ".join(text.replace("\\", "").strip("'\"").split())
+    return text or type(error).__name__

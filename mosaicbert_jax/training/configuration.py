@@ -1,6 +1,7 @@
 """The settings of a run: one tree of defaults that every file in configs/ starts from."""
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -12,8 +13,8 @@ from mosaicbert_jax.errors import UserError
 from mosaicbert_jax.modeling.config import BertConfig
 from mosaicbert_jax.training.durations import Duration
 
-# Groups that do not change the numbers of a run, so that it may go on with others.
-FREE_GROUPS = ("checkpoint", "log", "mesh")
+# What a run may go on with another value of: it changes no number, or the rounding alone.
+FREE_KEYS = ("checkpoint", "data.path", "log", "mesh", "train.microbatch_tokens")
 
 
 def pretraining(model: BertConfig) -> ConfigDict:
@@ -79,6 +80,8 @@ def model_config(config: ConfigDict, dataset: DatasetMetadata) -> BertConfig:
     if fields["dtype"] == "auto":
         fields["dtype"] = "bfloat16" if jax.default_backend() == "gpu" else "float32"
     model = BertConfig.from_fields(fields)
+    if "float16" in (model.dtype, model.layer_norm_dtype):
+        raise UserError("float16 would need loss scaling; train in bfloat16 or float32")
     if model.vocab_size < dataset.vocab_size:
         raise UserError(
             f"model.vocab_size={model.vocab_size} is smaller than the {dataset.vocab_size} entries "
@@ -138,28 +141,46 @@ def batch_shape(config: ConfigDict, row_shards: int) -> BatchShape:
     return BatchShape(rows, microbatches)
 
 
+_DURATIONS = ("train.duration", "eval.every", "checkpoint.every")
+# key: (lowest, highest, whether the lowest itself is allowed); the highest never is.
+_RANGES = {
+    "seed": (0, 2**32, True),
+    "data.row_length": (1, math.inf, True),
+    "data.masking_rate": (0, 1, False),
+    "data.window_size": (1, math.inf, True),
+    "optimizer.learning_rate": (0, math.inf, False),
+    "optimizer.b1": (0, 1, True),
+    "optimizer.b2": (0, 1, True),
+    "optimizer.eps": (0, math.inf, False),
+    "optimizer.weight_decay": (0, 1, True),
+    "optimizer.warmup": (0, 1, True),
+    "optimizer.final_fraction": (0, math.inf, True),
+    "train.batch_tokens": (1, math.inf, True),
+    "train.microbatch_tokens": (1, math.inf, True),
+    "eval.masking_rate": (0, 1, False),
+    "eval.max_tokens": (1, math.inf, True),
+    "checkpoint.keep": (1, math.inf, True),
+    "log.every": (1, math.inf, True),
+}
+
+
 def check(config: ConfigDict) -> None:
     """Raises UserError for values that no run can have."""
-    for key in ("train.duration", "eval.every", "checkpoint.every"):
-        group, name = key.split(".")
-        Duration.parse(config[group][name], key=key)
-    optimizer = config.optimizer
-    for name in ("learning_rate", "eps"):
-        if not optimizer[name] > 0:
-            raise UserError(f"optimizer.{name} must be above 0, not {optimizer[name]}")
-    for key in ("optimizer.b1", "optimizer.b2", "optimizer.warmup"):
-        group, name = key.split(".")
-        if not 0 <= config[group][name] < 1:
-            raise UserError(f"{key} must be in [0, 1), not {config[group][name]}")
-    for key in ("data.masking_rate", "eval.masking_rate"):
-        group, name = key.split(".")
-        if not 0 < config[group][name] < 1:
-            raise UserError(f"{key} must be between 0 and 1, not {config[group][name]}")
-    for key in ("data.row_length", "data.window_size", "checkpoint.keep", "log.every"):
-        group, name = key.split(".")
-        if config[group][name] < 1:
-            raise UserError(f"{key} must be at least 1, not {config[group][name]}")
-    if config.data.path is None:
+
+    def value(key: str) -> Any:
+        group, _, name = key.rpartition(".")
+        return config[group][name] if group else config[name]
+
+    for key in _DURATIONS:
+        Duration.parse(value(key), key=key)
+    for key, (lowest, highest, allowed) in _RANGES.items():
+        number = value(key)
+        if not (lowest < number < highest or (allowed and number == lowest)):
+            bounds = f"{'at least' if allowed else 'above'} {lowest} and below {highest}"
+            raise UserError(f"{key}={number} must be {bounds}")
+    if config.init_from_step is not None and not config.init_from:
+        raise UserError("init_from_step is set, but init_from is not: a step of which run?")
+    if not config.data.path:
         raise UserError(
             "data.path is not set: prepare a data set with `python -m mosaicbert_jax prepare "
             "--input FILE --output DIR` and give --config.data.path=DIR"

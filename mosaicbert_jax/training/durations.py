@@ -1,6 +1,7 @@
 """How long a run is, and how far it has come: `70000ba`, `286720000sp`, `3ep`, `1.13h`."""
 
 import dataclasses
+import math
 import re
 from typing import Any, Self
 
@@ -25,7 +26,7 @@ class Progress:
     Attributes:
       step: optimizer steps.
       sequences, tokens: of all hosts, real ones: padding is not counted.
-      seconds: spent in training by the first host's clock, over all restarts.
+      seconds: since the first step, over all restarts; compilation is not in it, evaluations are.
     """
 
     step: int = 0
@@ -69,7 +70,7 @@ class Duration:
                 amount = float(match[1])
             except ValueError:
                 amount = None
-        if not amount:
+        if not amount or not math.isfinite(amount):
             units = ", ".join(f"{unit} ({name})" for unit, name in _UNITS.items())
             raise UserError(
                 f"{key}={text!r} is not a duration: a number above 0 and one of {units}"

@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mosaicbert_jax.data.pipeline import Batch, batches
-from mosaicbert_jax.training import checkpoints, flops, sharding
+from mosaicbert_jax.training import checkpoints, flops, sharding, workdir
 from mosaicbert_jax.training.durations import Duration, Progress
 from mosaicbert_jax.training.evaluation import Evaluation, evaluate
 from mosaicbert_jax.training.metrics import MetricsWriter, ProgressBar
@@ -29,8 +29,11 @@ def pretrain(config: ConfigDict, folder: str | pathlib.Path) -> Evaluation | Non
       UserError: settings that cannot be, a folder that is another run's, or a loss that is not
         finite.
     """
-    run = Run.prepare(config, pathlib.Path(folder))
+    folder = pathlib.Path(folder)
     with contextlib.ExitStack() as stack:
+        run = Run.prepare(config, folder)
+        stack.enter_context(workdir.locked(folder))
+        workdir.claim(folder, run.record, run.dataset.metadata)
         stack.enter_context(jax.set_mesh(run.mesh))
         store = checkpoints.Checkpoints(run.folder, keep=config.checkpoint.keep)
         stack.enter_context(store)
@@ -59,7 +62,9 @@ def _train(
     config = run.config
     train_batches = _batches(run, position)
     first = next(train_batches)
-    dropout_key = jax.device_put(jax.random.key(config.seed), sharding.replicated(run.mesh))
+    # Another stream than the one that the parameters were drawn from.
+    dropout_key = jax.random.fold_in(jax.random.key(config.seed), 1)
+    dropout_key = jax.device_put(dropout_key, sharding.replicated(run.mesh))
     bar.say("Compiling the training step.")
     step = _compile(run, state, first, dropout_key)
     reporter = Reporter(run, writer, bar, progress, flops.peak_flops())
@@ -85,12 +90,15 @@ def _train(
             )
             reporter.dispatched(progress, batch, rate, metrics)
             finished = run.share(progress) >= 1.0
-            if finished or checkpoint_every.passed(before, progress, epoch):
-                reporter.flush()  # a state whose loss is not finite is not saved
-                store.save(state, progress, batch.position, run.record)
+            # Evaluation first: one whose checkpoint is not saved yet is done again after a kill,
+            # and one behind its checkpoint would be lost.
             if finished or evaluate_every.passed(before, progress, epoch):
                 reporter.flush()
                 evaluation = _evaluate(run, state.params, progress, writer=writer, bar=bar)
+                reporter.restart_clock()
+            if finished or checkpoint_every.passed(before, progress, epoch):
+                reporter.flush()  # a state whose loss is not finite is not saved
+                store.save(state, progress, batch.position, run.record)
             if finished:
                 break
     return evaluation
@@ -164,7 +172,7 @@ def _evaluate(
     with contextlib.closing(stream):
         evaluation = evaluate(
             functools.partial(_evaluation_step(run.graph, shards), params),
-            (batch for batch in stream),
+            stream,
             run.mesh,
             vocab_size=run.model.vocab_size,
             max_tokens=run.config.eval.max_tokens,

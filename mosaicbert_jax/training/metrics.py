@@ -1,5 +1,6 @@
 """Where a run's numbers go: metrics.jsonl, TensorBoard, Weights & Biases, the terminal."""
 
+import hashlib
 import io
 import json
 import math
@@ -20,7 +21,7 @@ METRICS_FILE = "metrics.jsonl"
 
 
 class MetricsWriter:
-    """Writes rows, each a dict with `step`; only the first host has one.
+    """Writes rows, each a dict with `step`.
 
     Args:
       workdir: the run's folder.
@@ -30,11 +31,15 @@ class MetricsWriter:
     def __init__(self, workdir: pathlib.Path, config: ConfigDict, *, step: int):
         path = workdir / METRICS_FILE
         if path.exists():
-            kept = [line for line in path.read_text().splitlines() if _is_row_until(line, step)]
+            kept = [
+                line
+                for line in path.read_text(errors="replace").splitlines()
+                if _is_row_until(line, step)
+            ]
             write_atomically(path, "".join(line + "\n" for line in kept))
         self._file = path.open("a", buffering=1)
         self._tensorboard = tensorboardX.SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=step + 1 if step else None
+            str(workdir / "tensorboard"), purge_step=step + 1
         )
         self._wandb = _start_wandb(workdir, config) if config.log.wandb_project else None
 
@@ -82,7 +87,9 @@ def _start_wandb(workdir: pathlib.Path, config: ConfigDict):
     return wandb.init(
         project=config.log.wandb_project,
         dir=workdir,
-        id=workdir.absolute().name,
+        name=workdir.absolute().name,
+        # One run of theirs for one of ours, however often it is restarted.
+        id=hashlib.sha256(str(workdir.absolute()).encode()).hexdigest()[:16],
         resume="allow",
         config=config.to_dict(),
     )

@@ -36,7 +36,6 @@ class Reporter:
             sequence_length=run.dataset.metadata.max_seq_len,
             masking_rate=run.config.data.masking_rate,
         )
-        self._parameters = sum(x.size for x in jax.tree.leaves(run.abstract_state().params))
 
     def dispatched(
         self, progress: Progress, batch: Batch, learning_rate: float, metrics: dict[str, jax.Array]
@@ -44,6 +43,10 @@ class Reporter:
         """Takes over the metrics of a step that has been dispatched, and reports the one before."""
         self.flush()
         self._pending = progress, batch, learning_rate, metrics
+
+    def restart_clock(self) -> None:
+        """Keeps what was not training out of the next row's speed."""
+        self._row_time = time.monotonic()
 
     def flush(self) -> None:
         """Reports the last step, waiting for it.
@@ -66,9 +69,9 @@ class Reporter:
             self._write(progress, batch.tokens / slots, learning_rate, metrics)
         if bad:
             raise UserError(
-                f"step {progress.step}: {' and '.join(bad)} not finite. The last checkpoint is "
-                "untouched; lower optimizer.learning_rate or lengthen optimizer.warmup in a new "
-                "workdir with --config.init_from set to this one"
+                f"step {progress.step}: {' and '.join(bad)} not finite; the same command would "
+                "stop there again. The last checkpoint is untouched: start from it in a new "
+                "workdir with --config.init_from and a lower optimizer.learning_rate"
             )
 
     def _write(
@@ -86,7 +89,7 @@ class Reporter:
             "learning_rate": learning_rate,
             "tokens_per_second": tokens_per_second,
             "mfu": self._token_flops * tokens_per_second / self._peak,
-            "mfu_6n": 6 * self._parameters * self._row_slots / seconds / self._peak,
+            "mfu_6n": 6 * self._run.parameters * self._row_slots / seconds / self._peak,
             "packing_efficiency": packing_efficiency,
             "grad_norm": metrics["grad_norm"],
             "overflowed_predictions": self._overflowed,

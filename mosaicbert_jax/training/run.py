@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from mosaicbert_jax.data.dataset import TokenDataset
 from mosaicbert_jax.data.packing import RowPlanner
+from mosaicbert_jax.errors import UserError
 from mosaicbert_jax.modeling.config import BertConfig
 from mosaicbert_jax.modeling.heads import BertForMaskedLM
 from mosaicbert_jax.training import checkpoints, configuration, sharding, workdir
@@ -23,7 +24,20 @@ from mosaicbert_jax.training.step import TrainState
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What stays the same from the first step to the last."""
+    """What stays the same from the first step to the last.
+
+    Attributes:
+      config: as given.
+      folder: the workdir.
+      dataset, validation: the splits; validation is None if nothing is held out.
+      model: the config of the model as built.
+      graph: of that model, without its parameters.
+      mesh: all devices.
+      optimizer: see `make_optimizer`.
+      shape: of a step's batch.
+      duration: of the run.
+      record: what config.json and every checkpoint hold.
+    """
 
     config: ConfigDict
     folder: pathlib.Path
@@ -47,7 +61,11 @@ class Run:
         mesh = sharding.make_mesh(config.mesh.data)
         shape = configuration.batch_shape(config, sharding.row_shards(mesh))
         record = workdir.record(config, model, metadata)
-        workdir.claim(folder, record, metadata)
+        if config.data.row_length < metadata.max_seq_len:
+            raise UserError(
+                f"data.row_length={config.data.row_length} is shorter than the data set's longest "
+                f"sequences; use at least {metadata.max_seq_len}"
+            )
         graph, _ = nnx.split(nnx.eval_shape(lambda: BertForMaskedLM(model, rngs=nnx.Rngs(0))))
         return cls(
             config=config,
@@ -74,7 +92,6 @@ class Run:
     def describe(self) -> str:
         """The run in a few lines, for the terminal."""
         config, shape, metadata = self.config, self.shape, self.dataset.metadata
-        parameters = sum(x.size for x in jax.tree.leaves(self.abstract_state().params))
         planner = RowPlanner(
             self.dataset,
             config.data.row_length,
@@ -89,13 +106,18 @@ class Run:
         step = Progress(step=1, sequences=per_step, tokens=per_step * mean)
         steps = "" if self.duration.is_time else f", about {1 / self.share(step):,.0f} steps"
         return (
-            f"{parameters:,} parameters, {self.model.dtype}, on {jax.device_count()} x "
+            f"{self.parameters:,} parameters, {self.model.dtype}, on {jax.device_count()} x "
             f"{jax.devices()[0].device_kind}\n"
             f"{len(self.dataset):,} sequences of {mean:.0f} tokens on average\n"
             f"a step: {shape.rows} rows of {config.data.row_length} tokens in {shape.microbatches} "
             f"microbatch(es), about {per_step:,.0f} sequences, {full:.1%} full\n"
             f"the run: {config.train.duration}{steps}"
         )
+
+    @property
+    def parameters(self) -> int:
+        """How many the model has."""
+        return sum(x.size for x in jax.tree.leaves(self.abstract_state().params))
 
     def share(self, progress: Progress) -> float:
         """How much of the run is completed; 1.0 ends it."""

@@ -1,7 +1,10 @@
 """A run's folder: what it was started with, and whether it may go on with what it is given now."""
 
+import contextlib
+import fcntl
 import json
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -10,11 +13,12 @@ from mosaicbert_jax.data.dataset import DatasetMetadata
 from mosaicbert_jax.errors import UserError
 from mosaicbert_jax.files import write_atomically
 from mosaicbert_jax.modeling.config import BertConfig
-from mosaicbert_jax.training.configuration import FREE_GROUPS
+from mosaicbert_jax.training.configuration import FREE_KEYS
 
 CONFIG_FILE = "config.json"
 CHECKPOINTS = "checkpoints"
 TOKENIZER = "tokenizer"
+LOCK_FILE = ".lock"
 
 
 def record(config: ConfigDict, model: BertConfig, dataset: DatasetMetadata) -> dict[str, Any]:
@@ -37,14 +41,38 @@ def differences(old: Any, new: Any, key: str = "") -> list[str]:
 
 
 def _fixed(stored: dict[str, Any]) -> dict[str, Any]:
-    """The part of a record that must stay; where the data set lies may change, what it is not."""
-    config = {k: v for k, v in stored["config"].items() if k not in FREE_GROUPS}
-    data = {k: v for k, v in config["data"].items() if k != "path"}
-    return {**config, "data": data, "model": stored["model"], "dataset": stored["dataset"]}
+    """The part of a record that must stay, without FREE_KEYS."""
+    config = {k: dict(v) if isinstance(v, dict) else v for k, v in stored["config"].items()}
+    for key in FREE_KEYS:
+        group, _, name = key.partition(".")
+        if name:
+            config[group].pop(name, None)
+        else:
+            config.pop(group, None)
+    return {**config, "model": stored["model"], "dataset": stored["dataset"]}
+
+
+@contextlib.contextmanager
+def locked(workdir: pathlib.Path) -> Iterator[None]:
+    """Keeps a second process out of a run; the lock goes with its process, however that ends.
+
+    Raises:
+      UserError: another process has it, or the folder holds something else than a run.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    ours = (workdir / CONFIG_FILE).exists() or (workdir / LOCK_FILE).exists()
+    if not ours and any(workdir.iterdir()):
+        raise UserError(f"{workdir} is neither empty nor a run; give another --workdir")
+    with (workdir / LOCK_FILE).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"{workdir} is in use: another process trains there") from error
+        yield
 
 
 def claim(workdir: pathlib.Path, stored: dict[str, Any], dataset: DatasetMetadata) -> None:
-    """Makes the folder this run's, or checks that it is.
+    """Makes a folder that is `locked` this run's, or checks that it is.
 
     A run that has not saved anything yet has nothing to lose, and takes the new settings.
 
@@ -52,25 +80,22 @@ def claim(workdir: pathlib.Path, stored: dict[str, Any], dataset: DatasetMetadat
       UserError: a run with another config, model or data set has begun there.
     """
     path = workdir / CONFIG_FILE
-    temporary_name = f".{CONFIG_FILE}."
     if path.exists():
         changed = differences(_fixed(read(workdir)), _fixed(stored))
-        if changed and any((workdir / CHECKPOINTS).glob("[0-9]*")):
+        saved = (workdir / CHECKPOINTS).glob("*")  # an unfinished one has a suffix
+        if changed and any(folder.name.isdecimal() for folder in saved):
             raise UserError(
                 f"{workdir} holds a run with other settings: {'; '.join(changed)}. "
                 "Give these settings again, or another --workdir"
             )
-    elif workdir.exists() and not all(p.name.startswith(temporary_name) for p in workdir.iterdir()):
-        raise UserError(f"{workdir} is neither empty nor a run; give another --workdir")
-    workdir.mkdir(parents=True, exist_ok=True)
     # First, so that a run killed in the next line is known as a run.
     write_atomically(path, json.dumps(stored, indent=2) + "\n")
     tokenizer = workdir / TOKENIZER
     tokenizer.mkdir(exist_ok=True)
     for source in (dataset.tokenizer_path, dataset.tokenizer_path.parent / "vocab.txt"):
         write_atomically(tokenizer / source.name, source.read_text(encoding="utf-8"))
-    for left in (*workdir.glob(f"{temporary_name}*"), *tokenizer.glob(".*")):
-        left.unlink()
+    for left in (*workdir.glob(".*.[0-9]*"), *tokenizer.glob(".*")):
+        left.unlink()  # half-written files of a run that was killed
 
 
 def read(workdir: pathlib.Path) -> dict[str, Any]:

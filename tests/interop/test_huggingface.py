@@ -116,6 +116,24 @@ def test_the_tied_decoder_must_be_the_embeddings(folder):
         BertForMaskedLM.from_pretrained(folder)
 
 
+def test_names_of_old_and_of_stock_checkpoints(folder):
+    """gamma and beta, and the head's bias under the only name that stock BERT stores."""
+    expected = BertForMaskedLM.from_pretrained(folder)
+
+    def change(tensors):
+        tensors["cls.predictions.bias"] = tensors.pop("cls.predictions.decoder.bias")
+        for name in [n for n in tensors if "LayerNorm." in n]:
+            new = name.replace("LayerNorm.weight", "LayerNorm.gamma")
+            tensors[new.replace("LayerNorm.bias", "LayerNorm.beta")] = tensors.pop(name)
+
+    rewrite(folder, change)
+    found = BertForMaskedLM.from_pretrained(folder)
+    for a, b in zip(
+        jax.tree.leaves(nnx.state(found)), jax.tree.leaves(nnx.state(expected)), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_damaged_files(folder):
     weights = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])

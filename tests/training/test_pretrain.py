@@ -4,16 +4,32 @@ import io
 import itertools
 import json
 import math
+import shutil
 import sys
 from unittest import mock
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
-from mosaicbert_jax import BertForMaskedLM
+from mosaicbert_jax import BertConfig, BertForMaskedLM, UserError
 from mosaicbert_jax.__main__ import main as command
+from mosaicbert_jax.data.dataset import TokenDataset
+from mosaicbert_jax.prediction import FillMask
 from mosaicbert_jax.training.checkpoints import load_model
 from mosaicbert_jax.training.command import main, parse
+from mosaicbert_jax.training.configuration import (
+    BatchShape,
+    batch_shape,
+    model_config,
+    pretraining,
+)
+from mosaicbert_jax.training.optimizer import apply
+from mosaicbert_jax.training.run import Run
+from mosaicbert_jax.training.schedule import learning_rate
+from mosaicbert_jax.training.workdir import locked
 from tests.conftest import ROOT, run_process, run_train
 
 ROW = {
@@ -131,9 +147,6 @@ def test_not_finite_stops_and_keeps_the_last_checkpoint(dataset, tmp_path, capsy
 
 
 def np_leaves(model):
-    import jax
-    from flax import nnx
-
     return [np.asarray(x) for x in jax.tree.leaves(nnx.state(model, nnx.Param))]
 
 
@@ -183,7 +196,14 @@ def test_the_baseline_trains_unpacked(dataset, tmp_path):
         ("--config.model.hidden_size=31", "must be a multiple of"),
         ("--config.train.duration=3 days", "train.duration='3 days' is not a duration"),
         ("--config.train.batch_tokens=1000", "must be a multiple of data.row_length=128"),
-        ("--config.data.masking_rate=1.5", "data.masking_rate must be between 0 and 1"),
+        ("--config.train.batch_tokens=-128", "train.batch_tokens=-128 must be at least 1"),
+        ("--config.data.row_length=64", "data.row_length=64 is shorter than"),
+        ("--config.seed=99999999999999999999", "seed=99999999999999999999 must be"),
+        ("--config.train.duration=1e400ba", "is not a duration"),
+        ("--config.model.dtype=float16", "loss scaling"),
+        ("--config.init_from_step=3", "init_from_step is set, but init_from is not"),
+        ("--config.modell.hidden_size=64", "modell"),
+        ("--config.data.masking_rate=1.5", "data.masking_rate=1.5 must be above 0 and below 1"),
         ("--config.model.vocab_size=100", "model.vocab_size=100 is smaller than"),
         ("--config.model.feed_forward=swiglu", "model.feed_forward must be one of"),
         ("--config.mesh.data=3", "there are 2 devices"),
@@ -221,6 +241,103 @@ def test_every_config_is_locked_and_documented(name):
     assert "Quoted:" in docstring or "Result:" in docstring
 
 
+def rows_of(workdir, key):
+    return [r for r in rows(workdir) if key in r]
+
+
+def test_learning_rate_follows_the_schedule(run):
+    for row in rows_of(run, "loss"):
+        share = (row["step"] - 1) / 30
+        expected = learning_rate(share, peak=3e-3, warmup=0.06, final_fraction=0.02)
+        assert row["learning_rate"] == pytest.approx(expected)
+
+
+def test_the_optimizer_is_the_configs(dataset, tmp_path):
+    config = pretraining(BertConfig(num_hidden_layers=1))
+    config.data.path = str(dataset)
+    config.optimizer.weight_decay = 0.25
+    optimizer = Run.prepare(config, tmp_path).optimizer
+    params = jnp.ones(3)
+    after, _ = apply(optimizer, jnp.zeros(3), optimizer.init(params), params, jnp.float32(5e-4))
+    np.testing.assert_allclose(after, 0.75)  # no gradient: decay alone, at the peak
+
+
+def test_evaluation_is_of_the_held_out_split_at_its_own_rate(run, dataset, tmp_path):
+    validation = TokenDataset(dataset, "validation")
+    tokens_T, lengths_S = validation.gather(np.arange(len(validation)))
+    ordinary = len(tokens_T) - 2 * len(lengths_S)
+    predictions = rows_of(run, "eval_loss")[0]["eval_predictions"]
+    assert abs(predictions - 0.15 * ordinary) < 5 * math.sqrt(0.15 * 0.85 * ordinary)
+    commonest = np.bincount(tokens_T).max() / ordinary
+    assert abs(rows_of(run, "eval_loss")[0]["eval_commonest_accuracy"] - commonest) < 0.15
+
+    workdir = tmp_path / "short"
+    overrides = ("train.duration=1ba", "eval.max_tokens=1", "train.batch_tokens=256")
+    assert train(workdir, dataset, *overrides) == 0  # one batch of 2 rows
+    assert rows_of(workdir, "eval_loss")[0]["eval_predictions"] < 60 < predictions
+
+
+def test_an_evaluation_cut_short_is_done_again(dataset, tmp_path):
+    """A run killed in its last evaluation has no checkpoint of that step to hide behind."""
+    workdir = tmp_path / "run"
+    command = run_train(workdir, dataset, "train.duration=4ba", "checkpoint.every=2ba")
+    patched = (
+        "import os, sys; from mosaicbert_jax.training import loop, command; "
+        "loop.evaluate = lambda *a, **k: os._exit(9); sys.argv = sys.argv[1:]; command.main()"
+    )
+    assert run_process([command[0], "-c", patched, *command[1:]]).returncode == 9
+    assert run_process(command).returncode == 0
+    assert [r["step"] for r in rows_of(workdir, "eval_loss")] == [4]
+    assert [r["step"] for r in rows_of(workdir, "loss")] == [1, 2, 3, 4]
+
+
+def test_a_second_process_is_kept_out(run, dataset, capsys):
+    with locked(run):
+        assert train(run, dataset) == 2
+    assert "another process trains there" in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_is_named(run, dataset, tmp_path, capsys):
+    workdir = tmp_path / "damaged"
+    shutil.copytree(run, workdir)
+    for path in (workdir / "checkpoints" / "30").rglob("*"):
+        if path.is_file() and path.parent.name != "config":
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert train(workdir, dataset) == 2
+    assert "checkpoints/30 cannot be read" in capsys.readouterr().err
+    assert command(["fill-mask", str(workdir), "[MASK]"]) == 2
+    assert "cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"), [("bert_base", 109_514_298), ("mosaicbert_base", 137_400_384)]
+)
+def test_a_config_builds_the_published_size(name, parameters):
+    path = ROOT / "configs" / f"{name}.py"
+    with mock.patch.object(sys, "argv", ["train.py", f"--config={path}", "--workdir=x"]):
+        config, _ = parse()
+    metadata = mock.Mock(vocab_size=30_522, padded_vocab_size=30_528, max_seq_len=128)
+    model = model_config(config, metadata)
+    shapes = nnx.eval_shape(lambda: BertForMaskedLM(model, rngs=nnx.Rngs(0)))
+    assert sum(x.size for x in jax.tree.leaves(nnx.state(shapes, nnx.Param))) == parameters
+
+
+def test_rows_and_microbatches():
+    def shape(batch, microbatch, shards):
+        config = pretraining(BertConfig())
+        config.train.batch_tokens, config.train.microbatch_tokens = batch, microbatch
+        return batch_shape(config, shards)
+
+    assert shape(16 * 512, 16 * 512, 1) == BatchShape(rows=16, microbatches=1)
+    assert shape(16 * 512, 4 * 512, 1) == BatchShape(rows=16, microbatches=4)
+    assert shape(16 * 512, 4 * 512, 2) == BatchShape(rows=16, microbatches=2)
+    assert shape(12 * 512, 5 * 512, 1) == BatchShape(rows=12, microbatches=3)  # equal parts
+    with pytest.raises(UserError, match="cannot share equally"):
+        shape(3 * 512, 512, 2)
+    with pytest.raises(UserError, match="less than one row"):
+        shape(512, 100, 1)
+
+
 def test_fill_mask(run, capsys, monkeypatch):
     assert command(["fill-mask", str(run), "--top", "3", "the [MASK] of [MASK]."]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -242,11 +359,6 @@ def test_fill_mask(run, capsys, monkeypatch):
 
 def test_fill_mask_agrees_with_the_model(run):
     """Padding and blocks of 32 change nothing."""
-    import jax
-    import jax.numpy as jnp
-
-    from mosaicbert_jax.prediction import FillMask
-
     fill = FillMask.from_workdir(run)
     (guesses,) = fill("the state of the [MASK]", top=192)
     assert abs(sum(g.probability for g in guesses) - 1) < 1e-4

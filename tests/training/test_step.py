@@ -160,6 +160,20 @@ def test_dropout_differs_from_step_to_step_and_evaluation_has_none():
     np.testing.assert_allclose(sums["correct"], (hits_BP * batch["weights_BP"]).sum())
 
 
+def test_dropout_follows_the_key_and_the_state_is_donated():
+    graph, state = start(small_model())
+    batch, rate = make_batch(), jnp.float32(0.0)
+    _, one = step(state, batch, rate, KEY, graph)
+    _, other = step(state, batch, rate, jax.random.key(4), graph)
+    assert one["loss"] != other["loss"]
+
+    settings = {"graph": graph, "optimizer": OPTIMIZER, "microbatches": 1, "row_shards": 1}
+    given = jax.tree.map(jnp.copy, state)
+    donating = jax.jit(functools.partial(train_step, **settings), donate_argnums=0)
+    donating(given, batch, rate, KEY)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(given.params))
+
+
 def test_a_batch_without_predictions_changes_only_by_decay():
     """The original's loss is NaN there."""
     graph, state = start(small_model())

@@ -1,0 +1,89 @@
+"""The rows of metrics.jsonl: when they are written and what is in them."""
+
+import types
+
+import jax.numpy as jnp
+import pytest
+
+from mosaicbert_jax import BertConfig, UserError
+from mosaicbert_jax.training import reporter as reporters
+from mosaicbert_jax.training.configuration import BatchShape, pretraining
+from mosaicbert_jax.training.durations import Progress
+
+PEAK = 1e12
+
+
+class Recorder:
+    """Stands for the metrics writer and for the progress bar."""
+
+    def __init__(self):
+        self.rows = []
+
+    def write(self, row):
+        self.rows.append(row)
+
+    def update(self, share, step, row):
+        pass
+
+
+@pytest.fixture
+def recorder(monkeypatch):
+    """A reporter of a run of 4 rows x 512 tokens, on a clock of one second a reading."""
+    seconds = iter(range(1000))
+    monkeypatch.setattr(reporters.time, "monotonic", lambda: float(next(seconds)))
+    config = pretraining(BertConfig())
+    with config.unlocked():
+        config.log.every = 2
+    run = types.SimpleNamespace(
+        config=config,
+        model=BertConfig.mosaicbert_base(),
+        dataset=types.SimpleNamespace(metadata=types.SimpleNamespace(max_seq_len=128)),
+        shape=BatchShape(4, 1),
+        parameters=137_400_384,
+        share=lambda progress: 0.5,
+    )
+    recorder = Recorder()
+    recorder.reporter = reporters.Reporter(run, recorder, recorder, Progress(), PEAK)
+    return recorder
+
+
+def dispatch(recorder, step, loss=5.0):
+    batch = types.SimpleNamespace(tokens=2000, sequences=20, overflowed=3)
+    metrics = {name: jnp.float32(loss) for name in ("loss", "masked_accuracy", "grad_norm")}
+    progress = Progress(step, sequences=20 * step, tokens=2000 * step, seconds=float(step))
+    recorder.reporter.dispatched(progress, batch, 1e-4, metrics)
+
+
+def test_a_step_is_reported_when_the_next_is_dispatched(recorder):
+    dispatch(recorder, 1)
+    assert not recorder.rows
+    dispatch(recorder, 2)
+    assert [r["step"] for r in recorder.rows] == [1]
+    dispatch(recorder, 3)
+    assert [r["step"] for r in recorder.rows] == [1, 2]
+    recorder.reporter.flush()
+    assert [r["step"] for r in recorder.rows] == [1, 2]  # 3 is not a multiple of log.every
+    dispatch(recorder, 4)
+    recorder.reporter.flush()
+    assert [r["step"] for r in recorder.rows] == [1, 2, 4]
+
+
+def test_speed_counts_real_tokens_and_mfu_is_a_share_of_the_peak(recorder):
+    for step in range(1, 5):
+        dispatch(recorder, step)
+    recorder.reporter.flush()
+    row = recorder.rows[-1]
+    assert row["tokens_per_second"] == 4000  # steps 3 and 4, between two readings of the clock
+    assert row["mfu"] == pytest.approx(737e6 * 4000 / PEAK, rel=1e-3)
+    assert row["mfu_6n"] == pytest.approx(6 * 137_400_384 * 2 * 2048 / PEAK)
+    assert row["packing_efficiency"] == 2000 / 2048
+    assert row["overflowed_predictions"] == 6
+    assert row["samples"] == 80
+
+
+def test_not_finite_is_an_error_of_its_step(recorder):
+    dispatch(recorder, 1)
+    dispatch(recorder, 3, loss=float("nan"))
+    with pytest.raises(UserError, match="step 3: loss and grad_norm not finite"):
+        dispatch(recorder, 4)
+    assert recorder.rows[-1]["step"] == 3
