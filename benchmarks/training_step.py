@@ -26,6 +26,7 @@ from tqdm import tqdm
 from mosaicbert_jax import BertConfig, BertForMaskedLM
 from mosaicbert_jax.data.masking import predictions_per_row
 from mosaicbert_jax.training.flops import model_flops_per_token
+from mosaicbert_jax.training.host_memory import keep_freed_memory
 from mosaicbert_jax.training.optimizer import make_optimizer
 from mosaicbert_jax.training.step import TrainState, train_step
 
@@ -74,6 +75,7 @@ def seconds(function) -> tuple[float, object]:
 
 def measure(rounds: int) -> list[tuple[float, float]]:
     """(FLOP/s of the matrix product, FLOP/s of the step) of each round."""
+    keep_freed_memory()  # as train.py does on a CPU
     config = BertConfig.mosaicbert_base()
     batch, (step, state) = make_batch(config), compiled_step(config)
     rate, key = jnp.float32(1e-4), jax.random.key(0)

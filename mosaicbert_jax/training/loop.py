@@ -14,6 +14,7 @@ from mosaicbert_jax.data.pipeline import Batch, batches
 from mosaicbert_jax.training import checkpoints, flops, sharding, workdir
 from mosaicbert_jax.training.durations import Duration, Progress
 from mosaicbert_jax.training.evaluation import Evaluation, evaluate
+from mosaicbert_jax.training.host_memory import keep_freed_memory
 from mosaicbert_jax.training.metrics import MetricsWriter, ProgressBar
 from mosaicbert_jax.training.reporter import Reporter
 from mosaicbert_jax.training.run import Run
@@ -30,6 +31,8 @@ def pretrain(config: ConfigDict, folder: str | pathlib.Path) -> Evaluation | Non
         finite.
     """
     folder = pathlib.Path(folder)
+    if jax.default_backend() == "cpu":
+        keep_freed_memory()
     with contextlib.ExitStack() as stack:
         run = Run.prepare(config, folder)
         stack.enter_context(workdir.locked(folder))
