@@ -38,8 +38,11 @@ def smooth(values: list[float], share: float = 0.1) -> list[float]:
 def draw(training: list[dict], evaluations: list[dict], path: pathlib.Path) -> None:
     """Loss on the left, accuracy on the right, over minutes of training."""
     minutes = [r["seconds"] / 60 for r in training]
-    minute_of_step = {r["step"]: r["seconds"] / 60 for r in training}
-    marks = [minute_of_step[r["step"]] for r in evaluations]
+    # An evaluation stands at the last training row at or before its step.
+    marks = [
+        max(r["seconds"] for r in training if r["step"] <= evaluation["step"]) / 60
+        for evaluation in evaluations
+    ]
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
     for axis, name, held_out in (
         (left, "loss", "eval_loss"),

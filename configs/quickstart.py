@@ -5,7 +5,8 @@ Command:   python train.py --config=configs/quickstart.py --workdir=runs/quickst
            DIR: the embedded corpus, vocabulary 4,096, long documents split (the Makefile has the
            line).
 Hardware:  2 CPU cores.
-Result:    see the README.
+Result:    guesses that fit the grammar; held-out masked accuracy above 0.2 (always guessing the
+           commonest token: 0.05).
 Time:      six minutes of training, whatever the machine; the schedule follows the clock.
 Measured:  held-out masked accuracy 0.254 after 4.2M tokens (11,800 tokens/s on average); with
            seed 18, the cores busier, 0.234 after 3.0M (8,200 tokens/s). 2 cores of an Intel Xeon
