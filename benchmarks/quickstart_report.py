@@ -59,7 +59,7 @@ def draw(training: list[dict], evaluations: list[dict], path: pathlib.Path) -> N
         label="always the commonest token",
     )
     left.legend(frameon=False)
-    right.legend(frameon=False, loc="lower right")
+    right.legend(frameon=False, loc="lower right", bbox_to_anchor=(1.0, 0.22))
     figure.savefig(path, dpi=110)
 
 

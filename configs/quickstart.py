@@ -8,9 +8,9 @@ Hardware:  2 CPU cores.
 Result:    guesses that fit the grammar; held-out masked accuracy above 0.2 (always guessing the
            commonest token: 0.05).
 Time:      six minutes of training, whatever the machine; the schedule follows the clock.
-Measured:  held-out masked accuracy 0.254 after 4.2M tokens (11,800 tokens/s on average); with
-           seed 18, the cores busier, 0.234 after 3.0M (8,200 tokens/s). 2 cores of an Intel Xeon
-           (Sapphire Rapids) shared with other work, jax 0.10.2, 2026-11-22.
+Measured:  held-out masked accuracy 0.271 after 5.0M tokens (14,800 tokens/s); with the cores busier
+           0.254 after 4.2M, and with seed 18 0.234 after 3.0M. 2 cores of an Intel Xeon, jax
+           0.10.2, 2026-11-22; benchmarks/quickstart.md.
 """
 
 from mosaicbert_jax import BertConfig
