@@ -1,16 +1,15 @@
 """The commands: python -m mosaicbert_jax COMMAND. What each needs is imported when it is called."""
 
 import argparse
-import os
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
 
-from mosaicbert_jax.errors import UserError
+from mosaicbert_jax.errors import UserError, explained
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; 0, or 2 after a mistake that the printed line explains, or 130."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs a command; see `explained` for what ends it otherwise."""
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
     # argparse gives up on texts that stand behind an option, as in: fill-mask DIR --top 3 TEXT.
@@ -18,24 +17,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         arguments.text += rest
-    try:
+    with explained("interrupted"):
         arguments.command(arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except UnicodeDecodeError as error:
-        print(f"error: standard input is not {error.encoding}: {error.reason}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        # The reader of our output, such as head, has seen enough; nothing more can be written.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:
-        print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
-        return 2
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -117,4 +100,4 @@ def _lines() -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

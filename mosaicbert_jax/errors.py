@@ -1,4 +1,9 @@
-"""The one exception that stands for a mistake its reader can mend."""
+"""What becomes of a mistake that its reader can mend: one line, no traceback."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
 
 
 class UserError(Exception):
@@ -6,3 +11,35 @@ class UserError(Exception):
 
     The commands print the message without a traceback and exit with status 2.
     """
+
+
+@contextlib.contextmanager
+def explained(on_interrupt: str) -> Iterator[None]:
+    """Runs a command's work; ends the process with one line where it fails.
+
+    Args:
+      on_interrupt: what to say on Ctrl-C.
+
+    Raises:
+      SystemExit: status 2 after a UserError or an error of the file system, 130 after Ctrl-C, 0
+        when the reader of the output has seen enough.
+    """
+    try:
+        yield
+    except UserError as error:
+        _end(f"error: {error}", 2)
+    except UnicodeDecodeError as error:
+        _end(f"error: the input is not {error.encoding}: {error.reason}", 2)
+    except KeyboardInterrupt:
+        _end(on_interrupt, 130)
+    except BrokenPipeError:
+        # Such as head; nothing more can be written, at exit neither.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except OSError as error:
+        _end(f"error: {error.filename or 'a file'}: {error.strerror or error}", 2)
+
+
+def _end(line: str, status: int) -> None:
+    print(line, file=sys.stderr)
+    sys.exit(status)

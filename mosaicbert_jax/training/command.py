@@ -5,33 +5,20 @@ import sys
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from mosaicbert_jax.errors import UserError
+from mosaicbert_jax.errors import UserError, explained
 
 
-def main() -> int:
-    """Trains as the command line says; returns the exit status.
-
-    0: the run is complete. 2: a mistake that the printed line explains. 130: interrupted.
-    """
-    try:
+def main() -> None:
+    """Trains as the command line says; see `explained` for what ends it otherwise."""
+    with explained("interrupted; the same command goes on from the last checkpoint"):
         config, workdir = parse()
         from mosaicbert_jax.training.loop import pretrain  # after the flags: a typo answers at once
 
         pretrain(config, workdir)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
     print(
         f"Done. Try: python -m mosaicbert_jax fill-mask {workdir} 'The [MASK] of the union.'",
         flush=True,
     )
-    return 0
 
 
 def parse() -> tuple[ConfigDict, str]:

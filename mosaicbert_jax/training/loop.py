@@ -97,8 +97,9 @@ def _train(
             # and one behind its checkpoint would be lost.
             if finished or evaluate_every.passed(before, progress, epoch):
                 reporter.flush()
+                begun = time.monotonic()
                 evaluation = _evaluate(run, state.params, progress, writer=writer, bar=bar)
-                reporter.restart_clock()
+                reporter.leave_out(time.monotonic() - begun)
             if finished or checkpoint_every.passed(before, progress, epoch):
                 reporter.flush()  # a state whose loss is not finite is not saved
                 store.save(state, progress, batch.position, run.record)

@@ -44,9 +44,9 @@ class Reporter:
         self.flush()
         self._pending = progress, batch, learning_rate, metrics
 
-    def restart_clock(self) -> None:
-        """Keeps what was not training out of the next row's speed."""
-        self._row_time = time.monotonic()
+    def leave_out(self, seconds: float) -> None:
+        """Keeps time that was not spent training, as in an evaluation, out of the row's speed."""
+        self._row_time += seconds
 
     def flush(self) -> None:
         """Reports the last step, waiting for it.

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mosaicbert_jax.data.dataset import TokenDataset
-from mosaicbert_jax.data.packing import RowPlanner
+from mosaicbert_jax.data.packing import RowPlanner, packing_efficiency
 from mosaicbert_jax.errors import UserError
 from mosaicbert_jax.modeling.config import BertConfig
 from mosaicbert_jax.modeling.heads import BertForMaskedLM
@@ -102,7 +102,7 @@ class Run:
         window = planner.plan(0, 0)
         per_step = shape.rows * len(window.sequences_S) / window.num_rows
         mean = metadata.splits["train"].tokens / len(self.dataset)
-        full = window.lengths_S.sum() / (window.num_rows * config.data.row_length)
+        full = packing_efficiency(window.lengths_S, window.num_rows, config.data.row_length)
         step = Progress(step=1, sequences=per_step, tokens=per_step * mean)
         steps = "" if self.duration.is_time else f", about {1 / self.share(step):,.0f} steps"
         return (

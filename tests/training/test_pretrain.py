@@ -15,7 +15,7 @@ import pytest
 from flax import nnx
 
 from mosaicbert_jax import BertConfig, BertForMaskedLM, UserError
-from mosaicbert_jax.__main__ import main as command
+from mosaicbert_jax import __main__ as commands
 from mosaicbert_jax.data.dataset import TokenDataset
 from mosaicbert_jax.prediction import FillMask
 from mosaicbert_jax.training.checkpoints import load_model
@@ -46,7 +46,21 @@ def train(workdir, dataset, *overrides, config="tiny"):
 def call(argv):
     """main with a command line; the flags library reads sys.argv itself."""
     with mock.patch.object(sys, "argv", argv):
-        return main()
+        return status_of(main)
+
+
+def status_of(function, *arguments):
+    """The exit status of a command."""
+    try:
+        function(*arguments)
+    except SystemExit as ended:
+        return ended.code
+    return 0
+
+
+def command(argv):
+    """python -m mosaicbert_jax, in this process."""
+    return status_of(commands.main, argv)
 
 
 def rows(workdir):
@@ -280,13 +294,13 @@ def test_evaluation_is_of_the_held_out_split_at_its_own_rate(run, dataset, tmp_p
 def test_an_evaluation_cut_short_is_done_again(dataset, tmp_path):
     """A run killed in its last evaluation has no checkpoint of that step to hide behind."""
     workdir = tmp_path / "run"
-    command = run_train(workdir, dataset, "train.duration=4ba", "checkpoint.every=2ba")
+    line = run_train(workdir, dataset, "train.duration=4ba", "checkpoint.every=2ba")
     patched = (
         "import os, sys; from mosaicbert_jax.training import loop, command; "
         "loop.evaluate = lambda *a, **k: os._exit(9); sys.argv = sys.argv[1:]; command.main()"
     )
-    assert run_process([command[0], "-c", patched, *command[1:]]).returncode == 9
-    assert run_process(command).returncode == 0
+    assert run_process([line[0], "-c", patched, *line[1:]]).returncode == 9
+    assert run_process(line).returncode == 0
     assert [r["step"] for r in rows_of(workdir, "eval_loss")] == [4]
     assert [r["step"] for r in rows_of(workdir, "loss")] == [1, 2, 3, 4]
 
@@ -349,8 +363,8 @@ def test_fill_mask(run, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("\nthe [MASK]\nof [MASK]\n"))
     assert command(["fill-mask", str(run), "--top", "1"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 4
-    with pytest.raises(SystemExit):
-        command(["fill-mask", str(run), "--tpo", "1", "[MASK]"])
+    assert command(["fill-mask", str(run), "--tpo", "1", "[MASK]"]) == 2
+    assert "unrecognized arguments: --tpo" in capsys.readouterr().err
     assert command(["fill-mask", str(run), "nothing hidden"]) == 2
     assert "has no [MASK]" in capsys.readouterr().err
     assert command(["fill-mask", "nowhere", "[MASK]"]) == 2

@@ -81,6 +81,15 @@ def test_speed_counts_real_tokens_and_mfu_is_a_share_of_the_peak(recorder):
     assert row["samples"] == 80
 
 
+def test_an_evaluation_within_a_row_is_left_out_of_its_speed(recorder):
+    dispatch(recorder, 1)
+    dispatch(recorder, 2)
+    recorder.reporter.leave_out(0.5)  # of the second between two readings of the clock
+    dispatch(recorder, 3)
+    assert recorder.rows[-1]["step"] == 2
+    assert recorder.rows[-1]["tokens_per_second"] == 2000 / 0.5
+
+
 def test_not_finite_is_an_error_of_its_step(recorder):
     dispatch(recorder, 1)
     dispatch(recorder, 3, loss=float("nan"))
