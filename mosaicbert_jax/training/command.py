@@ -58,7 +58,7 @@ def parse() -> tuple[ConfigDict, str]:
 def _explain(error: BaseException) -> str:
     """One line of an error whose text may be quoted and broken by the libraries it came through."""
     text = str(error)
-    for quoting in ("\\n", "\n"):
-        text = text.replace(quoting, " ")
-    text = " ".join(text.replace("\\", "").strip("'\"").split())
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
+        text = text[1:-1]  # a KeyError's text is a representation
+    text = " ".join(text.replace("\\n", " ").replace("\\", "").split())
     return text or type(error).__name__
