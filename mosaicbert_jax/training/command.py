@@ -61,4 +61,6 @@ def _explain(error: BaseException) -> str:
     if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
         text = text[1:-1]  # a KeyError's text is a representation
     text = " ".join(text.replace("\\n", " ").replace("\\", "").split())
+    if isinstance(error, AttributeError | KeyError) and " object " not in text:
+        return f"there is no config key {text}; the keys stand in training/configuration.py"
     return text or type(error).__name__
