@@ -1,13 +1,18 @@
 """Pretrain, finetune and share BERTs of your own, in JAX."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from mosaicbert_jax.errors import UserError
-from mosaicbert_jax.modeling.config import BertConfig
-from mosaicbert_jax.modeling.encoder import BertModel
-from mosaicbert_jax.modeling.heads import (
-    BertForMaskedLM,
-    BertForSequenceClassification,
-    BertForTokenClassification,
-)
+
+if TYPE_CHECKING:
+    from mosaicbert_jax.modeling.config import BertConfig
+    from mosaicbert_jax.modeling.encoder import BertModel
+    from mosaicbert_jax.modeling.heads import (
+        BertForMaskedLM,
+        BertForSequenceClassification,
+        BertForTokenClassification,
+    )
 
 __version__ = "0.1.0"
 __all__ = [
@@ -18,3 +23,22 @@ __all__ = [
     "BertModel",
     "UserError",
 ]
+
+_MODULES = {
+    "BertConfig": "config",
+    "BertModel": "encoder",
+    "BertForMaskedLM": "heads",
+    "BertForSequenceClassification": "heads",
+    "BertForTokenClassification": "heads",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # On first use: the processes that prepare text need no JAX, nor its second and 200 MB.
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.modeling.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_MODULES]

@@ -30,11 +30,12 @@ def _parser() -> argparse.ArgumentParser:
         "--input",
         nargs="+",
         required=True,
-        metavar="FILE",
-        help="text files, JSON Lines files, or 'embedded' for the corpus that comes as packages",
+        metavar="INPUT",
+        help="files (.txt .jsonl .json .csv .tsv .parquet, also with .gz or .zst), folders, quoted "
+        "globs, tfds:NAME, or 'embedded' for the corpus that comes as packages",
     )
     prepare.add_argument("--output", required=True, metavar="DIR", help="the data set's folder")
-    prepare.add_argument("--field", default="text", help="of the JSON objects that holds the text")
+    prepare.add_argument("--field", default="text", help="key or column that holds the text")
     prepare.add_argument("--max-seq-len", type=int, default=128, help="tokens, [CLS] and [SEP] too")
     prepare.add_argument(
         "--validation-fraction", type=float, default=0.05, help="share of documents held out"
@@ -47,6 +48,22 @@ def _parser() -> argparse.ArgumentParser:
         choices=["truncate", "split"],
         default="truncate",
         help="keep a document's first sequence, or cut all of it into sequences",
+    )
+    prepare.add_argument(
+        "--keep-duplicates", action="store_true", help="keep documents that occur more than once"
+    )
+    prepare.add_argument(
+        "--on-error",
+        choices=["stop", "skip"],
+        default="stop",
+        help="at input that can't be read: say where and stop, or leave it out and count it",
+    )
+    prepare.add_argument("--workers", type=int, help="processes; the default is one a core")
+    prepare.add_argument(
+        "--report", action="store_true", help="describe text and tokenizer; kept as report.md"
+    )
+    prepare.add_argument(
+        "--compare-with", metavar="TOKENIZER", help="a second tokenizer for the report"
     )
     prepare.set_defaults(command=_prepare)
 
@@ -74,6 +91,11 @@ def _prepare(arguments: argparse.Namespace) -> None:
             vocab_size=arguments.vocab_size,
             lowercase=not arguments.cased,
             long_documents=arguments.long_documents,
+            deduplicate=not arguments.keep_duplicates,
+            on_error=arguments.on_error,
+            workers=arguments.workers,
+            report=arguments.report,
+            compare_with=arguments.compare_with,
         )
     )
 

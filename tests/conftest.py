@@ -46,7 +46,7 @@ def dataset(corpus, tmp_path_factory) -> pathlib.Path:
 
     folder = tmp_path_factory.mktemp("data") / "set"
     options = PrepareOptions(inputs=(str(corpus),), output=str(folder), vocab_size=192)
-    prepare(options, report=lambda line: None)
+    prepare(options, say=lambda line: None)
     return folder
 
 

@@ -1,1 +1,1 @@
-"""Text to batches: corpora, tokenizer, preparation, packing, masking, the pipeline."""
+"""Text to batches: inputs, tokenizer, preparation, packing, masking, the pipeline."""

@@ -17,7 +17,6 @@ Shape letters: S sequences, T tokens.
 
 import dataclasses
 import hashlib
-import io
 import json
 import os
 from collections.abc import Mapping
@@ -31,7 +30,6 @@ from mosaicbert_jax.errors import UserError
 
 FORMAT_VERSION = 1
 METADATA_FILE = "dataset.json"
-SHARD_BYTES = 64 * 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,12 +67,16 @@ class SplitRecord:
 
 @dataclasses.dataclass(frozen=True)
 class SourceRecord:
-    """One input as it was read: `documents` before anything was dropped."""
+    """One input as it was read: `documents` before anything was dropped.
+
+    `sha256` is that of the file, or where there are several, that of their sha256s, one a line.
+    """
 
     name: str
     bytes: int
     sha256: str
     documents: int
+    files: int = 1
     license: str | None = None
     attribution: str | None = None
 
@@ -92,7 +94,10 @@ class TokenizerRecord:
 
 @dataclasses.dataclass(frozen=True)
 class DatasetMetadata:
-    """dataset.json, field by field; `folder` is where it lies and no part of it."""
+    """dataset.json, field by field; `folder` is where it lies and no part of it.
+
+    `skipped` counts by kind what could not be read and was left out.
+    """
 
     folder: Path
     max_seq_len: int
@@ -102,6 +107,7 @@ class DatasetMetadata:
     splits: Mapping[str, SplitRecord]
     dropped_duplicates: int
     dropped_empty: int
+    skipped: Mapping[str, int] = dataclasses.field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
     @classmethod
@@ -187,91 +193,6 @@ def token_dtype(padded_vocab_size: int) -> np.dtype:
     return np.dtype(np.uint16 if padded_vocab_size <= 2**16 else np.uint32)
 
 
-class ShardWriter:
-    """Streams sequences into the shards of one split; holds at most one shard in memory.
-
-    Where one shard ends depends on the sequences alone, not on how they were batched. Usage:
-
-        writer = ShardWriter(folder, "train", token_dtype(padded_vocab_size))
-        writer.add(tokens_T, lengths_S)         # as often as there are batches
-        records = writer.close()                # tuple of ShardRecord, for dataset.json
-    """
-
-    def __init__(
-        self,
-        folder: str | os.PathLike,
-        split: str,
-        dtype: np.dtype | type,
-        shard_bytes: int = SHARD_BYTES,
-    ):
-        self.sequences = 0
-        self.tokens = 0
-        self._folder = Path(folder)
-        self._split = split
-        # Pages that no token reaches are never backed by memory.
-        self._buffer_T = np.empty(max(1, shard_bytes // np.dtype(dtype).itemsize), dtype)
-        self._used = 0
-        self._lengths: list[np.ndarray] = []
-        self._records: list[ShardRecord] = []
-
-    def add(self, tokens_T: Integer[np.ndarray, "T"], lengths_S: Integer[np.ndarray, "S"]) -> None:
-        """Append S sequences that lie one after another in `tokens_T`.
-
-        Raises:
-          ValueError: the lengths don't add up to T, one is not positive, a token id does not fit
-            the dtype, or a sequence is longer than a shard.
-        """
-        lengths_S = np.asarray(lengths_S, np.int64)
-        ends_S = np.cumsum(lengths_S)
-        if len(lengths_S) == 0:
-            return
-        if lengths_S.min() < 1 or ends_S[-1] != len(tokens_T):
-            raise ValueError(f"lengths sum to {ends_S[-1]} over {len(tokens_T)} tokens")
-        if tokens_T.min() < 0 or tokens_T.max() > np.iinfo(self._buffer_T.dtype).max:
-            raise ValueError(f"token ids do not fit {self._buffer_T.dtype}")
-        if lengths_S.max() > len(self._buffer_T):
-            raise ValueError(f"a sequence of {lengths_S.max()} tokens is longer than a shard")
-        first = 0
-        while first < len(lengths_S):
-            start = ends_S[first] - lengths_S[first]
-            room = len(self._buffer_T) - self._used
-            last = int(np.searchsorted(ends_S, start + room, side="right"))
-            if last == first:
-                self._flush()
-                continue
-            taken = ends_S[last - 1] - start
-            self._buffer_T[self._used : self._used + taken] = tokens_T[start : start + taken]
-            self._used += int(taken)
-            self._lengths.append(lengths_S[first:last])
-            first = last
-
-    def close(self) -> tuple[ShardRecord, ...]:
-        """Write what is left; the records of all shards, in order."""
-        if self._used:
-            self._flush()
-        return tuple(self._records)
-
-    def _flush(self) -> None:
-        name = f"{self._split}-{len(self._records):05d}"
-        lengths_S = np.concatenate(self._lengths)
-        offsets = np.zeros(len(lengths_S) + 1, np.uint64)
-        offsets[1:] = np.cumsum(lengths_S)
-        tokens_path, offsets_path = _shard_paths(self._folder, name)
-        self._records.append(
-            ShardRecord(
-                name=name,
-                sequences=len(lengths_S),
-                tokens=self._used,
-                tokens_sha256=_write_array(tokens_path, self._buffer_T[: self._used]),
-                offsets_sha256=_write_array(offsets_path, offsets),
-            )
-        )
-        self.sequences += len(lengths_S)
-        self.tokens += self._used
-        self._used = 0
-        self._lengths = []
-
-
 class TokenDataset:
     """One split of a data set, memory-mapped. Sequences have indices 0 … len - 1.
 
@@ -298,7 +219,7 @@ class TokenDataset:
         self._tokens: list[np.ndarray] = []
         self._offsets: list[np.ndarray] = []
         for shard in shards:
-            tokens_path, offsets_path = _shard_paths(self.metadata.folder, shard.name)
+            tokens_path, offsets_path = shard_paths(self.metadata.folder, shard.name)
             self._tokens.append(_map_array(tokens_path, dtype, shard.tokens))
             self._offsets.append(_map_array(offsets_path, np.dtype(np.uint64), shard.sequences + 1))
             if self._offsets[-1][-1] != shard.tokens:
@@ -360,7 +281,7 @@ class TokenDataset:
         """
         expected = {self.metadata.tokenizer_path: self.metadata.tokenizer.sha256}
         for shard in self.metadata.splits[self._split].shards:
-            tokens_path, offsets_path = _shard_paths(self.metadata.folder, shard.name)
+            tokens_path, offsets_path = shard_paths(self.metadata.folder, shard.name)
             expected |= {tokens_path: shard.tokens_sha256, offsets_path: shard.offsets_sha256}
         for path, sha256 in expected.items():
             try:
@@ -394,22 +315,9 @@ class TokenDataset:
         return begins_S, ends_S - begins_S, by_shard
 
 
-def _shard_paths(folder: Path, name: str) -> tuple[Path, Path]:
+def shard_paths(folder: Path, name: str) -> tuple[Path, Path]:
+    """The files of tokens and of offsets of a shard."""
     return folder / f"{name}.tokens.npy", folder / f"{name}.offsets.npy"
-
-
-def _write_array(path: Path, array: np.ndarray) -> str:
-    """Write a .npy file and flush it to the disk; its sha256, computed on the way."""
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
-    digest = hashlib.sha256()
-    with path.open("xb") as file:
-        for part in (header.getvalue(), memoryview(array).cast("B")):
-            file.write(part)
-            digest.update(part)
-        file.flush()
-        os.fsync(file.fileno())
-    return digest.hexdigest()
 
 
 def _map_array(path: Path, dtype: np.dtype, size: int) -> np.ndarray:
@@ -429,13 +337,14 @@ def _map_array(path: Path, dtype: np.dtype, size: int) -> np.ndarray:
 
 
 def _allow_open_files(files: int) -> None:
-    """Raise the soft limit where `files` come near it: Python's mmap keeps a descriptor a file."""
+    """Raise the soft limit for `files` and those of other data sets, of which nothing is known
+    here: Python's mmap keeps a descriptor a file."""
     try:
         import resource
     except ImportError:  # Windows, which has no such limit
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY or files <= soft // 4:  # leaves room for other splits
+    if soft == resource.RLIM_INFINITY:
         return
     most = 2**16 if hard == resource.RLIM_INFINITY else min(hard, max(soft, 2**16))
     if files + 128 > most:
@@ -443,7 +352,8 @@ def _allow_open_files(files: int) -> None:
             f"the data set needs {files} open files and this machine allows {most} in all; "
             "raise the limit (ulimit -Hn)"
         )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    if soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _damaged(path: Path, why: str) -> UserError:

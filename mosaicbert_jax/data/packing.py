@@ -6,13 +6,14 @@ nothing but the lengths and their order, so every host finds the same ones by it
 """
 
 import dataclasses
-import math
 
 import numpy as np
 from jaxtyping import Int, Int64
 
 from mosaicbert_jax.data.dataset import TokenDataset
 from mosaicbert_jax.data.masking import ORDER_BITS, ROW_BITS, counter_hash
+from mosaicbert_jax.data.mixture import Mixture
+from mosaicbert_jax.data.order import shuffled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,28 +58,6 @@ def packing_efficiency(lengths_S: Int[np.ndarray, "S"], num_rows: int, row_lengt
     return int(np.sum(lengths_S, dtype=np.int64)) / (num_rows * row_length) if num_rows else 1.0
 
 
-def shuffled(places_N: Int[np.ndarray, "N"], size: int, *key: int) -> Int64[np.ndarray, "N"]:
-    """Where the given places of 0 … size - 1 go in a pseudorandom permutation chosen by `key`.
-
-    A Feistel network over pairs (a, b) below √size, walked until it lands below `size` (Black and
-    Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002). It is computed for the places
-    asked for alone: no permutation of the whole data set is ever held. grain's index_shuffle does
-    the same one index a call, 50 ms for a window of 8,192 where this takes 1: with many hosts,
-    where each plans the whole stream, that call would set the speed of the run.
-    """
-    side = np.uint64(math.isqrt(size - 1) + 1)
-    out_N = np.asarray(places_N).astype(np.uint64)
-    walking_N = np.arange(len(out_N))
-    while len(walking_N):
-        left_N, right_N = np.divmod(out_N[walking_N], side)
-        for round_number in range(6):
-            drawn_N = counter_hash(*key, round_number, right_N)
-            left_N, right_N = right_N, (left_N + drawn_N % side) % side
-        out_N[walking_N] = left_N * side + right_N
-        walking_N = walking_N[out_N[walking_N] >= size]
-    return out_N.astype(np.int64)
-
-
 @dataclasses.dataclass(frozen=True)
 class Rows:
     """Some rows of the stream. Row r has the sequences starts_R[r] … starts_R[r + 1] - 1.
@@ -86,7 +65,8 @@ class Rows:
     Attributes:
         sequences_S: int64, indices in the data set.
         lengths_S: their tokens.
-        epochs_S: int64, the epoch in which each is read.
+        epochs_S: int64, how often all of its data set was read before each: the epoch, but in a
+            `Mixture`, whose data sets have their own.
         starts_R: int64, one entry a row and S at the end.
     """
 
@@ -127,11 +107,12 @@ class Rows:
 class RowPlanner:
     """The rows of any window of any epoch, from the lengths alone.
 
-    An epoch is a permutation of all sequences, cut into windows of `window_size`; each window is
-    packed by itself, so any of them can be planned without the ones before it.
+    An epoch is a permutation of all sequences, or what a `Mixture` draws, cut into windows of
+    `window_size`; each window is packed by itself, so any of them can be planned without the ones
+    before it.
     """
 
-    dataset: TokenDataset
+    dataset: TokenDataset | Mixture
     row_length: int
     seed: int
     packing: bool
@@ -144,17 +125,25 @@ class RowPlanner:
 
     def plan(self, epoch: int, window: int) -> Rows:
         """The rows of one window; without packing, a row for each sequence."""
-        size = len(self.dataset)
-        first = window * self.window_size
-        places_S = np.arange(first, min(first + self.window_size, size))
-        sequences_S = shuffled(places_S, size, self.seed, ORDER_BITS, epoch)
+        sequences_S, epochs_S = self._drawn(epoch, window)
         lengths_S = np.asarray(self.dataset.lengths(sequences_S))
-        epochs_S = np.full(len(sequences_S), epoch)
         if not self.packing:
             starts_R = np.arange(len(sequences_S) + 1)
             return Rows(sequences_S, lengths_S, epochs_S, starts_R)
         order_S, starts_R = self._shuffled_rows(pack(lengths_S, self.row_length), epoch, window)
-        return Rows(sequences_S[order_S], lengths_S[order_S], epochs_S, starts_R)
+        return Rows(sequences_S[order_S], lengths_S[order_S], epochs_S[order_S], starts_R)
+
+    def _drawn(
+        self, epoch: int, window: int
+    ) -> tuple[Int64[np.ndarray, "S"], Int64[np.ndarray, "S"]]:
+        """The sequences of a window in the order of the epoch, and the `Rows.epochs_S` of each."""
+        size = len(self.dataset)
+        first = window * self.window_size
+        places_S = np.arange(first, min(first + self.window_size, size))
+        if isinstance(self.dataset, Mixture):
+            return self.dataset.drawn(places_S, epoch, self.seed)
+        sequences_S = shuffled(places_S, size, self.seed, ORDER_BITS, epoch)
+        return sequences_S, np.full(len(sequences_S), epoch)
 
     def _shuffled_rows(
         self, packed: PackedRows, epoch: int, window: int

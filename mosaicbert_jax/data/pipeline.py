@@ -11,12 +11,15 @@ from typing import Any
 
 import grain
 import numpy as np
+from absl import flags
 from jaxtyping import Bool, Int32, Int64
 
 from mosaicbert_jax.data.dataset import TokenDataset
 from mosaicbert_jax.data.masking import TokenMasking, predictions_per_row
+from mosaicbert_jax.data.mixture import Mixture
 from mosaicbert_jax.data.packing import RowPlanner, Rows
 from mosaicbert_jax.errors import UserError
+from mosaicbert_jax.parallel import follow_parent
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -99,7 +102,7 @@ class PackedBatches(grain.IterDataset):
 
     def __init__(
         self,
-        dataset: TokenDataset,
+        dataset: TokenDataset | Mixture,
         *,
         row_length: int,
         rows_per_batch: int,
@@ -158,20 +161,40 @@ class PackedBatches(grain.IterDataset):
 
 
 def batches(
-    dataset: TokenDataset, *, position: Position | None = None, prefetch: int = 2, **settings: Any
+    dataset: TokenDataset | Mixture,
+    *,
+    position: Position | None = None,
+    prefetch: int = 2,
+    workers: int = 0,
+    **settings: Any,
 ) -> grain.DatasetIterator[Batch]:
-    """The batches from `position` on, `prefetch` of them made ahead in a thread.
+    """The batches from `position` on, `prefetch` of them made ahead.
 
-    Each batch carries the position after it, so what is waiting in the queue never matters to a
-    checkpoint. What goes wrong in the thread is raised here, at the batch that it concerns.
-    `close()`, or `contextlib.closing`, ends the thread.
+    Each batch carries the position after it, so what is waiting in a queue never matters to a
+    checkpoint, and a position that was saved with some workers goes on with any others. What goes
+    wrong in a thread or a worker is raised here, at the batch that it concerns. `close()`, or
+    `contextlib.closing`, ends them.
 
     Args:
+        workers: processes that make the batches in turn, two waiting in each; they start in a few
+            seconds. 0: a thread of this process makes them.
         settings: the keyword arguments of `PackedBatches`.
     """
     source = PackedBatches(dataset, position=position, **settings)
-    ahead = grain.experimental.ThreadPrefetchIterDataset(source, prefetch_buffer_size=prefetch)
-    return ahead.__iter__()
+    if not workers:
+        return iter(
+            grain.experimental.ThreadPrefetchIterDataset(source, prefetch_buffer_size=prefetch)
+        )
+    if not flags.FLAGS.is_parsed():
+        # grain's workers read flags of absl, which only a program that absl starts has parsed.
+        flags.FLAGS.mark_as_parsed()
+    options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=prefetch)
+    return iter(source.mp_prefetch(options, worker_init_fn=_start_worker))
+
+
+def _start_worker(worker: int, workers: int) -> None:
+    """What grain calls in each of its processes."""
+    follow_parent()
 
 
 class _BatchIterator(grain.DatasetIterator):
@@ -254,7 +277,7 @@ class _BatchIterator(grain.DatasetIterator):
 class _Assembler:
     """Reads and masks the sequences of some rows, and lays them out as a batch's arrays."""
 
-    dataset: TokenDataset
+    dataset: TokenDataset | Mixture
     row_length: int
     predictions: int
     mask: TokenMasking

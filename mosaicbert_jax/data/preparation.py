@@ -1,33 +1,35 @@
 """From text to a data set on disk: the function behind `python -m mosaicbert_jax prepare`.
 
-The inputs are streamed several times (digests and characters, words, ids) instead of once with
-everything in memory: what is held per document is a 16-byte digest.
+This process walks the files and writes the shards; workers parse and encode the blocks between.
+Results are taken in the order of the blocks, so their number changes nothing. The inputs are
+streamed: once for a sample on which the tokenizer is trained, once for their ids.
 """
 
 import dataclasses
 import hashlib
+import itertools
 import os
-from collections.abc import Callable, Iterator
-from itertools import pairwise
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
 from tokenizers import Tokenizer
 
-from mosaicbert_jax.data.corpora import Corpus, Source, find_sources
 from mosaicbert_jax.data.dataset import (
     METADATA_FILE,
     DatasetMetadata,
-    ShardWriter,
-    SourceRecord,
     SplitRecord,
     TokenizerRecord,
     token_dtype,
 )
+from mosaicbert_jax.data.duplicates import SeenKeys
+from mosaicbert_jax.data.encoding import EncodedBlock, Encoder
+from mosaicbert_jax.data.inputs import Inputs, Reading
+from mosaicbert_jax.data.shards import ShardWriter
+from mosaicbert_jax.data.sources import find_sources
+from mosaicbert_jax.data.text_report import text_report
 from mosaicbert_jax.data.tokenizer import (
-    encode_texts,
     is_lowercase,
     load_tokenizer,
     padded_vocab_size,
@@ -36,13 +38,26 @@ from mosaicbert_jax.data.tokenizer import (
     vocab_size,
     vocab_text,
 )
+from mosaicbert_jax.data.unfinished import (
+    Progress,
+    Workspace,
+    remove_emptied,
+    workspace,
+)
 from mosaicbert_jax.errors import UserError
-from mosaicbert_jax.files import new_folder, write_synced
+from mosaicbert_jax.files import write_atomically, write_synced
+from mosaicbert_jax.parallel import ordered_map
+from mosaicbert_jax.progress import ByteProgress
 
 DEFAULT_VOCAB_SIZE = 30_522  # bert-base-uncased's
-MIN_PIECE_TOKENS = 8
-_BATCH_CHARS = 2**21
-_BATCH_DOCUMENTS = 4096
+SHARD_BYTES = 64 * 2**20
+TOKENIZER_SAMPLE_BYTES = 100_000_000
+REPORT_SAMPLE_BYTES = 4_000_000
+REPORT_FILE = "report.md"
+TOKENIZER_FILE = "tokenizer.json"
+_FILES_OF_A_TOKENIZER = (TOKENIZER_FILE, "vocab.txt")
+_PLACES_SHOWN = 5
+_SOURCES_SHOWN = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,17 +65,24 @@ class PrepareOptions:
     """What to prepare, and how.
 
     Attributes:
-      inputs: "embedded", .txt, .jsonl and .json files; see `corpora.read_documents`.
+      inputs: files, folders, globs, "embedded" or "tfds:NAME"; see `sources.find_sources`.
       output: the folder of the data set.
-      field: the key that holds the text in JSON Lines.
+      field: the key or column that holds the text, where there are such.
       max_seq_len: most tokens of a sequence, [CLS] and [SEP] included.
       validation_fraction: the share of documents held out, drawn by the digest of their text. 5 %
         gives a small corpus enough for a steady loss; a large one needs less. 0: no such split.
-      tokenizer: a vocab.txt, a tokenizer.json or a Hugging Face folder; None trains one.
+      tokenizer: a vocab.txt, a tokenizer.json or a Hugging Face folder; None trains one, on at
+        most 100 MB of the training documents, drawn by digest.
       vocab_size: entries of the tokenizer trained here; None: 30,522.
       lowercase: whether the tokenizer trained here lower-cases. One that is given decides itself.
       long_documents: "truncate" keeps the first max_seq_len tokens of a document, as the recipe
         does; "split" makes consecutive sequences of them all.
+      deduplicate: drop all but the first of documents with the same text. Takes 8 bytes of memory
+        a document, 16 for moments. (All of the same text are in one split, dropped or not.)
+      on_error: "stop" at the first input that can't be read, or "skip" and count it.
+      workers: processes that parse and encode; None: one a core. Changes nothing in the result.
+      report: whether to write a report on text and tokenizer, and show it.
+      compare_with: a second tokenizer for the report, as in `tokenizer`.
     """
 
     inputs: tuple[str, ...]
@@ -72,15 +94,21 @@ class PrepareOptions:
     vocab_size: int | None = None
     lowercase: bool = True
     long_documents: str = "truncate"
+    deduplicate: bool = True
+    on_error: str = "stop"
+    workers: int | None = None
+    report: bool = False
+    compare_with: str | None = None
 
 
-def prepare(options: PrepareOptions, report: Callable[[str], None] = print) -> DatasetMetadata:
-    """Write a data set (see `dataset`), whole or not at all, and report on it in a few lines.
+def prepare(options: PrepareOptions, say: Callable[[str], None] = print) -> DatasetMetadata:
+    """Write a data set (see `dataset`), whole or not at all, and tell about it in a few lines.
 
-    Exact duplicates and documents without text are dropped and counted. Documents are held out
-    by the digest of their text, so that the choice depends on no order and all pieces of a
-    document lie in one split; the tokenizer is trained on the others only. Equal options and
-    inputs give equal bytes. An output that holds this very data set already is kept.
+    Documents without text are dropped and counted, exact duplicates too if asked for. Documents
+    are held out by the digest of their text, so that the choice depends on no order and all
+    pieces of a document lie in one split; the tokenizer is trained on the others only. Equal
+    options and inputs give equal bytes. An output that holds this very data set already is kept.
+    What is finished when the process is interrupted is gone on from by the next call.
 
     Returns:
       The metadata of the data set, new or kept.
@@ -90,48 +118,40 @@ def prepare(options: PrepareOptions, report: Callable[[str], None] = print) -> D
         something else, or it can't be written.
     """
     _check(options)
-    sources = find_sources(options.inputs)
+    inputs = Inputs(
+        sources=tuple(find_sources(options.inputs)),
+        field=options.field,
+        stop_on_error=options.on_error == "stop",
+        held_out_below=int(options.validation_fraction * 2**64),
+        workers=options.workers,
+    )
     given = load_tokenizer(options.tokenizer) if options.tokenizer is not None else None
     if given is not None and is_lowercase(given) and not options.lowercase:
         raise UserError(
             f"lowercase=False: the tokenizer {options.tokenizer} lower-cases; give a cased one"
         )
+    other = load_tokenizer(options.compare_with) if options.compare_with is not None else None
     recorded = _recorded_options(options, given)
     output = Path(os.path.abspath(options.output))
-    existing = _existing(output, recorded, sources)
-    if existing is not None:
-        report(f"{output} is up to date: same options, same inputs")
-        return existing
     try:
-        with new_folder(output) as folder:
-            metadata = _build(folder, options, recorded, sources, given)
-        metadata = dataclasses.replace(metadata, folder=output)
+        metadata = _existing(output, recorded, inputs)
+        if metadata is not None:
+            remove_emptied(output)
+            say(f"{output} is up to date: same options, same inputs")
+        else:
+            with workspace(output, recorded, inputs.stamps()) as work:
+                metadata = _build(work, options, recorded, inputs, given, say)
+            metadata = dataclasses.replace(metadata, folder=output)
+            for line in _summary(metadata, options, work.progress):
+                say(line)
+        if options.report:
+            _report(metadata, inputs, options, other, say)
     except OSError as error:
         raise UserError(
-            f"{error.filename or output}: {error.strerror}; {output} was not written"
+            f"{error.filename or output}: {error.strerror or error}; what is finished of {output} "
+            "is kept, so mend this and run it again to go on"
         ) from None
-    for line in _summary(metadata, options):
-        report(line)
     return metadata
-
-    return dataclasses.replace(metadata, folder=output)
-
-
-def split_lengths(tokens: int, room: int) -> list[int]:
-    """The lengths of the consecutive pieces, at most `room` each, of a document of `tokens`.
-
-    All pieces are full but the last; if that would be shorter than 8 tokens (or half of `room`,
-    where that is less), the one before it gives up what is missing. No token is lost.
-    """
-    pieces = [room] * (tokens // room)
-    rest = tokens % room
-    if rest:
-        pieces.append(rest)
-        missing = min(MIN_PIECE_TOKENS, room // 2) - rest
-        if missing > 0 and len(pieces) > 1:
-            pieces[-2] -= missing
-            pieces[-1] += missing
-    return pieces
 
 
 def _check(options: PrepareOptions) -> None:
@@ -143,8 +163,14 @@ def _check(options: PrepareOptions) -> None:
         )
     if options.long_documents not in ("truncate", "split"):
         raise UserError(f'long_documents {options.long_documents!r}: give "truncate" or "split"')
+    if options.on_error not in ("stop", "skip"):
+        raise UserError(f'on_error {options.on_error!r}: give "stop" or "skip"')
+    if options.workers is not None and options.workers < 1:
+        raise UserError(f"workers {options.workers}: at least 1 is needed")
     if options.tokenizer is not None and options.vocab_size is not None:
         raise UserError("vocab_size is for a tokenizer trained here; leave it or tokenizer out")
+    if options.compare_with is not None and not options.report:
+        raise UserError("compare_with is for the report; ask for that too")
 
 
 def _recorded_options(options: PrepareOptions, given: Tokenizer | None) -> dict[str, Any]:
@@ -154,23 +180,25 @@ def _recorded_options(options: PrepareOptions, given: Tokenizer | None) -> dict[
         "validation_fraction": options.validation_fraction,
         "long_documents": options.long_documents,
         "max_seq_len": options.max_seq_len,
+        "deduplicate": options.deduplicate,
+        "on_error": options.on_error,
     }
     if given is None:
         return recorded | {
             "tokenizer": "trained",
+            "tokenizer_sample_bytes": TOKENIZER_SAMPLE_BYTES,
             "vocab_size": DEFAULT_VOCAB_SIZE if options.vocab_size is None else options.vocab_size,
             "lowercase": options.lowercase,
         }
     return recorded | {
         "tokenizer": hashlib.sha256(given.to_str().encode()).hexdigest(),
+        "tokenizer_sample_bytes": None,
         "vocab_size": None,
         "lowercase": is_lowercase(given),
     }
 
 
-def _existing(
-    output: Path, recorded: dict[str, Any], sources: list[Source]
-) -> DatasetMetadata | None:
+def _existing(output: Path, recorded: dict[str, Any], inputs: Inputs) -> DatasetMetadata | None:
     """The data set at `output` if it is the one asked for; None if there is nothing.
 
     Raises:
@@ -191,11 +219,13 @@ def _existing(
                 f"{value!r} is asked for; {advice}"
             )
     there = [source.sha256 for source in metadata.sources]
-    asked = [source.sha256() for source in sources]
+    asked = inputs.digests()
     if asked == there:
         return metadata
     changed = [
-        source.name for source, digest in zip(sources, asked, strict=True) if digest not in there
+        source.name
+        for source, digest in zip(inputs.sources, asked, strict=True)
+        if digest not in there
     ]
     if changed:
         why = f"{', '.join(changed)} is not in it, or has changed since"
@@ -205,161 +235,190 @@ def _existing(
 
 
 def _build(
-    folder: Path,
+    work: Workspace,
     options: PrepareOptions,
     recorded: dict[str, Any],
-    sources: list[Source],
+    inputs: Inputs,
     given: Tokenizer | None,
+    say: Callable[[str], None],
 ) -> DatasetMetadata:
-    corpus = Corpus(sources, options.field, options.validation_fraction)
-    tokenizer = given
-    if tokenizer is None:
-        tokenizer = train_tokenizer(
-            _TrainingTexts(corpus), recorded["vocab_size"], options.lowercase
+    """Fills the workspace, from where it is, with a whole data set."""
+    path = work.data / TOKENIZER_FILE
+    if path.is_file():
+        tokenizer = load_tokenizer(path)
+        say(f"going on with the unfinished preparation in {work.folder}")
+    else:
+        tokenizer = given or _trained(inputs, recorded["vocab_size"], options.lowercase, say)
+        write_synced(path, tokenizer.to_str(pretty=True).encode() + b"\n")
+        write_synced(work.data / "vocab.txt", vocab_text(tokenizer).encode())
+        work.progress.documents = [0] * len(inputs.sources)
+        if given is None:
+            work.save()
+    _Encoding(work, inputs, tokenizer, options).run()
+    work.check_unchanged()
+    progress = work.progress
+    train = progress.splits["train"]
+    if not train.documents:
+        work.discard()
+        raise UserError(
+            f"no training document is left: {progress.splits['validation'].documents} held out "
+            f"for validation, {progress.empty} empty, {progress.duplicates} duplicates; add text, "
+            "or lower validation_fraction"
         )
-    splits, without_tokens = _encode(corpus, tokenizer, options, folder)
-    tokenizer_json = tokenizer.to_str(pretty=True).encode() + b"\n"
-    write_synced(folder / "tokenizer.json", tokenizer_json)
-    write_synced(folder / "vocab.txt", vocab_text(tokenizer).encode())
     entries = vocab_size(tokenizer)
     metadata = DatasetMetadata(
-        folder=folder,
+        folder=work.data,
         max_seq_len=options.max_seq_len,
         tokenizer=TokenizerRecord(
-            file="tokenizer.json",
-            sha256=hashlib.sha256(tokenizer_json).hexdigest(),
+            file=TOKENIZER_FILE,
+            sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
             vocab_size=entries,
             padded_vocab_size=padded_vocab_size(entries),
             special_token_ids=special_token_ids(tokenizer),
         ),
         options=recorded,
-        sources=_source_records(corpus),
-        splits=splits,
-        dropped_duplicates=corpus.duplicates,
-        dropped_empty=corpus.empty + without_tokens,
+        sources=inputs.records(progress.files, progress.documents),
+        splits={
+            name: SplitRecord(
+                documents=split.documents,
+                sequences=split.sequences,
+                tokens=split.tokens,
+                truncated_documents=split.truncated_documents,
+                shards=split.shards,
+            )
+            for name, split in progress.splits.items()
+            if split.documents
+        },
+        dropped_duplicates=progress.duplicates,
+        dropped_empty=progress.empty,
+        skipped=progress.skipped,
     )
-    write_synced(folder / METADATA_FILE, metadata.to_json().encode())
+    write_synced(work.data / METADATA_FILE, metadata.to_json().encode())
     return metadata
 
 
-def _source_records(corpus: Corpus) -> tuple[SourceRecord, ...]:
-    return tuple(
-        SourceRecord(
-            name=source.name,
-            bytes=tally.bytes,
-            sha256=tally.sha256,
-            documents=tally.documents,
-            license=source.license,
-            attribution=source.attribution,
+def _trained(
+    inputs: Inputs, entries: int, lowercase: bool, say: Callable[[str], None]
+) -> Tokenizer:
+    sample = inputs.sample(TOKENIZER_SAMPLE_BYTES, "sampling for the tokenizer")
+    if not sample.is_whole:
+        say(
+            f"training the tokenizer on {sample.bytes / 1e6:,.0f} of {sample.read_bytes / 1e6:,.0f}"
+            f" MB of text: {len(sample):,} documents, drawn by digest"
         )
-        for source, tally in zip(corpus.sources, corpus.tallies, strict=True)
-    )
+    return train_tokenizer(sample, entries, lowercase)
 
 
-class _TrainingTexts:
-    """What the tokenizer may see, read afresh by each iteration."""
+class _Encoding:
+    """Encodes what is left of the inputs and saves after each shard of the training split."""
 
-    def __init__(self, corpus: Corpus):
-        self._corpus = corpus
-
-    def __iter__(self) -> Iterator[str]:
-        return (text for text, held_out in self._corpus.kept("training tokenizer") if not held_out)
-
-
-class _Split:
-    """Turns the ids of documents into sequences of one split, and counts."""
-
-    def __init__(self, folder: Path, name: str, tokenizer: Tokenizer, options: PrepareOptions):
-        ids = special_token_ids(tokenizer)
-        self._cls, self._sep = np.array([ids.cls], np.int32), np.array([ids.sep], np.int32)
-        self._room = options.max_seq_len - 2
-        self._splits_long = options.long_documents == "split"
+    def __init__(
+        self, work: Workspace, inputs: Inputs, tokenizer: Tokenizer, options: PrepareOptions
+    ):
+        self._work = work
+        self._inputs = inputs
+        self._encoder = Encoder(
+            tokenizer.to_str(),
+            options.field,
+            options.max_seq_len,
+            split_long=options.long_documents == "split",
+        )
         dtype = token_dtype(padded_vocab_size(vocab_size(tokenizer)))
-        self._writer = ShardWriter(folder, name, dtype)
-        self.documents = self._truncated = 0
+        self._writers = {
+            name: ShardWriter(work.data, name, dtype, split.shards)
+            for name, split in work.progress.splits.items()
+        }
+        self._seen = SeenKeys(work.keys()) if options.deduplicate else None
+        self._new_keys: list[np.ndarray] = []
+        self._source_of_file = [
+            number for number, source in enumerate(inputs.sources) for _ in source.files
+        ]
 
-    def add(self, documents: list[Int[np.ndarray, "T"]]) -> None:
-        parts: list[np.ndarray] = []
-        lengths: list[int] = []
-        for ids_T in documents:
-            if not self._splits_long:
-                self._truncated += len(ids_T) > self._room
-                ids_T = ids_T[: self._room]
-            pieces = split_lengths(len(ids_T), self._room)
-            for begin, end in pairwise(np.cumsum([0, *pieces])):
-                parts += [self._cls, ids_T[begin:end], self._sep]
-            lengths += [piece + 2 for piece in pieces]
-        self.documents += len(documents)
-        if parts:
-            self._writer.add(np.concatenate(parts), np.array(lengths))
+    def run(self) -> None:
+        progress = self._work.progress
+        first = progress.file
+        with ByteProgress("encoding", self._inputs.bytes) as bar:
+            reading = Reading(self._inputs, bar, first, progress.block)
+            for encoded in ordered_map(self._encoder, reading, self._inputs.useful_workers):
+                file, block = reading.places.popleft()
+                self._inputs.check(encoded.problems)
+                self._take(encoded, self._source_of_file[file])
+                progress.file, progress.block = file, block + 1
+                if self._writers["train"].buffered_bytes >= SHARD_BYTES:
+                    self._save(first, reading)
+        progress.file, progress.block = len(self._source_of_file), 0
+        self._save(first, reading)
 
-    def close(self) -> SplitRecord:
-        shards = self._writer.close()
-        return SplitRecord(
-            documents=self.documents,
-            sequences=self._writer.sequences,
-            tokens=self._writer.tokens,
-            truncated_documents=self._truncated,
-            shards=shards,
+    def _take(self, encoded: EncodedBlock, source: int) -> None:
+        progress = self._work.progress
+        progress.documents[source] += encoded.documents
+        progress.empty += encoded.documents - len(encoded.keys_D)
+        for problem in encoded.problems:
+            progress.skipped[problem.kind] = progress.skipped.get(problem.kind, 0) + 1
+            if len(progress.skipped_places) < _PLACES_SHOWN:
+                progress.skipped_places.append(f"{problem.place} ({problem.kind})")
+        new_D = np.ones(len(encoded.keys_D), bool)
+        if self._seen is not None:
+            new_D = self._seen.first_time(encoded.keys_D)
+            self._new_keys.append(encoded.keys_D[new_D])
+        progress.duplicates += int((~new_D).sum())
+        held_out_D = encoded.keys_D < np.uint64(self._inputs.held_out_below)
+        for name, chosen_D in (("train", new_D & ~held_out_D), ("validation", new_D & held_out_D)):
+            split = progress.splits[name]
+            split.documents += int(chosen_D.sum())
+            split.truncated_documents += int(encoded.truncated_D[chosen_D].sum())
+            self._writers[name].add(*encoded.part(chosen_D))
+
+    def _save(self, first: int, reading: Reading) -> None:
+        """Makes all that was taken so far part of what is finished."""
+        progress = self._work.progress
+        for name, writer in self._writers.items():
+            writer.flush()
+            progress.splits[name].shards = writer.records
+        finished = itertools.islice(
+            reading.tallies, len(progress.files) - first, progress.file - first
         )
+        progress.files += [(tally.bytes, tally.sha256) for tally in finished]
+        self._work.save(self._new_keys)
+        self._new_keys = []
 
 
-def _encode(
-    corpus: Corpus, tokenizer: Tokenizer, options: PrepareOptions, folder: Path
-) -> tuple[dict[str, SplitRecord], int]:
-    """Write all shards; the splits' records, and how many documents had no token.
-
-    A split in which no document fell is left out.
-    """
-    # As in the original BERT, "[SEP]" in a text is text; the library would take it for the token.
-    tokenizer.encode_special_tokens = True
-    train = _Split(folder, "train", tokenizer, options)
-    validation = _Split(folder, "validation", tokenizer, options)
-    without_tokens = 0
-    for batch in _batches(corpus.kept("encoding")):
-        ids = encode_texts(tokenizer, [text for text, _ in batch])
-        without_tokens += sum(len(ids_T) == 0 for ids_T in ids)
-        for split, in_split in ((train, False), (validation, True)):
-            split.add(
-                [
-                    ids_T
-                    for ids_T, (_, held_out) in zip(ids, batch, strict=True)
-                    if len(ids_T) and held_out is in_split
-                ]
-            )
-    tokenizer.encode_special_tokens = False
-    if not train.documents:
-        raise UserError(
-            f"no training document is left: {corpus.held_out} held out for validation, "
-            f"{corpus.empty + without_tokens} empty, {corpus.duplicates} duplicates; add text, "
-            "or lower validation_fraction"
-        )
-    splits = {"train": train.close()}
-    if validation.documents:
-        splits["validation"] = validation.close()
-    return splits, without_tokens
+def _report(
+    metadata: DatasetMetadata,
+    inputs: Inputs,
+    options: PrepareOptions,
+    other: Tokenizer | None,
+    say: Callable[[str], None],
+) -> None:
+    sample = inputs.sample(REPORT_SAMPLE_BYTES, "sampling for the report")
+    text = text_report(metadata.folder, list(sample), other, _tokenizer_name(options.compare_with))
+    path = metadata.folder / REPORT_FILE
+    write_atomically(path, text)
+    say(f"\n{text}\nreport: {path}")
 
 
-def _batches(documents: Iterator[tuple[str, bool]]) -> Iterator[list[tuple[str, bool]]]:
-    batch: list[tuple[str, bool]] = []
-    chars = 0
-    for document in documents:
-        batch.append(document)
-        chars += len(document[0])
-        if chars >= _BATCH_CHARS or len(batch) == _BATCH_DOCUMENTS:
-            yield batch
-            batch, chars = [], 0
-    if batch:
-        yield batch
+def _tokenizer_name(path: str | None) -> str:
+    """The folder's name, where the file's own says nothing."""
+    absolute = Path(os.path.abspath(path or ""))
+    return absolute.parent.name if absolute.name in _FILES_OF_A_TOKENIZER else absolute.name
 
 
-def _summary(metadata: DatasetMetadata, options: PrepareOptions) -> list[str]:
+def _summary(metadata: DatasetMetadata, options: PrepareOptions, progress: Progress) -> list[str]:
     lines = [
-        f"read {source.documents:,} documents from {source.name}" for source in metadata.sources
+        f"read {source.documents:,} documents from {source.name}"
+        for source in metadata.sources[:_SOURCES_SHOWN]
     ]
+    more = metadata.sources[_SOURCES_SHOWN:]
+    if more:
+        documents = sum(source.documents for source in more)
+        lines.append(f"read {documents:,} documents from {len(more):,} further inputs")
     lines.append(
         f"dropped {metadata.dropped_duplicates:,} duplicates and {metadata.dropped_empty:,} empty"
     )
+    if metadata.skipped:
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(metadata.skipped.items()))
+        lines.append(f"skipped what can't be read: {kinds}")
+        lines += [f"  {place}" for place in progress.skipped_places]
     for name, split in metadata.splits.items():
         share = split.truncated_documents / split.documents
         lines.append(

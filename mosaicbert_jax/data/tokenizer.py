@@ -6,8 +6,9 @@ implements them. https://arxiv.org/abs/1810.04805
 
 import json
 import os
+import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,8 @@ MIN_VOCAB_SIZE = 32
 _ALPHABET_LIMIT = 1000
 _MIN_FREQUENCY = 2
 _MAX_CHARS_PER_WORD = 100
+_COUNTED_CHARS = 2**20
+_REMEMBERED_CHARS = 2**21
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, lowercase: bool = True) -> Tokenizer:
@@ -123,6 +126,61 @@ def encode_texts(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Int[np.ndar
     return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
 
+class WordEncoder:
+    """`encode_texts` by a table of words that were met before: several times as fast.
+
+    In BERT's tokenization nothing reaches across a space, so the ids of a text are those of its
+    words one after another, and most words of a text are common ones. A tokenizer.json that works
+    in another way is asked for whole texts.
+
+    Args:
+      tokenizer: used as it is set, and not to be changed afterwards.
+    """
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer = tokenizer
+        self._is_wordwise = _is_wordwise(tokenizer)
+        self._ids: dict[str, bytes] = {}
+        self._chars = 0
+
+    def __call__(self, texts: Sequence[str]) -> list[Int[np.ndarray, "T"]]:
+        """The ids of each text, int32[T], without [CLS] and [SEP]; not to be written to."""
+        if not self._is_wordwise:
+            return encode_texts(self._tokenizer, texts)
+        if self._chars > _REMEMBERED_CHARS:
+            self._ids, self._chars = {}, 0
+        known = self._ids.get
+        words_of_text = [_words(text) for text in texts]
+        ids_of_text = [list(map(known, words)) for words in words_of_text]
+        some_new = [i for i, ids in enumerate(ids_of_text) if None in ids]
+        self._learn({word for i in some_new for word in words_of_text[i]} - self._ids.keys())
+        for i in some_new:
+            ids_of_text[i] = list(map(known, words_of_text[i]))
+        return [np.frombuffer(b"".join(ids), np.int32) for ids in ids_of_text]
+
+    def _learn(self, new: set[str]) -> None:
+        words = list(new)
+        for word, ids in zip(words, encode_texts(self._tokenizer, words), strict=True):
+            self._ids[word] = ids.tobytes()
+            self._chars += len(word)
+
+
+def _words(text: str) -> list[str]:
+    """Cut at what BERT takes for white space whatever stands beside it; other kinds stay inside."""
+    return text.replace("\n", " ").replace("\t", " ").replace("\r", " ").split(" ")
+
+
+def _is_wordwise(tokenizer: Tokenizer) -> bool:
+    """Whether it is BERT's own tokenization, and no added token can hold a space."""
+    settings = json.loads(tokenizer.to_str())
+    return (
+        (settings["normalizer"] or {}).get("type") == "BertNormalizer"
+        and (settings["pre_tokenizer"] or {}).get("type") == "BertPreTokenizer"
+        and all(token["special"] for token in settings["added_tokens"])
+        and (tokenizer.encode_special_tokens or not settings["added_tokens"])
+    )
+
+
 def vocab_text(tokenizer: Tokenizer) -> str:
     """The contents of a vocab.txt: the entry with id i on line i."""
     entry_of_id = {i: entry for entry, i in tokenizer.get_vocab(with_added_tokens=True).items()}
@@ -168,16 +226,30 @@ def _alphabet(tokenizer: Tokenizer, texts: Iterable[str], limit: int) -> list[st
 
     The trainer has a limit of its own, but which of equally rare characters it keeps is chance.
     """
-    raw: Counter[str] = Counter()
-    for text in texts:
-        raw.update(text)
+    raw = np.zeros(sys.maxunicode + 1, np.int64)
+    for text in _joined(texts, _COUNTED_CHARS):
+        codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+        raw += np.bincount(codes, minlength=len(raw))
     counts: Counter[str] = Counter()
-    for char, count in raw.items():
-        for normalized in tokenizer.normalizer.normalize_str(char).split():
+    for code in np.flatnonzero(raw):
+        for normalized in tokenizer.normalizer.normalize_str(chr(code)).split():
             for part in normalized:
-                counts[part] += count
+                counts[part] += int(raw[code])
     ranked = sorted(counts, key=lambda char: (-counts[char], char))
     return sorted(ranked[:limit])
+
+
+def _joined(texts: Iterable[str], chars: int) -> Iterator[str]:
+    """The same characters in fewer texts, of about `chars`."""
+    parts: list[str] = []
+    found = 0
+    for text in texts:
+        parts.append(text)
+        found += len(text)
+        if found >= chars:
+            yield "".join(parts)
+            parts, found = [], 0
+    yield "".join(parts)
 
 
 def _can_continue(tokenizer: Tokenizer, char: str) -> bool:

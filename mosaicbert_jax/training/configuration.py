@@ -14,7 +14,16 @@ from mosaicbert_jax.modeling.config import BertConfig
 from mosaicbert_jax.training.durations import Duration
 
 # What a run may go on with another value of: it changes no number, or the rounding alone.
-FREE_KEYS = ("checkpoint", "data.path", "log", "mesh", "train.microbatch_tokens")
+# Folders may move: data sets are known by their digests.
+FREE_KEYS = (
+    "checkpoint",
+    "data.mixture",
+    "data.path",
+    "data.workers",
+    "log",
+    "mesh",
+    "train.microbatch_tokens",
+)
 
 
 def pretraining(model: BertConfig) -> ConfigDict:
@@ -35,11 +44,13 @@ def pretraining(model: BertConfig) -> ConfigDict:
             "init_from_step": placeholder(int),  # of that workdir; None: its last checkpoint
             "model": architecture,
             "data": {
-                "path": placeholder(str),  # a folder written by `prepare`
+                "path": placeholder(str),  # a folder written by `prepare`; or several:
+                "mixture": (),  # (folder, weight) pairs, weights being shares of the sequences
                 "row_length": 512,  # tokens; several sequences share a row
                 "packing": True,  # False: each sequence in a row of its own, padded
                 "masking_rate": 0.3,
                 "window_size": 8192,  # sequences shuffled and packed together
+                "workers": 0,  # processes that make batches; 0: a thread does
             },
             "optimizer": {
                 "learning_rate": 5e-4,  # at the peak
@@ -148,6 +159,7 @@ _RANGES = {
     "data.row_length": (1, math.inf, True),
     "data.masking_rate": (0, 1, False),
     "data.window_size": (1, math.inf, True),
+    "data.workers": (0, math.inf, True),
     "optimizer.learning_rate": (0, math.inf, False),
     "optimizer.b1": (0, 1, True),
     "optimizer.b2": (0, 1, True),
@@ -180,8 +192,26 @@ def check(config: ConfigDict) -> None:
             raise UserError(f"{key}={number} must be {bounds}")
     if config.init_from_step is not None and not config.init_from:
         raise UserError("init_from_step is set, but init_from is not: a step of which run?")
-    if not config.data.path:
+    _check_data(config.data.path, config.data.mixture)
+
+
+def _check_data(path: str | None, mixture: tuple) -> None:
+    if path and mixture:
+        raise UserError(
+            f"data.path={path} and data.mixture are both set: give one of them (a folder of a "
+            "mixture is one of its pairs)"
+        )
+    if not path and not mixture:
         raise UserError(
             "data.path is not set: prepare a data set with `python -m mosaicbert_jax prepare "
             "--input FILE --output DIR` and give --config.data.path=DIR"
         )
+    for pair in mixture:
+        match pair:
+            case [str(), int() | float() as weight] if not isinstance(weight, bool):
+                pass
+            case _:
+                raise UserError(
+                    f"data.mixture={mixture!r}: {pair!r} is not a folder with its weight; write "
+                    "--config.data.mixture=\"(('data/a', 0.7), ('data/b', 0.3))\""
+                )

@@ -5,12 +5,13 @@ import functools
 import itertools
 import pathlib
 import time
+from collections.abc import Iterator
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from mosaicbert_jax.data.pipeline import Batch, batches
+from mosaicbert_jax.data.pipeline import Batch, Position, batches
 from mosaicbert_jax.training import checkpoints, flops, sharding, workdir
 from mosaicbert_jax.training.durations import Duration, Progress
 from mosaicbert_jax.training.evaluation import Evaluation, evaluate
@@ -45,17 +46,19 @@ def pretrain(config: ConfigDict, folder: str | pathlib.Path) -> Evaluation | Non
         stack.enter_context(writer)
         bar = ProgressBar(run.share(start.progress), show=jax.process_index() == 0)
         stack.enter_context(contextlib.closing(bar))
-        return _train(run, start, store, writer, bar)
+        train_batches = stack.enter_context(contextlib.closing(_batches(run, start.position)))
+        return _train(run, start, train_batches, store, writer, bar)
 
 
 def _train(
     run: Run,
     start: checkpoints.Restored,
+    train_batches: Iterator[Batch],
     store: checkpoints.Checkpoints,
     writer: MetricsWriter,
     bar: ProgressBar,
 ) -> Evaluation | None:
-    state, progress, position = start.state, start.progress, start.position
+    state, progress = start.state, start.progress
     bar.say(run.describe())
     if progress.step:
         bar.say(f"Going on from step {progress.step:,}.")
@@ -63,7 +66,6 @@ def _train(
         bar.say("This run is complete.")
         return _evaluate(run, state.params, progress, writer=None, bar=bar)
     config = run.config
-    train_batches = _batches(run, position)
     first = next(train_batches)
     # Another stream than the one that the parameters were drawn from.
     dropout_key = jax.random.fold_in(jax.random.key(config.seed), 1)
@@ -76,43 +78,43 @@ def _train(
     epoch = len(run.dataset)
     evaluation = None
     started = time.monotonic() - progress.seconds
-    with contextlib.closing(train_batches):
-        for batch in itertools.chain([first], train_batches):
-            before = progress
-            rate = _learning_rate(run, before)
-            arrays = sharding.place_batch(run.mesh, batch.arrays)
-            rate_array = jax.device_put(np.float32(rate), sharding.replicated(run.mesh))
-            # Nothing crosses between host and device but by the explicit calls around this one.
-            with jax.transfer_guard("disallow"):
-                state, metrics = step(state, arrays, rate_array, dropout_key)
-            progress = Progress(
-                step=before.step + 1,
-                sequences=before.sequences + batch.sequences,
-                tokens=before.tokens + batch.tokens,
-                seconds=time.monotonic() - started,
-            )
-            reporter.dispatched(progress, batch, rate, metrics)
-            finished = run.share(progress) >= 1.0
-            # Evaluation first: one whose checkpoint is not saved yet is done again after a kill,
-            # and one behind its checkpoint would be lost.
-            if finished or evaluate_every.passed(before, progress, epoch):
-                reporter.flush()
-                begun = time.monotonic()
-                evaluation = _evaluate(run, state.params, progress, writer=writer, bar=bar)
-                reporter.leave_out(time.monotonic() - begun)
-            if finished or checkpoint_every.passed(before, progress, epoch):
-                reporter.flush()  # a state whose loss is not finite is not saved
-                store.save(state, progress, batch.position, run.record)
-            if finished:
-                break
+    for batch in itertools.chain([first], reporter.timed(train_batches)):
+        before = progress
+        rate = _learning_rate(run, before)
+        arrays = sharding.place_batch(run.mesh, batch.arrays)
+        rate_array = jax.device_put(np.float32(rate), sharding.replicated(run.mesh))
+        # Nothing crosses between host and device but by the explicit calls around this one.
+        with jax.transfer_guard("disallow"):
+            state, metrics = step(state, arrays, rate_array, dropout_key)
+        progress = Progress(
+            step=before.step + 1,
+            sequences=before.sequences + batch.sequences,
+            tokens=before.tokens + batch.tokens,
+            seconds=time.monotonic() - started,
+        )
+        reporter.dispatched(progress, batch, rate, metrics)
+        finished = run.share(progress) >= 1.0
+        # Evaluation first: one whose checkpoint is not saved yet is done again after a kill,
+        # and one behind its checkpoint would be lost.
+        if finished or evaluate_every.passed(before, progress, epoch):
+            reporter.flush()
+            begun = time.monotonic()
+            evaluation = _evaluate(run, state.params, progress, writer=writer, bar=bar)
+            reporter.leave_out(time.monotonic() - begun)
+        if finished or checkpoint_every.passed(before, progress, epoch):
+            reporter.flush()  # a state whose loss is not finite is not saved
+            store.save(state, progress, batch.position, run.record)
+        if finished:
+            break
     return evaluation
 
 
-def _batches(run: Run, position):
+def _batches(run: Run, position: Position) -> Iterator[Batch]:
     config = run.config
     return batches(
         run.dataset,
         position=position,
+        workers=config.data.workers,
         rows_per_batch=run.shape.rows,
         masking_rate=config.data.masking_rate,
         **_stream_settings(config),
@@ -166,6 +168,7 @@ def _evaluate(
     if run.validation is None:
         return None
     shards = sharding.row_shards(run.mesh)
+    # A thread's: workers would take longer to start than many an evaluation lasts.
     stream = batches(
         run.validation,
         rows_per_batch=run.shape.rows // run.shape.microbatches,

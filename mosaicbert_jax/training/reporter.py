@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -30,12 +31,24 @@ class Reporter:
         self._pending: tuple[Progress, Batch, float, dict[str, jax.Array]] | None = None
         self._overflowed = 0
         self._row_progress, self._row_time, self._row_slots = progress, time.monotonic(), 0
+        self._row_waited = 0.0
         self._peak = peak
         self._token_flops = flops.model_flops_per_token(
             run.model,
             sequence_length=run.dataset.metadata.max_seq_len,
             masking_rate=run.config.data.masking_rate,
         )
+
+    def timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The same batches; the time until each is there counts as waited for in its row."""
+        batches = iter(batches)
+        while True:
+            begun = time.monotonic()
+            batch = next(batches, None)
+            self._row_waited += time.monotonic() - begun
+            if batch is None:
+                return
+            yield batch
 
     def dispatched(
         self, progress: Progress, batch: Batch, learning_rate: float, metrics: dict[str, jax.Array]
@@ -88,6 +101,7 @@ class Reporter:
             "masked_accuracy": metrics["masked_accuracy"],
             "learning_rate": learning_rate,
             "tokens_per_second": tokens_per_second,
+            "data_wait_fraction": self._row_waited / seconds,
             "mfu": self._token_flops * tokens_per_second / self._peak,
             "mfu_6n": 6 * self._run.parameters * self._row_slots / seconds / self._peak,
             "packing_efficiency": packing_efficiency,
@@ -98,4 +112,5 @@ class Reporter:
         self._writer.write(row)
         self._bar.update(self._run.share(progress), progress.step, row)
         self._row_progress, self._row_time, self._row_slots = progress, now, 0
+        self._row_waited = 0.0
         self._overflowed = 0

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mosaicbert_jax.data.dataset import TokenDataset
+from mosaicbert_jax.data.mixture import Mixture
 from mosaicbert_jax.data.packing import RowPlanner, packing_efficiency
 from mosaicbert_jax.errors import UserError
 from mosaicbert_jax.modeling.config import BertConfig
@@ -41,8 +42,8 @@ class Run:
 
     config: ConfigDict
     folder: pathlib.Path
-    dataset: TokenDataset
-    validation: TokenDataset | None
+    dataset: TokenDataset | Mixture
+    validation: TokenDataset | Mixture | None
     model: BertConfig
     graph: nnx.GraphDef
     mesh: Mesh
@@ -55,12 +56,12 @@ class Run:
     def prepare(cls, config: ConfigDict, folder: pathlib.Path) -> "Run":
         """Checks everything that can be checked before anything is computed or written."""
         configuration.check(config)
-        dataset = TokenDataset(config.data.path)
+        dataset, validation = _open(config.data)
         metadata = dataset.metadata
         model = configuration.model_config(config, metadata)
         mesh = sharding.make_mesh(config.mesh.data)
         shape = configuration.batch_shape(config, sharding.row_shards(mesh))
-        record = workdir.record(config, model, metadata)
+        record = workdir.record(config, model, dataset)
         if config.data.row_length < metadata.max_seq_len:
             raise UserError(
                 f"data.row_length={config.data.row_length} is shorter than the data set's longest "
@@ -71,9 +72,7 @@ class Run:
             config=config,
             folder=folder,
             dataset=dataset,
-            validation=TokenDataset(config.data.path, "validation")
-            if "validation" in metadata.splits
-            else None,
+            validation=validation,
             model=model,
             graph=graph,
             mesh=mesh,
@@ -91,7 +90,7 @@ class Run:
 
     def describe(self) -> str:
         """The run in a few lines, for the terminal."""
-        config, shape, metadata = self.config, self.shape, self.dataset.metadata
+        config, shape = self.config, self.shape
         planner = RowPlanner(
             self.dataset,
             config.data.row_length,
@@ -101,14 +100,14 @@ class Run:
         )
         window = planner.plan(0, 0)
         per_step = shape.rows * len(window.sequences_S) / window.num_rows
-        mean = metadata.splits["train"].tokens / len(self.dataset)
+        mean = window.lengths_S.mean()
         full = packing_efficiency(window.lengths_S, window.num_rows, config.data.row_length)
         step = Progress(step=1, sequences=per_step, tokens=per_step * mean)
         steps = "" if self.duration.is_time else f", about {1 / self.share(step):,.0f} steps"
         return (
             f"{self.parameters:,} parameters, {self.model.dtype}, on {jax.device_count()} x "
             f"{jax.devices()[0].device_kind}\n"
-            f"{len(self.dataset):,} sequences of {mean:.0f} tokens on average\n"
+            f"{_described(self.dataset)} of {mean:.0f} tokens on average\n"
             f"a step: {shape.rows} rows of {config.data.row_length} tokens in {shape.microbatches} "
             f"microbatch(es), about {per_step:,.0f} sequences, {full:.1%} full\n"
             f"the run: {config.train.duration}{steps}"
@@ -133,3 +132,29 @@ class Run:
 
         optimizer_state = jax.tree.map(placed, jax.eval_shape(self.optimizer.init, params))
         return TrainState(params, optimizer_state, placed(jax.ShapeDtypeStruct((), jnp.int32)))
+
+
+def _open(
+    data: ConfigDict,
+) -> tuple[TokenDataset | Mixture, TokenDataset | Mixture | None]:
+    """What is trained on, and what is held out of it, if anything."""
+    if data.mixture:
+        mixture = Mixture.open(data.mixture)
+        return mixture, mixture.held_out()
+    dataset = TokenDataset(data.path)
+    if "validation" not in dataset.metadata.splits:
+        return dataset, None
+    return dataset, TokenDataset(data.path, "validation")
+
+
+def _described(dataset: TokenDataset | Mixture) -> str:
+    """The number of sequences; before it a line for each data set of a mixture."""
+    lines = []
+    if isinstance(dataset, Mixture):
+        lines = [
+            f"{weight:.1%} of {part.metadata.folder}, read {places / len(part):.2f} times an epoch"
+            for part, weight, places in zip(
+                dataset.datasets, dataset.weights, dataset.places, strict=True
+            )
+        ]
+    return "\n".join([*lines, f"{len(dataset):,} sequences"])

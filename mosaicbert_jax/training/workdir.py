@@ -9,7 +9,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mosaicbert_jax.data.dataset import DatasetMetadata
+from mosaicbert_jax.data.dataset import DatasetMetadata, TokenDataset
+from mosaicbert_jax.data.mixture import Mixture
 from mosaicbert_jax.errors import UserError
 from mosaicbert_jax.files import write_atomically
 from mosaicbert_jax.modeling.config import BertConfig
@@ -21,12 +22,28 @@ TOKENIZER = "tokenizer"
 LOCK_FILE = ".lock"
 
 
-def record(config: ConfigDict, model: BertConfig, dataset: DatasetMetadata) -> dict[str, Any]:
-    """What config.json holds: settings, the model as built, and the data set's identity."""
+def record(
+    config: ConfigDict, model: BertConfig, dataset: TokenDataset | Mixture
+) -> dict[str, Any]:
+    """What config.json holds: settings, the model as built, and the data's identity."""
     return {
         "config": json.loads(config.to_json()),
         "model": {name: getattr(model, name) for name in model.__dataclass_fields__},
-        "dataset": {"digest": dataset.digest, "max_seq_len": dataset.max_seq_len},
+        "dataset": {**_identity(dataset), "max_seq_len": dataset.metadata.max_seq_len},
+    }
+
+
+def _identity(dataset: TokenDataset | Mixture) -> dict[str, Any]:
+    if not isinstance(dataset, Mixture):
+        return {"digest": dataset.metadata.digest}
+    # By number and not as a list, so that `differences` can tell which of them is another.
+    return {
+        "mixture": {
+            str(number): {"digest": part.metadata.digest, "weight": weight}
+            for number, (part, weight) in enumerate(
+                zip(dataset.datasets, dataset.weights, strict=True)
+            )
+        }
     }
 
 

@@ -3,7 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mosaicbert_jax.data.packing import pack, packing_efficiency, shuffled
+from mosaicbert_jax.data.order import shuffled
+from mosaicbert_jax.data.packing import pack, packing_efficiency
 
 
 def rows_of(packed):

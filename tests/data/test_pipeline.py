@@ -1,111 +1,27 @@
-import contextlib
+"""The stream of batches: what is in them, their order, and going on from any position."""
+
 import hashlib
 import itertools
 import json
-import threading
-import types
 
-import grain
 import numpy as np
 import pytest
 
 from mosaicbert_jax.data import pipeline
-from mosaicbert_jax.data.dataset import SpecialTokenIds
 from mosaicbert_jax.data.masking import predictions_per_row
-from mosaicbert_jax.data.pipeline import Batch, PackedBatches, Position, batches
+from mosaicbert_jax.data.pipeline import Batch, PackedBatches, Position
 from mosaicbert_jax.errors import UserError
-
-PAD, CLS, SEP, MASK = 0, 2, 3, 4
-MAX_SEQ_LEN = 16
-ARRAY_NAMES = {"tokens_BL", "segment_ids_BL", "positions_BP", "labels_BP", "weights_BP"}
-
-
-class MemoryDataset:
-    """[CLS] two tokens that tell the index, noise, [SEP]; what the pipeline uses of a reader."""
-
-    def __init__(self, sequences, *, min_length=4):
-        generator = np.random.default_rng(sequences)
-        self.lengths_read = []
-        self.indices_gathered = []
-        self.sequences = []
-        for index in range(sequences):
-            noise = generator.integers(5, 1000, generator.integers(min_length - 4, MAX_SEQ_LEN - 3))
-            name = [5 + index % 900, 5 + index // 900]
-            self.sequences.append(np.array([CLS, *name, *noise, SEP], np.int32))
-        self.metadata = types.SimpleNamespace(
-            max_seq_len=MAX_SEQ_LEN,
-            vocab_size=1000,
-            padded_vocab_size=1024,
-            special_token_ids=SpecialTokenIds(pad=PAD, unk=1, cls=CLS, sep=SEP, mask=MASK),
-        )
-
-    def __len__(self):
-        return len(self.sequences)
-
-    def lengths(self, indices_S):
-        self.lengths_read.append(len(indices_S))
-        return np.array([len(self.sequences[i]) for i in indices_S], np.int32)
-
-    def gather(self, indices_S):
-        self.indices_gathered.extend(indices_S.tolist())
-        chosen = [self.sequences[i] for i in indices_S]
-        tokens_T = np.concatenate([np.zeros(0, np.int32), *chosen])
-        return tokens_T, np.array([len(tokens) for tokens in chosen], np.int32)
-
-
-SETTINGS = {
-    "row_length": 24,
-    "rows_per_batch": 4,
-    "seed": 17,
-    "masking_rate": 0.3,
-    "window_size": 20,
-}
-
-
-def stream(dataset, count=None, **settings):
-    return list(itertools.islice(iter(PackedBatches(dataset, **SETTINGS | settings)), count))
-
-
-def assert_same_arrays(found, expected):
-    assert set(found) == set(expected) == ARRAY_NAMES
-    for name, array in expected.items():
-        assert found[name].dtype == array.dtype
-        np.testing.assert_array_equal(found[name], array, err_msg=name)
-
-
-def assert_same_batches(found, expected):
-    assert len(found) == len(expected)
-    for one, other in zip(found, expected, strict=True):
-        assert_same_arrays(one.arrays, other.arrays)
-        assert (one.sequences, one.tokens, one.overflowed, one.position) == (
-            other.sequences,
-            other.tokens,
-            other.overflowed,
-            other.position,
-        )
-
-
-def original_tokens(arrays):
-    """The rows before masking: the labels put back where they were taken from."""
-    tokens_BL = arrays["tokens_BL"].copy()
-    used_BP = arrays["weights_BP"] == 1
-    rows = np.nonzero(used_BP)[0]
-    tokens_BL[rows, arrays["positions_BP"][used_BP]] = arrays["labels_BP"][used_BP]
-    return tokens_BL
-
-
-def unpacked(batch):
-    """(index, original tokens, masked tokens) of each sequence of a batch, in order of reading."""
-    found = []
-    original_BL = original_tokens(batch.arrays)
-    for original_L, masked_L, segments_L in zip(
-        original_BL, batch.arrays["tokens_BL"], batch.arrays["segment_ids_BL"], strict=True
-    ):
-        for segment in range(1, segments_L.max() + 1):
-            tokens = original_L[segments_L == segment]
-            index = int(tokens[1] - 5 + 900 * (tokens[2] - 5))
-            found.append((index, tokens, masked_L[segments_L == segment]))
-    return found
+from tests.data.pipeline_cases import (
+    ARRAY_NAMES,
+    MASK,
+    PAD,
+    SETTINGS,
+    MemoryDataset,
+    assert_same_batches,
+    original_tokens,
+    stream,
+    unpacked,
+)
 
 
 def test_a_batch_holds_whole_sequences_and_their_labels():
@@ -239,38 +155,6 @@ def test_masks_differ_between_epochs():
     assert len({tuple(masked) for _, _, masked in unpacked(batch)}) > 3
 
 
-@pytest.mark.parametrize("hosts", [2, 4])
-@pytest.mark.parametrize("packing", [True, False])
-def test_hosts_together_make_the_batch_of_one(hosts, packing):
-    dataset = MemoryDataset(53)
-    settings = {"rows_per_batch": 8, "epochs": 2, "packing": packing}
-    whole = stream(dataset, **settings)
-    parts = [
-        stream(dataset, process_index=host, process_count=hosts, **settings)
-        for host in range(hosts)
-    ]
-    for expected, *per_host in zip(whole, *parts, strict=True):
-        joined = {
-            name: np.concatenate([batch.arrays[name] for batch in per_host]) for name in ARRAY_NAMES
-        }
-        assert_same_arrays(joined, expected.arrays)
-        for batch in per_host:
-            assert (batch.sequences, batch.tokens) == (expected.sequences, expected.tokens)
-            assert batch.position == expected.position
-        assert sum(batch.overflowed for batch in per_host) == expected.overflowed
-
-
-def test_a_host_reads_only_its_rows():
-    dataset = MemoryDataset(60)
-    read = []
-    for host in range(2):
-        dataset.indices_gathered.clear()
-        stream(dataset, epochs=1, process_index=host, process_count=2)
-        read.append(set(dataset.indices_gathered))
-    assert not read[0] & read[1]
-    assert read[0] | read[1] == set(range(60))
-
-
 # Windows that end within a batch, at its end, and far beyond it; fewer sequences than a batch.
 SIZES = [
     pytest.param(53, 20, id="windows"),
@@ -313,86 +197,6 @@ def test_resuming_plans_one_window():
     dataset.lengths_read.clear()
     stream(dataset, 1, position=position, rows_per_batch=1)
     assert dataset.lengths_read == [20]
-
-
-@pytest.mark.parametrize("prefetch", [0, 1, 3])
-def test_prefetched_batches_carry_the_position_after_them(prefetch):
-    dataset = MemoryDataset(53)
-    whole = stream(dataset, 30)
-    with contextlib.closing(batches(dataset, prefetch=prefetch, **SETTINGS)) as ahead:
-        first = list(itertools.islice(ahead, 11))
-    with contextlib.closing(
-        batches(dataset, position=first[-1].position, prefetch=prefetch, **SETTINGS)
-    ) as ahead:
-        assert_same_batches(first + list(itertools.islice(ahead, 19)), whole)
-
-
-def test_prefetch_wrapper_restores_its_own_state():
-    source = PackedBatches(MemoryDataset(53), **SETTINGS)
-    ahead = grain.experimental.ThreadPrefetchIterDataset(source, prefetch_buffer_size=3)
-    with contextlib.closing(iter(ahead)) as iterator:
-        for _ in range(5):
-            next(iterator)
-        state = iterator.get_state()
-        expected = [next(iterator) for _ in range(4)]
-    with contextlib.closing(iter(ahead)) as iterator:
-        iterator.set_state(state)
-        assert_same_batches([next(iterator) for _ in range(4)], expected)
-
-
-@pytest.mark.parametrize("epochs", [None, 2])
-def test_several_workers_yield_the_same_stream(epochs):
-    dataset = MemoryDataset(53)
-    source = PackedBatches(dataset, epochs=epochs, **SETTINGS)
-    spread = grain.experimental.multithread_prefetch(source, num_threads=3, buffer_size=2)
-    with contextlib.closing(iter(spread)) as iterator:
-        found = list(itertools.islice(iterator, 25))
-    assert_same_batches(found, stream(dataset, 25, epochs=epochs))
-
-
-def prefetch_threads():
-    return [t for t in threading.enumerate() if "prefetch" in t.name and t.is_alive()]
-
-
-@pytest.mark.parametrize("taken", [0, 1, 5])
-def test_close_leaves_no_thread_behind(taken):
-    before = prefetch_threads()
-    iterator = batches(MemoryDataset(53), prefetch=2, **SETTINGS)
-    for _ in range(taken):
-        next(iterator)
-    assert (len(prefetch_threads()) > len(before)) == (taken > 0)
-    iterator.close()
-    iterator.close()
-    assert prefetch_threads() == before
-    with pytest.raises(ValueError, match="closed"):
-        next(iterator)
-
-
-def test_a_closed_iterator_without_prefetch_refuses_to_go_on():
-    iterator = iter(PackedBatches(MemoryDataset(5), **SETTINGS))
-    iterator.close()
-    with pytest.raises(ValueError, match="closed"):
-        next(iterator)
-
-
-def test_an_error_in_the_thread_reaches_the_consumer_and_no_batch_is_lost():
-    dataset = MemoryDataset(53)
-    whole = stream(dataset, 6)
-    gather, calls = dataset.gather, itertools.count()
-
-    def failing_once(indices_S):
-        if next(calls) == 3:
-            raise OSError("the disk is gone")
-        return gather(indices_S)
-
-    dataset.gather = failing_once
-    with contextlib.closing(batches(dataset, prefetch=2, **SETTINGS)) as iterator:
-        found = [next(iterator) for _ in range(3)]
-        with pytest.raises(OSError, match="the disk is gone"):
-            next(iterator)
-        assert not prefetch_threads()
-        found += [next(iterator) for _ in range(3)]
-    assert_same_batches(found, whole)
 
 
 def test_evaluation_ends_with_padding_rows():

@@ -1,22 +1,23 @@
 """prepare: what is kept, held out, cut and split, and that a data set is there whole or not."""
 
 import dataclasses
+import gzip
 import hashlib
 import importlib.util
 import json
-import multiprocessing
 import os
-import socket
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from tokenizers import Tokenizer
 
-from mosaicbert_jax.data import preparation
-from mosaicbert_jax.data.dataset import DatasetMetadata, ShardWriter, TokenDataset
-from mosaicbert_jax.data.preparation import PrepareOptions, prepare, split_lengths
+from mosaicbert_jax.data import encoding, preparation
+from mosaicbert_jax.data.dataset import DatasetMetadata, TokenDataset
+from mosaicbert_jax.data.preparation import PrepareOptions, prepare
 from mosaicbert_jax.data.tokenizer import SPECIAL_TOKENS
 from mosaicbert_jax.errors import UserError
 
@@ -101,7 +102,7 @@ def test_twice_gives_the_same_bytes(tmp_path, options):
 
 def test_batches_change_nothing(tmp_path, options, monkeypatch):
     prepare(options, silent)
-    monkeypatch.setattr(preparation, "_BATCH_CHARS", 50)
+    monkeypatch.setattr(encoding, "_BATCH_CHARS", 50)
     prepare(dataclasses.replace(options, output=str(tmp_path / "again")), silent)
     assert contents(options.output) == contents(tmp_path / "again")
 
@@ -118,6 +119,16 @@ def test_duplicates_and_empty_documents_are_dropped_and_counted(tmp_path, option
     assert (metadata.dropped_duplicates, metadata.dropped_empty) == (2, 3)
     assert metadata.sources[0].documents == 7
     assert list(metadata.splits) == ["train"]
+
+
+def test_duplicates_can_be_kept_and_stay_on_one_side(tmp_path, options):
+    Path(options.inputs[0]).write_text("\n".join(f"document {i % 100} of many" for i in range(300)))
+    options = dataclasses.replace(options, deduplicate=False)
+    metadata = prepare(options, silent)
+    train, validation = sentences(options.output), sentences(options.output, "validation")
+    assert metadata.dropped_duplicates == 0
+    assert (len(train) + len(validation), len(set(train) | set(validation))) == (300, 100)
+    assert not set(train) & set(validation)
 
 
 def test_given_tokenizer_keeps_its_ids(tmp_path, options):
@@ -164,18 +175,6 @@ def test_long_documents_are_split_without_loss(tmp_path, options):
     assert metadata.splits["train"].truncated_documents == 0
 
 
-@pytest.mark.parametrize("room", [6, 14, 126])
-def test_split_lengths(room):
-    for tokens in range(1, 5 * room):
-        pieces = split_lengths(tokens, room)
-        assert sum(pieces) == tokens
-        assert max(pieces) <= room
-        assert len(pieces) == -(-tokens // room)
-        assert len(pieces) == 1 or min(pieces) >= min(8, room // 2)
-        assert all(piece == room for piece in pieces[:-2])
-    assert split_lengths(0, room) == []
-
-
 def test_same_again_is_kept_and_anything_else_refused(tmp_path, options):
     first = prepare(options, silent)
     before = contents(options.output), os.stat(options.output).st_mtime_ns
@@ -188,6 +187,7 @@ def test_same_again_is_kept_and_anything_else_refused(tmp_path, options):
         ({"validation_fraction": 0.1}, "validation_fraction"),
         ({"lowercase": False}, "lowercase"),
         ({"long_documents": "split"}, "long_documents"),
+        ({"deduplicate": False}, "deduplicate"),
         ({"inputs": options.inputs * 2}, r"it is made of in\.txt in this order"),
     ):
         with pytest.raises(UserError, match=message):
@@ -215,54 +215,6 @@ def test_foreign_output_is_never_touched(options):
         prepare(dataclasses.replace(options, output=str(file)), silent)
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-def test_an_interruption_leaves_nothing(tmp_path, options, monkeypatch, error):
-    def interrupted(self):
-        raise error
-
-    monkeypatch.setattr(ShardWriter, "_flush", interrupted)
-    with pytest.raises(error):
-        prepare(options, silent)
-    assert {path.name for path in tmp_path.iterdir()} == {"in.txt"}
-    monkeypatch.undo()
-    prepare(options, silent)
-    assert {path.name for path in tmp_path.iterdir()} == {"in.txt", "out"}
-
-
-def test_a_full_disk_is_a_user_error(tmp_path, options, monkeypatch):
-    def full(self):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(ShardWriter, "_flush", full)
-    with pytest.raises(UserError, match=r"No space left on device; .*out was not written"):
-        prepare(options, silent)
-    assert {path.name for path in tmp_path.iterdir()} == {"in.txt"}
-
-
-def _die_while_writing(options: PrepareOptions) -> None:
-    ShardWriter.close = lambda self: os._exit(9)
-    prepare(options, silent)
-
-
-def test_leftovers_of_a_killed_run_are_removed(tmp_path, options):
-    process = multiprocessing.get_context("spawn").Process(
-        target=_die_while_writing, args=[options]
-    )
-    process.start()
-    process.join()
-    assert process.exitcode == 9
-    (leftover,) = tmp_path.glob(".out.partial-*")
-    assert not Path(options.output).exists()
-    running = leftover.with_name(f".out.partial-{socket.gethostname()}-{os.getppid()}")
-    other_output = leftover.with_name(leftover.name.replace(".out.", ".out2."))
-    for folder in (running, other_output):
-        folder.mkdir()
-    prepare(options, silent)
-    assert not leftover.exists()
-    assert running.exists()
-    assert other_output.exists()
-
-
 def test_errors_in_the_input_are_named_while_the_tokenizer_is_trained(tmp_path, options):
     path = tmp_path / "in.jsonl"
     path.write_text('{"text": "a"}\n{"text": 1}\n')
@@ -278,6 +230,9 @@ def test_errors_in_the_input_are_named_while_the_tokenizer_is_trained(tmp_path, 
         ({"validation_fraction": 1.0}, r"validation_fraction 1\.0"),
         ({"validation_fraction": -0.1}, "validation_fraction"),
         ({"long_documents": "drop"}, "long_documents 'drop'"),
+        ({"on_error": "ignore"}, "on_error 'ignore'"),
+        ({"workers": 0}, "workers 0"),
+        ({"compare_with": "vocab.txt"}, "compare_with is for the report"),
         ({"vocab_size": 8}, "vocab_size 8"),
         ({"inputs": ()}, "no input"),
         ({"validation_fraction": 0.9999999}, "no training document is left: 300 held out"),
@@ -325,7 +280,7 @@ def test_a_part_of_the_embedded_corpus(tmp_path, options, monkeypatch):
 
     def first_speeches(inputs):
         speeches, _ = whole(inputs)
-        return [dataclasses.replace(speeches, paths=speeches.paths[:40])]
+        return [dataclasses.replace(speeches, files=speeches.files[:40])]
 
     monkeypatch.setattr(preparation, "find_sources", first_speeches)
     options = dataclasses.replace(
@@ -343,3 +298,98 @@ def test_a_part_of_the_embedded_corpus(tmp_path, options, monkeypatch):
     assert "Presidency Project" in metadata.sources[0].attribution
     unknown = sum(entries.count(SPECIAL_TOKENS[1]) for entries in decoded(options.output))
     assert unknown < 1e-3 * lengths_S.sum()
+
+
+def test_report(tmp_path, options):
+    path = Path(options.inputs[0])
+    path.write_text("\n".join(f"the acetyltransferase {i % 7} {i}" for i in range(300)))
+    (tmp_path / "general").mkdir()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    digits = [f"{mark}{i}" for i in range(10) for mark in ("", "##")]
+    words = ["the", "ace", "##tyl", "##transfer", "##ase", *digits]
+    (tmp_path / "general" / "vocab.txt").write_text("\n".join([*special, *words]))
+    options = dataclasses.replace(
+        options, vocab_size=200, report=True, compare_with=str(tmp_path / "general" / "vocab.txt")
+    )
+    said: list[str] = []
+    metadata = prepare(options, said.append)
+    report = (Path(options.output) / "report.md").read_text()
+    assert report in said[-1]
+    assert f"{metadata.splits['train'].documents:,}" in report
+    row = next(line for line in report.split("\n") if line.startswith("| acetyltransferase"))
+    cells = [cell.strip() for cell in row.split("|")[1:-1]]
+    held_out = metadata.splits["validation"].documents
+    assert cells == [
+        "acetyltransferase",
+        str(300 - held_out),
+        "acetyltransferase",
+        "ace ##tyl ##transfer ##ase",
+    ]
+    assert "general" in report
+    before = contents(options.output)
+    (Path(options.output) / "report.md").unlink()
+    prepare(options, silent)  # of a data set that is there already
+    assert contents(options.output) == before
+
+
+def test_all_kinds_of_input_together(tmp_path, options):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a.txt").write_text("document 1\ndocument 2\n")
+    with gzip.open(folder / "b.json.gz", "wt") as file:
+        file.write('{"text": "document 3"}\n{"text": "document 1"}\n')
+    (folder / "c.csv").write_text('id,text\n1,"document\n4"\n2,document 5\n')
+    table = pyarrow.table({"text": ["document 6", "document 7"]})
+    pyarrow.parquet.write_table(table, folder / "d.parquet")
+    (folder / "notes.md").write_text("not read")
+    options = with_vocab(
+        options, tmp_path, "document 1 2 3 4 5 6 7", inputs=(str(folder),), validation_fraction=0
+    )
+    metadata = prepare(options, silent)
+    assert sorted(sentences(options.output)) == [f"document {i}" for i in range(1, 8)]
+    (source,) = metadata.sources
+    assert (source.name, source.files, source.documents) == ("in/", 4, 8)
+    assert metadata.dropped_duplicates == 1
+    said: list[str] = []
+    prepare(options, said.append)
+    assert "up to date" in said[0]
+
+
+def test_what_cannot_be_read_is_skipped_and_counted(tmp_path, options):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a.jsonl").write_bytes(b'{"text": "the cat"}\n{broken\n{"body": 1}\n\xff\n')
+    (folder / "b.txt").write_text("")
+    whole = gzip.compress(b'{"text": "the cat sat"}\n' * 3 + os.urandom(5000))
+    (folder / "c.jsonl.gz").write_bytes(whole[:-3000])
+    options = with_vocab(options, tmp_path, "cat sat", inputs=(str(folder),), validation_fraction=0)
+    with pytest.raises(UserError, match=r"a\.jsonl:2: not JSON"):
+        prepare(options, silent)
+    said: list[str] = []
+    metadata = prepare(dataclasses.replace(options, on_error="skip"), said.append)
+    assert sentences(options.output) == ["the cat", "the cat sat"]
+    assert {"not JSON": 1, "no field": 1, "empty file": 1, "truncated file": 1}.items() <= (
+        metadata.skipped.items()
+    )
+    text = "\n".join(said)
+    assert "1 truncated file" in text
+    assert f"  {folder}/a.jsonl:2 (not JSON)" in said
+
+
+def test_awkward_documents_survive(tmp_path, options):
+    path = tmp_path / "in.jsonl"
+    with path.open("w") as file:
+        file.write('{"text": ""}\n' * 200_000)
+        file.write('{"text": "x"}\n{"text": "the\\u0000 cat"}\n')
+        file.write(json.dumps({"text": "the " * 500_000 + "x" * 500_000}) + "\n")
+        file.write('{"text": "cat"}\n')
+    options = with_vocab(
+        options, tmp_path, "cat", inputs=(str(path),), validation_fraction=0, long_documents="split"
+    )
+    metadata = prepare(options, silent)
+    assert metadata.dropped_empty == 200_000
+    found = sentences(options.output)
+    assert (found[0], found[1], found[-1]) == ("[UNK]", "the cat", "cat")
+    words = " ".join(found[2:-1]).split()
+    assert words[:500_000] == ["the"] * 500_000
+    assert set(words[500_000:]) == {"[UNK]"}

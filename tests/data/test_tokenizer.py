@@ -4,11 +4,14 @@ import json
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, models
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, normalizers
 
 from mosaicbert_jax.data.dataset import SpecialTokenIds
 from mosaicbert_jax.data.tokenizer import (
     SPECIAL_TOKENS,
+    WordEncoder,
     encode_texts,
     is_lowercase,
     load_tokenizer,
@@ -216,3 +219,50 @@ def test_encode_texts_gives_int32_ids(uncased):
 
 def test_padded_vocab_size():
     assert [padded_vocab_size(n) for n in (1, 64, 65, 30522)] == [64, 64, 128, 30528]
+
+
+AWKWARD = "aAéÉßΣσ中🙂'-[]., \t\n\r\x0b\x0c\x1c\x85\xa0\xad\u0301\u200b\u2028\u3000\ufffd\x00"
+
+
+@pytest.mark.parametrize("lowercase", [True, False])
+@given(texts=st.lists(st.text(alphabet=AWKWARD, max_size=40), max_size=5))
+@settings(deadline=None, max_examples=200)
+def test_word_by_word_gives_the_ids_of_whole_texts(lowercase, texts):
+    tokenizer = train_tokenizer(["aé Éß Σσ 中🙂'-[]., a\u0301 aa AA"] * 3, 60, lowercase)
+    tokenizer.encode_special_tokens = True
+    encode = WordEncoder(tokenizer)
+    for _ in range(2):  # the second time from its table
+        for found, whole in zip(encode(texts), encode_texts(tokenizer, texts), strict=True):
+            assert found.tolist() == whole.tolist()
+            assert found.dtype == np.int32
+
+
+def test_special_tokens_in_text_and_forgetting(monkeypatch):
+    tokenizer = train_tokenizer(["the [SEP] cat"] * 3, 60)
+    tokenizer.encode_special_tokens = True
+    encode = WordEncoder(tokenizer)
+    monkeypatch.setattr("mosaicbert_jax.data.tokenizer._REMEMBERED_CHARS", 8)
+    texts = ["the cat", "[SEP] the cat [SEP]x", "x" * 200 + " the", "the cat sat"]
+    for _ in range(3):
+        for text in texts:
+            assert encode([text])[0].tolist() == encode_texts(tokenizer, [text])[0].tolist()
+        assert len(encode._ids) < 6
+
+
+def test_a_tokenizer_of_another_kind_sees_whole_texts(tmp_path):
+    """One whose normalizer joins words would give other ids word by word."""
+    tokenizer = train_tokenizer(["new york", "newyork"] * 3, 60)
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Replace("new york", "newyork"), tokenizer.normalizer]
+    )
+    tokenizer.encode_special_tokens = True
+    assert (
+        WordEncoder(tokenizer)(["new york"])[0].tolist()
+        == encode_texts(tokenizer, ["newyork"])[0].tolist()
+    )
+    adds = train_tokenizer(["new york"] * 3, 60)
+    adds.encode_special_tokens = True
+    adds.add_tokens(["new york"])
+    (found,) = WordEncoder(adds)(["a new york"])
+    assert adds.token_to_id("new york") in found.tolist()
+    assert found.tolist() == encode_texts(adds, ["a new york"])[0].tolist()

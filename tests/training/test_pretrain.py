@@ -34,7 +34,8 @@ from tests.conftest import ROOT, run_process, run_train
 
 ROW = {
     "step", "samples", "tokens", "loss", "masked_accuracy", "learning_rate", "tokens_per_second",
-    "mfu", "mfu_6n", "packing_efficiency", "grad_norm", "overflowed_predictions", "seconds",
+    "data_wait_fraction", "mfu", "mfu_6n", "packing_efficiency", "grad_norm",
+    "overflowed_predictions", "seconds",
 }  # fmt: skip
 
 

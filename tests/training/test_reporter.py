@@ -90,6 +90,30 @@ def test_an_evaluation_within_a_row_is_left_out_of_its_speed(recorder):
     assert recorder.rows[-1]["tokens_per_second"] == 2000 / 0.5
 
 
+def test_the_share_of_a_row_that_was_waited_for_data(recorder, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(reporters.time, "monotonic", lambda: clock[0])
+    recorder.reporter = reporters.Reporter(
+        recorder.reporter._run, recorder, recorder, Progress(), PEAK
+    )
+
+    def late():
+        for seconds in (1.0, 0.5, 0.25, 2.0, 0.0):
+            clock[0] += seconds
+            yield "a batch"
+
+    for step, _ in enumerate(recorder.reporter.timed(late()), start=1):
+        clock[0] += 1.0  # the step itself
+        dispatch(recorder, step)
+    recorder.reporter.flush()
+    # The row of a step is written when the next has been dispatched, or at its flush.
+    assert [(r["step"], r["data_wait_fraction"]) for r in recorder.rows] == [
+        (1, 1.5 / 3.5),
+        (2, 0.25 / 1.25),
+        (4, 2.0 / 4.0),
+    ]
+
+
 def test_not_finite_is_an_error_of_its_step(recorder):
     dispatch(recorder, 1)
     dispatch(recorder, 3, loss=float("nan"))
