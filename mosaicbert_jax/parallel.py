@@ -47,7 +47,9 @@ def ordered_map(
         pending: collections.deque[Future] = collections.deque()
         try:
             for item in items:
-                pending.append(executor.submit(_call, item))
+                with _interrupts_held_back():  # it may start a worker
+                    future = executor.submit(_call, item)
+                pending.append(future)
                 if len(pending) > _ITEMS_AHEAD * workers:
                     yield pending.popleft().result()
             while pending:
@@ -57,6 +59,20 @@ def ordered_map(
                 "a worker process died, most likely because the machine ran out of memory; "
                 "use fewer workers"
             ) from None
+
+
+@contextlib.contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Ctrl-C comes when this ends, and never to a process that is started here.
+
+    Such a process inherits it. Without, it would end with a traceback where `follow_parent` has not
+    been called yet, as while it imports what it needs.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def follow_parent() -> None:

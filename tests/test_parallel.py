@@ -53,6 +53,11 @@ def test_a_worker_that_dies_is_told():
         list(ordered_map(die, range(3), 2))
 
 
+def test_ctrl_c_never_reaches_a_worker_even_while_it_starts():
+    assert list(ordered_map(interrupts_are_blocked, range(8), 2)) == [True] * 8
+    assert not interrupts_are_blocked(0)
+
+
 _PARENT = """
 import os, time
 from mosaicbert_jax.parallel import ordered_map
@@ -62,6 +67,10 @@ if __name__ == "__main__":
     print(next(results), flush=True)
     time.sleep(60)
 """
+
+
+def interrupts_are_blocked(item: int) -> bool:
+    return signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 def process_id(item: int) -> int:

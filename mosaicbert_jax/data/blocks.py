@@ -9,6 +9,7 @@ from pathlib import Path
 from mosaicbert_jax.data.streams import BrokenStreamError, Tally, read_pieces
 
 BLOCK_BYTES = 2**20
+_LONGEST_BYTES = 2**24
 _ROW_BYTES = 32  # what a row takes beside its text, so that empty rows fill a block too
 _NAMES_SHOWN = 12
 
@@ -64,7 +65,8 @@ def cut(path: Path, tally: Tally, boundary: re.Pattern[bytes]) -> Iterator[tuple
     """Cuts a file at the first boundary behind each BLOCK_BYTES.
 
     Where it is cut depends on the file's content only. A longer stretch without a boundary is
-    one block. What precedes the content, a byte order mark, is dropped.
+    one block; of more than 16 MiB it is cut at a line's end, if it has lines. What precedes the
+    content, a byte order mark, is dropped.
 
     Args:
       boundary: LINE_END or BLANK_LINE.
@@ -93,7 +95,14 @@ def cut(path: Path, tally: Tally, boundary: re.Pattern[bytes]) -> Iterator[tuple
             buffer += piece
             while len(buffer) > BLOCK_BYTES:
                 searched = max(searched, BLOCK_BYTES - 1)
-                if found := boundary.search(buffer, searched):
+                found = boundary.search(buffer, searched)
+                if found and found.start() < _LONGEST_BYTES:
+                    yield from take(found.end())
+                elif len(buffer) > _LONGEST_BYTES + BLOCK_BYTES and (
+                    line_end := buffer.rfind(b"\n", BLOCK_BYTES, _LONGEST_BYTES) + 1
+                ):
+                    yield from take(line_end)
+                elif found:
                     yield from take(found.end())
                 else:
                     last = buffer.rfind(b"\n", searched)

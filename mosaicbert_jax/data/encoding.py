@@ -148,7 +148,7 @@ def encode_documents(
     """The ids of each text, int32[T], without [CLS] and [SEP].
 
     A text goes to the tokenizer in parts that end between words, so that one of any length takes
-    little memory; only a word of more than 65,536 characters, which becomes [UNK], is cut.
+    little memory; 65,536 characters without a space or a line's end are cut where they are.
 
     Args:
       encode: `encode_texts` of a tokenizer, or a `WordEncoder`.

@@ -60,24 +60,25 @@ class Inputs:
 
         Args:
           files: bytes and sha256 of each file.
-          documents: of each source.
+          documents: of each file.
         """
         records = []
         begin = 0
-        for source, count in zip(self.sources, documents, strict=True):
-            of_source = files[begin : begin + len(source.files)]
-            begin += len(source.files)
+        for source in self.sources:
+            end = begin + len(source.files)
+            of_source = files[begin:end]
             records.append(
                 SourceRecord(
                     name=source.name,
                     bytes=sum(size for size, _ in of_source),
                     sha256=_joint_digest([sha256 for _, sha256 in of_source]),
-                    documents=count,
+                    documents=sum(documents[begin:end]),
                     files=len(of_source),
                     license=source.license,
                     attribution=source.attribution,
                 )
             )
+            begin = end
         return tuple(records)
 
     def digests(self) -> list[str]:

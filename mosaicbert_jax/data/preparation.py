@@ -27,9 +27,11 @@ from mosaicbert_jax.data.duplicates import SeenKeys
 from mosaicbert_jax.data.encoding import EncodedBlock, Encoder
 from mosaicbert_jax.data.inputs import Inputs, Reading
 from mosaicbert_jax.data.shards import ShardWriter
-from mosaicbert_jax.data.sources import find_sources
+from mosaicbert_jax.data.sources import find_sources, input_bytes
+from mosaicbert_jax.data.summary import summary
 from mosaicbert_jax.data.text_report import text_report
 from mosaicbert_jax.data.tokenizer import (
+    check_vocab_size,
     is_lowercase,
     load_tokenizer,
     padded_vocab_size,
@@ -39,7 +41,6 @@ from mosaicbert_jax.data.tokenizer import (
     vocab_text,
 )
 from mosaicbert_jax.data.unfinished import (
-    Progress,
     Workspace,
     remove_emptied,
     workspace,
@@ -57,7 +58,6 @@ REPORT_FILE = "report.md"
 TOKENIZER_FILE = "tokenizer.json"
 _FILES_OF_A_TOKENIZER = (TOKENIZER_FILE, "vocab.txt")
 _PLACES_SHOWN = 5
-_SOURCES_SHOWN = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,26 +132,38 @@ def prepare(options: PrepareOptions, say: Callable[[str], None] = print) -> Data
         )
     other = load_tokenizer(options.compare_with) if options.compare_with is not None else None
     recorded = _recorded_options(options, given)
-    output = Path(os.path.abspath(options.output))
+    output = _output_folder(options.output)
     try:
         metadata = _existing(output, recorded, inputs)
         if metadata is not None:
             remove_emptied(output)
             say(f"{output} is up to date: same options, same inputs")
         else:
+            if output.is_mount():  # what can't be replaced either
+                raise UserError(
+                    f"{output}: a file system is mounted there; name a new folder in it"
+                )
             with workspace(output, recorded, inputs.stamps()) as work:
                 metadata = _build(work, options, recorded, inputs, given, say)
             metadata = dataclasses.replace(metadata, folder=output)
-            for line in _summary(metadata, options, work.progress):
+            for line in summary(metadata, work.progress.skipped_places):
                 say(line)
         if options.report:
             _report(metadata, inputs, options, other, say)
+    except BrokenPipeError:
+        raise  # from `say`: its reader has seen enough
     except OSError as error:
         raise UserError(
-            f"{error.filename or output}: {error.strerror or error}; what is finished of {output} "
-            "is kept, so mend this and run it again to go on"
+            f"{error.filename or output}: {error.strerror or error}; {output} was not written; "
+            "mend this and run it again to go on from what is finished"
         ) from None
     return metadata
+
+
+def _output_folder(path: str) -> Path:
+    """Where the finished folder is moved to: not a link, which it could not replace."""
+    output = Path(os.path.abspath(path))
+    return Path(os.path.realpath(output)) if output.is_symlink() else output
 
 
 def _check(options: PrepareOptions) -> None:
@@ -169,6 +181,12 @@ def _check(options: PrepareOptions) -> None:
         raise UserError(f"workers {options.workers}: at least 1 is needed")
     if options.tokenizer is not None and options.vocab_size is not None:
         raise UserError("vocab_size is for a tokenizer trained here; leave it or tokenizer out")
+    if options.vocab_size is not None:
+        check_vocab_size(options.vocab_size)  # before the inputs are read
+    output = _output_folder(options.output).resolve()
+    for each in filter(os.path.isdir, options.inputs):
+        if output.is_relative_to(Path(each).resolve()):
+            raise UserError(f"{options.output}: it would lie in the input {each}; choose another")
     if options.compare_with is not None and not options.report:
         raise UserError("compare_with is for the report; ask for that too")
 
@@ -251,7 +269,7 @@ def _build(
         tokenizer = given or _trained(inputs, recorded["vocab_size"], options.lowercase, say)
         write_synced(path, tokenizer.to_str(pretty=True).encode() + b"\n")
         write_synced(work.data / "vocab.txt", vocab_text(tokenizer).encode())
-        work.progress.documents = [0] * len(inputs.sources)
+        work.progress.documents = [0] * len(inputs.files)
         if given is None:
             work.save()
     _Encoding(work, inputs, tokenizer, options).run()
@@ -262,8 +280,8 @@ def _build(
         work.discard()
         raise UserError(
             f"no training document is left: {progress.splits['validation'].documents} held out "
-            f"for validation, {progress.empty} empty, {progress.duplicates} duplicates; add text, "
-            "or lower validation_fraction"
+            f"for validation, {progress.empty} empty, {progress.duplicates} duplicates, "
+            f"{sum(progress.skipped.values())} not readable; add text, or lower validation_fraction"
         )
     entries = vocab_size(tokenizer)
     metadata = DatasetMetadata(
@@ -330,28 +348,27 @@ class _Encoding:
         }
         self._seen = SeenKeys(work.keys()) if options.deduplicate else None
         self._new_keys: list[np.ndarray] = []
-        self._source_of_file = [
-            number for number, source in enumerate(inputs.sources) for _ in source.files
-        ]
+        self._files = inputs.files
 
     def run(self) -> None:
         progress = self._work.progress
         first = progress.file
-        with ByteProgress("encoding", self._inputs.bytes) as bar:
+        done = sum(map(input_bytes, self._files[:first]))
+        with ByteProgress("encoding", self._inputs.bytes, done) as bar:
             reading = Reading(self._inputs, bar, first, progress.block)
             for encoded in ordered_map(self._encoder, reading, self._inputs.useful_workers):
                 file, block = reading.places.popleft()
                 self._inputs.check(encoded.problems)
-                self._take(encoded, self._source_of_file[file])
+                self._take(encoded, file)
                 progress.file, progress.block = file, block + 1
                 if self._writers["train"].buffered_bytes >= SHARD_BYTES:
                     self._save(first, reading)
-        progress.file, progress.block = len(self._source_of_file), 0
+        progress.file, progress.block = len(self._files), 0
         self._save(first, reading)
 
-    def _take(self, encoded: EncodedBlock, source: int) -> None:
+    def _take(self, encoded: EncodedBlock, file: int) -> None:
         progress = self._work.progress
-        progress.documents[source] += encoded.documents
+        progress.documents[file] += encoded.documents
         progress.empty += encoded.documents - len(encoded.keys_D)
         for problem in encoded.problems:
             progress.skipped[problem.kind] = progress.skipped.get(problem.kind, 0) + 1
@@ -401,38 +418,3 @@ def _tokenizer_name(path: str | None) -> str:
     """The folder's name, where the file's own says nothing."""
     absolute = Path(os.path.abspath(path or ""))
     return absolute.parent.name if absolute.name in _FILES_OF_A_TOKENIZER else absolute.name
-
-
-def _summary(metadata: DatasetMetadata, options: PrepareOptions, progress: Progress) -> list[str]:
-    lines = [
-        f"read {source.documents:,} documents from {source.name}"
-        for source in metadata.sources[:_SOURCES_SHOWN]
-    ]
-    more = metadata.sources[_SOURCES_SHOWN:]
-    if more:
-        documents = sum(source.documents for source in more)
-        lines.append(f"read {documents:,} documents from {len(more):,} further inputs")
-    lines.append(
-        f"dropped {metadata.dropped_duplicates:,} duplicates and {metadata.dropped_empty:,} empty"
-    )
-    if metadata.skipped:
-        kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(metadata.skipped.items()))
-        lines.append(f"skipped what can't be read: {kinds}")
-        lines += [f"  {place}" for place in progress.skipped_places]
-    for name, split in metadata.splits.items():
-        share = split.truncated_documents / split.documents
-        lines.append(
-            f"{name}: {split.documents:,} documents, {split.sequences:,} sequences, "
-            f"{split.tokens:,} tokens; {share:.1%} of the documents truncated"
-        )
-    if options.validation_fraction and "validation" not in metadata.splits:
-        lines.append(
-            "no validation split: no document fell in the held-out share; raise validation_fraction"
-        )
-    kind = "given" if options.tokenizer is not None else "trained"
-    lines.append(
-        f"vocabulary: {metadata.vocab_size:,} entries ({kind}), "
-        f"padded to {metadata.padded_vocab_size:,}"
-    )
-    lines.append(f"data set: {metadata.folder}")
-    return lines

@@ -77,7 +77,7 @@ def find_sources(inputs: Iterable[str | os.PathLike]) -> list[Source]:
         elif not os.path.lexists(text) and glob.has_magic(text):
             found.append(_pattern_source(text))
         else:
-            found.append(Source(Path(text).name, (_input_file(Path(text)),)))
+            found.append(Source(_name(Path(text).name), (_input_file(Path(text)),)))
     if not found:
         raise UserError(f"no input: name {_INPUTS}")
     return found
@@ -102,6 +102,11 @@ _SUFFIXES = f"{', '.join(sorted(_FORMATS))}, also with {' or '.join(COMPRESSIONS
 _INPUTS = f'a file ending in {_SUFFIXES}, a pattern, a folder, {TFDS}NAME or "{EMBEDDED}"'
 
 
+def _name(text: str) -> str:
+    """A file system's name, which need not be Unicode, as text that can be written."""
+    return os.fsencode(text).decode("utf-8", "backslashreplace")
+
+
 def _format(path: Path) -> str | None:
     name = path.name.lower()
     for compression in COMPRESSIONS:
@@ -111,6 +116,8 @@ def _format(path: Path) -> str | None:
 
 def _input_file(path: Path) -> InputFile:
     if not path.is_file():
+        if path.exists():
+            raise UserError(f"{path}: not a regular file; write the text to one")
         raise UserError(f"{path}: no such file; check the path")
     known = _format(path)
     if known is None:
@@ -123,7 +130,7 @@ def _pattern_source(pattern: str) -> Source:
     files = tuple(_input_file(path) for path in paths if not path.is_dir())
     if not files:
         raise UserError(f"{pattern}: no file matches; check the pattern")
-    return Source("/".join(Path(pattern).parts[-2:]), files)
+    return Source(_name("/".join(Path(pattern).parts[-2:])), files)
 
 
 def _folder_source(folder: Path) -> Source:
@@ -134,12 +141,10 @@ def _folder_source(folder: Path) -> Source:
     for parent, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
         paths += [Path(parent, name) for name in names if not name.startswith(".")]
-    files = tuple(
-        InputFile(path, known) for path in sorted(paths) if (known := _format(path)) is not None
-    )
+    files = tuple(_input_file(path) for path in sorted(paths) if _format(path) is not None)
     if not files:
         raise UserError(f"{folder}: no file in it that ends in {_SUFFIXES}; check the path")
-    return Source(f"{folder.resolve().name}/", files)
+    return Source(_name(f"{folder.resolve().name}/"), files)
 
 
 def _tfds_source(text: str) -> Source:

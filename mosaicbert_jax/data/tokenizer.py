@@ -22,6 +22,7 @@ from mosaicbert_jax.errors import UserError
 # In the order of their ids in a vocabulary trained here, and of SpecialTokenIds' fields.
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MIN_VOCAB_SIZE = 32
+MAX_VOCAB_SIZE = 2**24  # more is a slip, for which the library would ask too much memory
 # Rarer characters become [UNK], as in the vocabularies that Google trained.
 _ALPHABET_LIMIT = 1000
 _MIN_FREQUENCY = 2
@@ -40,11 +41,10 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, lowercase: bool = Tru
       lowercase: lower-case and strip accents first, as bert-base-uncased does.
 
     Raises:
-      UserError: `vocab_size` is below 32.
+      UserError: see `check_vocab_size`.
       ValueError: `texts` is an iterator, which can't be read twice.
     """
-    if vocab_size < MIN_VOCAB_SIZE:
-        raise UserError(f"vocab_size {vocab_size}: at least {MIN_VOCAB_SIZE} entries are needed")
+    check_vocab_size(vocab_size)
     if iter(texts) is texts:
         raise ValueError("texts must be iterable twice; an iterator is not")
     blank = _bert_tokenizer({token: i for i, token in enumerate(SPECIAL_TOKENS)}, lowercase)
@@ -68,6 +68,14 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, lowercase: bool = Tru
     return _bert_tokenizer(learner.get_vocab(with_added_tokens=False), lowercase)
 
 
+def check_vocab_size(entries: int) -> None:
+    """Raises UserError for a size that no tokenizer can be trained to."""
+    if entries < MIN_VOCAB_SIZE:
+        raise UserError(f"vocab_size {entries}: at least {MIN_VOCAB_SIZE} entries are needed")
+    if entries > MAX_VOCAB_SIZE:
+        raise UserError(f"vocab_size {entries}: at most {MAX_VOCAB_SIZE:,} entries can be had")
+
+
 def load_tokenizer(path: str | os.PathLike, lowercase: bool | None = None) -> Tokenizer:
     """Read a WordPiece tokenizer; truncation and padding that the file asks for are left out.
 
@@ -78,8 +86,8 @@ def load_tokenizer(path: str | os.PathLike, lowercase: bool | None = None) -> To
         vocabulary has upper-case entries.
 
     Raises:
-      UserError: a file is missing or damaged, it is no WordPiece tokenizer, or a special token
-        is missing from it.
+      UserError: a file is missing or damaged, it is no WordPiece tokenizer, a special token or
+        the token for unknown words is missing from it, or an id is far too large.
     """
     path = Path(path)
     if path.is_dir():
@@ -94,6 +102,16 @@ def load_tokenizer(path: str | os.PathLike, lowercase: bool | None = None) -> To
         raise UserError(
             f"{path}: the vocabulary lacks {error.args[0]}; BERT needs {' '.join(SPECIAL_TOKENS)}"
         ) from None
+    unknown = tokenizer.model.unk_token
+    if tokenizer.model.token_to_id(unknown) is None:  # an added token doesn't do
+        raise UserError(
+            f"{path}: the model's vocabulary lacks its unk_token {unknown!r}, so no unknown word "
+            "could be encoded; add it"
+        )
+    if vocab_size(tokenizer) > MAX_VOCAB_SIZE:
+        raise UserError(
+            f"{path}: an entry has id {vocab_size(tokenizer) - 1}; number them from 0 on"
+        )
     return tokenizer
 
 

@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from mosaicbert_jax.data.dataset import ShardRecord, shard_paths
+from mosaicbert_jax.data.dataset import METADATA_FILE, ShardRecord, shard_paths
+from mosaicbert_jax.data.sources import record_files
 from mosaicbert_jax.errors import UserError
 from mosaicbert_jax.files import sync_folder, write_atomically
 
@@ -50,7 +51,7 @@ class Progress:
 
     Attributes:
       files: bytes and sha256 of the files before `file`.
-      documents: that were read, by source.
+      documents: that were read, by file.
       skipped: by kind, what could not be read.
       skipped_places: of the first of them.
       key_files: of digests that are written.
@@ -83,7 +84,7 @@ class Progress:
 
 @dataclasses.dataclass(frozen=True)
 class FileStamp:
-    """By what a file that has changed is known without reading it."""
+    """By what a file, or folder of records, that has changed is known without reading it."""
 
     path: str
     bytes: int
@@ -91,8 +92,12 @@ class FileStamp:
 
     @classmethod
     def of(cls, path: Path) -> "FileStamp":
-        status = path.stat()
-        return cls(str(path.absolute()), status.st_size, status.st_mtime_ns)
+        found = [part.stat() for part in (record_files(path) if path.is_dir() else [path])]
+        return cls(
+            str(path.absolute()),
+            sum(status.st_size for status in found),
+            max((status.st_mtime_ns for status in found), default=0),
+        )
 
 
 class Workspace:
@@ -109,9 +114,10 @@ class Workspace:
         self.progress = Progress()
         self._identity = dict(identity)
         self._stamps = list(stamps)
-        if (folder / _PROGRESS_FILE).is_file():
+        if (folder / _PROGRESS_FILE).is_file() and self.data.is_dir():
             self._go_on()
         else:
+            self.discard()  # of data that became an output, which is gone
             shutil.rmtree(self.data, ignore_errors=True)
             self.data.mkdir()
 
@@ -190,7 +196,7 @@ class Workspace:
         return self.folder / f"keys-{number:05d}.npy"
 
     def _remove_unfinished(self) -> None:
-        """Shards that a killed process was writing, or had not noted yet."""
+        """What a killed process was writing, or had not noted yet."""
         finished = {
             path
             for split in self.progress.splits.values()
@@ -200,6 +206,7 @@ class Workspace:
         for path in self.data.glob("*.npy"):
             if path not in finished:
                 path.unlink()
+        (self.data / METADATA_FILE).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -225,6 +232,9 @@ def workspace(
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"{output}: another process is preparing it; wait for it") from None
+        # Whoever worked there may have finished since this process looked.
+        if not os.fstat(lock.fileno()).st_nlink or (output.is_dir() and any(output.iterdir())):
+            raise UserError(f"{output}: another process has just prepared it; run this again")
         work = Workspace(folder, identity, stamps)
         try:
             yield work

@@ -1,17 +1,12 @@
 """prepare: what is kept, held out, cut and split, and that a data set is there whole or not."""
 
 import dataclasses
-import gzip
-import hashlib
 import importlib.util
 import json
 import os
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-import pyarrow
-import pyarrow.parquet
 import pytest
 from tokenizers import Tokenizer
 
@@ -20,46 +15,19 @@ from mosaicbert_jax.data.dataset import DatasetMetadata, TokenDataset
 from mosaicbert_jax.data.preparation import PrepareOptions, prepare
 from mosaicbert_jax.data.tokenizer import SPECIAL_TOKENS
 from mosaicbert_jax.errors import UserError
-
-
-def silent(line: str) -> None:
-    """Nothing is printed in most tests."""
+from tests.data.preparation_cases import (
+    contents,
+    decoded,
+    sentences,
+    silent,
+    small_options,
+    with_vocab,
+)
 
 
 @pytest.fixture
 def options(tmp_path) -> PrepareOptions:
-    """300 short documents of words that name them, with which nothing is cut."""
-    path = tmp_path / "in.txt"
-    path.write_text("\n".join(f"document {i} of many" for i in range(300)))
-    return PrepareOptions((str(path),), str(tmp_path / "out"), validation_fraction=0.2)
-
-
-def with_vocab(options: PrepareOptions, folder: Path, words: str, **changes) -> PrepareOptions:
-    """The options with a given tokenizer: a special layout, then the words."""
-    vocab = ["the", "[PAD]", "[MASK]", "[SEP]", "[CLS]", "[UNK]", *words.split()]
-    (folder / "vocab.txt").write_text("\n".join(vocab) + "\n", encoding="utf-8")
-    return dataclasses.replace(options, tokenizer=str(folder / "vocab.txt"), **changes)
-
-
-def decoded(folder: str, split: str = "train") -> list[list[str]]:
-    dataset = TokenDataset(folder, split)
-    tokenizer = Tokenizer.from_file(str(dataset.metadata.tokenizer_path))
-    tokens_T, lengths_S = dataset.gather(np.arange(len(dataset)))
-    ends = np.cumsum([0, *lengths_S])
-    return [
-        [tokenizer.id_to_token(int(i)) for i in tokens_T[begin:end]]
-        for begin, end in pairwise(ends)
-    ]
-
-
-def sentences(folder: str, split: str = "train") -> list[str]:
-    return [" ".join(entries[1:-1]).replace(" ##", "") for entries in decoded(folder, split)]
-
-
-def contents(folder: str | Path) -> dict[str, str]:
-    return {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in Path(folder).iterdir()
-    }
+    return small_options(tmp_path)
 
 
 def test_every_document_lies_in_one_split_in_its_order(options):
@@ -149,7 +117,9 @@ def test_given_tokenizer_keeps_its_ids(tmp_path, options):
 
 def test_long_documents_are_truncated(tmp_path, options):
     words = [f"w{i}" for i in range(50)]
-    Path(options.inputs[0]).write_text("\n".join([" ".join(words), " ".join(words[:14]), "the"]))
+    Path(options.inputs[0]).write_text(
+        "\n".join([*[" ".join(words)] * 2, " ".join(words[:14]), "the"])  # one of them twice
+    )
     options = with_vocab(options, tmp_path, " ".join(words), max_seq_len=16, validation_fraction=0)
     metadata = prepare(options, silent)
     assert sentences(options.output) == [" ".join(words[:14])] * 2 + ["the"]
@@ -215,6 +185,61 @@ def test_foreign_output_is_never_touched(options):
         prepare(dataclasses.replace(options, output=str(file)), silent)
 
 
+def test_output_that_is_a_link(tmp_path, options):
+    """What it points to becomes the data set, or is an empty folder that does."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "empty").mkdir()
+    for name in ("new", "empty"):
+        (tmp_path / name).symlink_to(tmp_path / "disk" / name)
+        metadata = prepare(
+            dataclasses.replace(options, output=str(tmp_path / name), workers=1), silent
+        )
+        assert metadata.folder == tmp_path / "disk" / name
+        assert (tmp_path / name).is_symlink()
+        TokenDataset(tmp_path / name).verify()
+    assert {path.name for path in (tmp_path / "disk").iterdir()} == {"new", "empty"}
+
+
+def test_output_within_an_input(tmp_path, options):
+    inside = str(tmp_path / "new" / "out")
+    with pytest.raises(UserError, match="it would lie in the input"):
+        prepare(dataclasses.replace(options, inputs=(str(tmp_path),), output=inside), silent)
+
+
+def test_output_that_is_a_mount_point(options, monkeypatch):
+    """It can't be replaced, which would show only at the end."""
+    monkeypatch.setattr(Path, "is_mount", lambda path: path.name == "out")
+    with pytest.raises(UserError, match="out: a file system is mounted there"):
+        prepare(options, silent)
+
+
+def test_options_are_checked_before_the_inputs_are_read(options, monkeypatch):
+    monkeypatch.setattr(preparation, "find_sources", None)
+    with pytest.raises(UserError, match="vocab_size 8"):
+        prepare(dataclasses.replace(options, vocab_size=8), silent)
+
+
+def test_a_file_name_that_is_not_unicode(tmp_path, options):
+    path = os.fsencode(tmp_path) + b"/\xff.txt"
+    with open(path, "w") as file:
+        file.write("the cat")
+    options = with_vocab(
+        options, tmp_path, "cat", inputs=(os.fsdecode(path),), validation_fraction=0
+    )
+    said: list[str] = []
+    assert prepare(options, said.append).sources[0].name == "\\xff.txt"
+    "\n".join(said).encode()
+
+
+def test_a_reader_of_the_output_that_has_gone_is_no_error_of_the_data_set(options):
+    def gone(line: str) -> None:
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        prepare(options, gone)
+    TokenDataset(options.output).verify()
+
+
 def test_errors_in_the_input_are_named_while_the_tokenizer_is_trained(tmp_path, options):
     path = tmp_path / "in.jsonl"
     path.write_text('{"text": "a"}\n{"text": 1}\n')
@@ -234,6 +259,7 @@ def test_errors_in_the_input_are_named_while_the_tokenizer_is_trained(tmp_path, 
         ({"workers": 0}, "workers 0"),
         ({"compare_with": "vocab.txt"}, "compare_with is for the report"),
         ({"vocab_size": 8}, "vocab_size 8"),
+        ({"vocab_size": 10**10}, "vocab_size 10000000000: at most"),
         ({"inputs": ()}, "no input"),
         ({"validation_fraction": 0.9999999}, "no training document is left: 300 held out"),
     ],
@@ -257,6 +283,9 @@ def test_only_empty_documents(tmp_path, options):
     path.write_text('{"text": ""}\n{"text": " "}\n')
     with pytest.raises(UserError, match=r"no training document is left: .* 2 empty, 0 duplicates"):
         prepare(dataclasses.replace(options, inputs=(str(path),)), silent)
+    path.write_text('{"text": ""}\n{"text": 1}\n{"body": ""}\n')
+    with pytest.raises(UserError, match="1 empty, 0 duplicates, 2 not readable"):
+        prepare(dataclasses.replace(options, inputs=(str(path),), on_error="skip"), silent)
 
 
 def test_summary(tmp_path, options):
@@ -298,98 +327,3 @@ def test_a_part_of_the_embedded_corpus(tmp_path, options, monkeypatch):
     assert "Presidency Project" in metadata.sources[0].attribution
     unknown = sum(entries.count(SPECIAL_TOKENS[1]) for entries in decoded(options.output))
     assert unknown < 1e-3 * lengths_S.sum()
-
-
-def test_report(tmp_path, options):
-    path = Path(options.inputs[0])
-    path.write_text("\n".join(f"the acetyltransferase {i % 7} {i}" for i in range(300)))
-    (tmp_path / "general").mkdir()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    digits = [f"{mark}{i}" for i in range(10) for mark in ("", "##")]
-    words = ["the", "ace", "##tyl", "##transfer", "##ase", *digits]
-    (tmp_path / "general" / "vocab.txt").write_text("\n".join([*special, *words]))
-    options = dataclasses.replace(
-        options, vocab_size=200, report=True, compare_with=str(tmp_path / "general" / "vocab.txt")
-    )
-    said: list[str] = []
-    metadata = prepare(options, said.append)
-    report = (Path(options.output) / "report.md").read_text()
-    assert report in said[-1]
-    assert f"{metadata.splits['train'].documents:,}" in report
-    row = next(line for line in report.split("\n") if line.startswith("| acetyltransferase"))
-    cells = [cell.strip() for cell in row.split("|")[1:-1]]
-    held_out = metadata.splits["validation"].documents
-    assert cells == [
-        "acetyltransferase",
-        str(300 - held_out),
-        "acetyltransferase",
-        "ace ##tyl ##transfer ##ase",
-    ]
-    assert "general" in report
-    before = contents(options.output)
-    (Path(options.output) / "report.md").unlink()
-    prepare(options, silent)  # of a data set that is there already
-    assert contents(options.output) == before
-
-
-def test_all_kinds_of_input_together(tmp_path, options):
-    folder = tmp_path / "in"
-    folder.mkdir()
-    (folder / "a.txt").write_text("document 1\ndocument 2\n")
-    with gzip.open(folder / "b.json.gz", "wt") as file:
-        file.write('{"text": "document 3"}\n{"text": "document 1"}\n')
-    (folder / "c.csv").write_text('id,text\n1,"document\n4"\n2,document 5\n')
-    table = pyarrow.table({"text": ["document 6", "document 7"]})
-    pyarrow.parquet.write_table(table, folder / "d.parquet")
-    (folder / "notes.md").write_text("not read")
-    options = with_vocab(
-        options, tmp_path, "document 1 2 3 4 5 6 7", inputs=(str(folder),), validation_fraction=0
-    )
-    metadata = prepare(options, silent)
-    assert sorted(sentences(options.output)) == [f"document {i}" for i in range(1, 8)]
-    (source,) = metadata.sources
-    assert (source.name, source.files, source.documents) == ("in/", 4, 8)
-    assert metadata.dropped_duplicates == 1
-    said: list[str] = []
-    prepare(options, said.append)
-    assert "up to date" in said[0]
-
-
-def test_what_cannot_be_read_is_skipped_and_counted(tmp_path, options):
-    folder = tmp_path / "in"
-    folder.mkdir()
-    (folder / "a.jsonl").write_bytes(b'{"text": "the cat"}\n{broken\n{"body": 1}\n\xff\n')
-    (folder / "b.txt").write_text("")
-    whole = gzip.compress(b'{"text": "the cat sat"}\n' * 3 + os.urandom(5000))
-    (folder / "c.jsonl.gz").write_bytes(whole[:-3000])
-    options = with_vocab(options, tmp_path, "cat sat", inputs=(str(folder),), validation_fraction=0)
-    with pytest.raises(UserError, match=r"a\.jsonl:2: not JSON"):
-        prepare(options, silent)
-    said: list[str] = []
-    metadata = prepare(dataclasses.replace(options, on_error="skip"), said.append)
-    assert sentences(options.output) == ["the cat", "the cat sat"]
-    assert {"not JSON": 1, "no field": 1, "empty file": 1, "truncated file": 1}.items() <= (
-        metadata.skipped.items()
-    )
-    text = "\n".join(said)
-    assert "1 truncated file" in text
-    assert f"  {folder}/a.jsonl:2 (not JSON)" in said
-
-
-def test_awkward_documents_survive(tmp_path, options):
-    path = tmp_path / "in.jsonl"
-    with path.open("w") as file:
-        file.write('{"text": ""}\n' * 200_000)
-        file.write('{"text": "x"}\n{"text": "the\\u0000 cat"}\n')
-        file.write(json.dumps({"text": "the " * 500_000 + "x" * 500_000}) + "\n")
-        file.write('{"text": "cat"}\n')
-    options = with_vocab(
-        options, tmp_path, "cat", inputs=(str(path),), validation_fraction=0, long_documents="split"
-    )
-    metadata = prepare(options, silent)
-    assert metadata.dropped_empty == 200_000
-    found = sentences(options.output)
-    assert (found[0], found[1], found[-1]) == ("[UNK]", "the cat", "cat")
-    words = " ".join(found[2:-1]).split()
-    assert words[:500_000] == ["the"] * 500_000
-    assert set(words[500_000:]) == {"[UNK]"}

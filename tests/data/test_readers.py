@@ -214,6 +214,27 @@ def test_a_very_long_line(tmp_path, name):
     assert time.monotonic() - start < 20
 
 
+@pytest.mark.parametrize("length", range(3, 9))
+def test_a_blank_line_is_found_wherever_the_file_is_read_in_two(tmp_path, monkeypatch, length):
+    monkeypatch.setattr("mosaicbert_jax.data.streams._PIECE_BYTES", length)
+    assert texts(write(tmp_path / "a.txt", "one\n \ntwo\nthree")) == ["one", "two\nthree"]
+    assert texts(write(tmp_path / "b.txt", "one\ntwo\n \n")) == ["one", "two"]
+
+
+@pytest.mark.parametrize("piece", [1, 7, 1000])
+def test_a_paragraph_without_end_is_cut_between_lines(tmp_path, monkeypatch, piece):
+    """As where one blank line stands in a file of a document a line."""
+    monkeypatch.setattr(blocks_module, "_LONGEST_BYTES", 40)
+    monkeypatch.setattr("mosaicbert_jax.data.streams._PIECE_BYTES", piece)
+    path = write(tmp_path / "a.txt", "one\n\n" + "line\n" * 30 + "x" * 60 + "\ntwo\n\nthree")
+    with block_bytes(10):
+        found = texts(path)
+    assert found[0] == "one"
+    assert "\n".join(found[1:-1]) == "line\n" * 30 + "x" * 60 + "\ntwo"
+    assert [text.count("line") for text in found[1:5]] == [7, 8, 8, 7]
+    assert found[-1] == "three"
+
+
 def test_a_long_stretch_of_white_space(tmp_path):
     start = time.monotonic()
     path = write(tmp_path / "a.txt", "a\n" + " \n" * 5_000_000 + " " * 10_000_000 + "\nb")

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import re
 
 import pytest
@@ -82,6 +83,18 @@ def test_a_pattern_in_the_home_folder(files, monkeypatch):
 def test_inputs_that_are_not_there(files, name, message):
     with pytest.raises(UserError, match=message):
         find_sources([files / "a.txt", files / name])
+
+
+def test_what_is_no_regular_file_is_told(tmp_path):
+    """A pipe can't be read twice, and a link to nothing not at all."""
+    os.mkfifo(tmp_path / "pipe.txt")
+    for name in (tmp_path / "pipe.txt", tmp_path):
+        with pytest.raises(UserError, match=r"pipe\.txt: not a regular file"):
+            find_sources([name])
+    (tmp_path / "pipe.txt").unlink()
+    (tmp_path / "link.txt").symlink_to("gone")
+    with pytest.raises(UserError, match=r"link\.txt: no such file"):
+        find_sources([tmp_path])
 
 
 def test_no_input():

@@ -151,6 +151,20 @@ def test_missing_special_token(tmp_path, missing):
         load_tokenizer(path)
 
 
+def test_tokenizer_json_that_could_not_encode(tmp_path, uncased):
+    path = tmp_path / "tokenizer.json"
+    for change, message in (
+        ({"unk_token": "<unk>"}, r"lacks its unk_token '<unk>'"),
+        ({"vocab": {"the": 0}}, r"lacks its unk_token '\[UNK\]'"),  # an added token is not enough
+        ({"vocab": {"[UNK]": 0, "the": 2**31}}, "an entry has id 2147483648"),
+    ):
+        settings = json.loads(uncased.to_str())
+        settings["model"] |= change
+        path.write_text(json.dumps(settings))
+        with pytest.raises(UserError, match=message):
+            load_tokenizer(path)
+
+
 def test_damaged_vocab(tmp_path):
     with pytest.raises(UserError, match=r"vocab\.txt:105: an empty line"):
         load_tokenizer(write_vocab(tmp_path / "vocab.txt", ["", "the"]))

@@ -2,7 +2,6 @@
 
 import dataclasses
 import fcntl
-import hashlib
 import json
 import multiprocessing
 import os
@@ -17,11 +16,7 @@ from mosaicbert_jax.data.dataset import DatasetMetadata, TokenDataset
 from mosaicbert_jax.data.preparation import PrepareOptions, prepare
 from mosaicbert_jax.data.shards import ShardWriter
 from mosaicbert_jax.errors import UserError
-
-
-def silent(line: str) -> None:
-    """Nothing is printed in most tests."""
-
+from tests.data.preparation_cases import contents, silent
 
 SMALL = {"BLOCK_BYTES": (blocks, 200), "SHARD_BYTES": (preparation, 500)}
 
@@ -69,12 +64,6 @@ def expected(options, tmp_path) -> dict[str, str]:
     return contents(tmp_path / "whole")
 
 
-def contents(folder: str | Path) -> dict[str, str]:
-    return {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in Path(folder).iterdir()
-    }
-
-
 def partial(options: PrepareOptions) -> Path:
     return unfinished.partial_folder(Path(options.output))
 
@@ -99,7 +88,13 @@ def die_at(function, call: int, before: bool):
 def run_and_die(options: PrepareOptions, owner: str, name: str, call: int, before: bool) -> None:
     for size_name, (module, size) in SMALL.items():
         setattr(module, size_name, size)
-    holder = {"writer": ShardWriter, "workspace": unfinished.Workspace, "os": os, "shutil": shutil}
+    holder = {
+        "writer": ShardWriter,
+        "workspace": unfinished.Workspace,
+        "preparation": preparation,
+        "os": os,
+        "shutil": shutil,
+    }
     setattr(holder[owner], name, die_at(getattr(holder[owner], name), call, before))
     prepare(options, silent)
 
@@ -121,6 +116,7 @@ def killed(options: PrepareOptions, *where) -> None:
         [("workspace", "save", 4, True), ("workspace", "save", 3, False)],
         [("os", "replace", 3, True)],  # while the progress is written
         [("workspace", "check_unchanged", 1, True)],  # all shards are there
+        [("preparation", "write_synced", 3, False)],  # and dataset.json
         [("shutil", "rmtree", 2, True)],  # the output is there, the workspace too
     ],
 )
@@ -139,6 +135,59 @@ def test_killed_and_run_again_gives_the_same_bytes(options, expected, where):
         assert any("skipped what can't be read: 3 not JSON" in line for line in said)
     TokenDataset(options.output).verify()
     assert metadata == DatasetMetadata.load(options.output)
+
+
+def test_inputs_may_be_grouped_in_another_way(options, expected, tmp_path, monkeypatch):
+    """The files count, not how they were named; the counts of documents follow the names."""
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(options, monkeypatch, saves=5)
+    by_name = dataclasses.replace(
+        options, inputs=tuple(str(tmp_path / "in" / f"{name}.jsonl") for name in "abc")
+    )
+    metadata = prepare(by_name, silent)
+    assert [source.documents for source in metadata.sources] == [72, 72, 72]
+    for name, digest in contents(options.output).items():
+        assert name == "dataset.json" or digest == expected[name]
+
+
+def test_an_output_that_is_gone_is_made_anew(options, expected):
+    """After a kill at the very end; what is left of its workspace is of no use."""
+    killed(options, "shutil", "rmtree", 2, True)
+    shutil.rmtree(options.output)
+    killed(options, "workspace", "save", 1, True)  # nothing is finished
+    prepare(options, silent)
+    assert contents(options.output) == expected
+
+
+def test_the_bar_begins_where_the_preparation_goes_on(options, expected, monkeypatch):
+    """Or what was done before would count as done in no time, and the ETA be far too short."""
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(options, monkeypatch, saves=5)
+    begun = json.loads((partial(options) / "progress.json").read_text())["progress"]["files"]
+    assert begun
+    starts = []
+
+    class Bar(preparation.ByteProgress):
+        def __init__(self, doing, total, start=0):
+            starts.append(start)
+            super().__init__(doing, total, start)
+
+    monkeypatch.setattr(preparation, "ByteProgress", Bar)
+    prepare(options, silent)
+    assert starts == [sum(size for size, _ in begun)]
+
+
+def test_a_folder_of_records_that_changed_is_known(tmp_path):
+    record = tmp_path / "x-train.array_record-00000-of-00001"
+    record.write_text("a")
+    os.utime(record, ns=(1, 1))
+    before = unfinished.FileStamp.of(tmp_path)
+    assert unfinished.FileStamp.of(tmp_path) == before
+    os.utime(record, ns=(2, 2))
+    assert unfinished.FileStamp.of(tmp_path) != before
+    record.write_text("ab")
+    os.utime(record, ns=(1, 1))
+    assert unfinished.FileStamp.of(tmp_path) != before
 
 
 def test_finished_work_is_not_done_again(options, expected, monkeypatch):
@@ -275,6 +324,26 @@ def test_two_at_once(options, tmp_path):
         with pytest.raises(UserError, match="another process is preparing it"):
             prepare(options, silent)
     prepare(options, silent)  # a lock without its process is none
+    with (
+        pytest.raises(UserError, match="another process has just prepared it"),
+        unfinished.workspace(Path(options.output), {}, []),
+    ):
+        raise AssertionError("an output that came meanwhile")
+
+
+def test_a_workspace_that_goes_while_it_is_locked(options, monkeypatch):
+    """Its process has finished between our opening the lock and getting it."""
+    monkeypatch.setattr(fcntl, "flock", lambda *arguments: shutil.rmtree(partial(options)))
+    with pytest.raises(UserError, match="another process has just prepared it"):
+        prepare(options, silent)
+
+
+def test_a_key_is_saved_once(options):
+    killed(options, "workspace", "check_unchanged", 1, True)
+    files = sorted(partial(options).glob("keys-*.npy"))
+    keys = np.concatenate([np.load(path) for path in files])
+    assert len(files) > 4
+    assert 140 <= len(keys) == len(set(keys.tolist()))
 
 
 def test_damaged_progress(options, monkeypatch, expected):
