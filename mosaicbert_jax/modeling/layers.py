@@ -14,31 +14,42 @@ from jaxtyping import Array, Float, Int, Key
 
 from mosaicbert_jax.modeling.config import BertConfig
 from mosaicbert_jax.modeling.dropout import Site, dropout, site_keys
-from pallas_kernels import BlockRanges, alibi_attention_qkv
+from pallas_kernels import BlockRanges, alibi_attention_qkv, alibi_slopes
 
 ROW_AXES = ("data",)  # the mesh axes over which rows are divided
+HEAD_AXIS = "tensor"  # the one over which heads are, in a mesh that has it
 
 
 @jax.custom_vjp
 def matmul(x_BLI: Float[Array, "... I"], kernel_IO: Float[Array, "I O"]) -> Float[Array, "... O"]:
-    """x · kernel, with its two gradients written as the products that they are.
+    """x · kernel in x's dtype, with its two gradients written as the products that they are.
 
     JAX's own rule computes the kernel's gradient transposed and turns it round, for which XLA's CPU
-    compiler writes transposed copies of the activations.
+    compiler writes transposed copies of the activations. And it would round that gradient to x's
+    dtype: here it leaves the product in the kernel's, float32, in which microbatches are summed.
     """
-    return jnp.matmul(x_BLI, kernel_IO)
+    return jnp.matmul(x_BLI, kernel_IO.astype(x_BLI.dtype))
 
 
 def _matmul_backward(saved, d_out_BLO):
     x_BLI, kernel_IO = saved
     x_NI = x_BLI.reshape(-1, x_BLI.shape[-1])
     d_out_NO = d_out_BLO.reshape(-1, d_out_BLO.shape[-1])
-    d_x_NI = jax.lax.dot_general(d_out_NO, kernel_IO, (((1,), (1,)), ((), ())))
-    d_kernel_IO = jax.lax.dot_general(x_NI, d_out_NO, (((0,), (0,)), ((), ())))
+    d_x_NI = jax.lax.dot_general(
+        d_out_NO, kernel_IO.astype(d_out_NO.dtype), (((1,), (1,)), ((), ()))
+    )
+    d_kernel_IO = jax.lax.dot_general(
+        x_NI, d_out_NO, (((0,), (0,)), ((), ())), preferred_element_type=kernel_IO.dtype
+    )
     return d_x_NI.reshape(x_BLI.shape), d_kernel_IO
 
 
 matmul.defvjp(lambda x, kernel: (matmul(x, kernel), (x, kernel)), _matmul_backward)
+
+
+def _promote_all_but_kernel(arrays, *, dtype):
+    x, kernel, *bias = arrays
+    return x.astype(dtype), kernel, *(None if b is None else b.astype(dtype) for b in bias)
 
 
 def linear(config: BertConfig, inputs: int, outputs: int, *, use_bias: bool = True, rngs: nnx.Rngs):
@@ -50,6 +61,7 @@ def linear(config: BertConfig, inputs: int, outputs: int, *, use_bias: bool = Tr
         dtype=config.compute_dtype,
         kernel_init=nnx.initializers.normal(config.initializer_range),
         dot_general=lambda x, kernel, *_, **__: matmul(x, kernel),
+        promote_dtype=_promote_all_but_kernel,
         rngs=rngs,
     )
 
@@ -111,24 +123,35 @@ class SelfAttention(nnx.Module):
         rows, length, width = x_BLE.shape
         qkv_BL3HD = self.qkv(x_BLE).reshape(rows, length, 3, heads, config.head_size)
         rate = config.attention_probs_dropout_prob if keys_B is not None else 0.0
-        attend = functools.partial(
-            alibi_attention_qkv,
-            # The baseline has no bias: the same attention with slopes of 0.
-            slopes_H=None if config.position_embedding == "alibi" else np.zeros(heads, np.float32),
-            dropout_rate=rate,
-        )
+        alibi = config.position_embedding == "alibi"
+        # The baseline has no bias: the same attention with slopes of 0.
+        slopes_H = alibi_slopes(heads) if alibi else np.zeros(heads, np.float32)
         keys_B = site_keys(keys_B, layer, Site.ATTENTION_WEIGHTS) if rate else None
 
-        def attend_rows(qkv_BL3HD, segment_ids_BL, ranges, keys_B):
-            return attend(qkv_BL3HD, segment_ids_BL, block_ranges=ranges, dropout_keys_B=keys_B)
-
-        if not jax.sharding.get_abstract_mesh().empty:
-            # Rows do not meet: each device attends to its own, with no communication.
-            rows_spec = PartitionSpec(ROW_AXES)
-            attend_rows = jax.shard_map(
-                attend_rows, in_specs=rows_spec, out_specs=rows_spec, check_vma=False
+        def attend(qkv_BL3HD, segment_ids_BL, ranges, slopes_H, keys_B):
+            return alibi_attention_qkv(
+                qkv_BL3HD,
+                segment_ids_BL,
+                slopes_H=slopes_H,
+                block_ranges=ranges,
+                dropout_rate=rate,
+                dropout_keys_B=keys_B,
             )
-        return attend_rows(qkv_BL3HD, segment_ids_BL, ranges, keys_B).reshape(rows, length, width)
+
+        mesh = jax.sharding.get_abstract_mesh()
+        if not mesh.empty:
+            # Neither rows nor heads meet: each device attends to its own, with no communication.
+            rows_spec = PartitionSpec(ROW_AXES)
+            head_axis = HEAD_AXIS if HEAD_AXIS in mesh.axis_names else None
+            qkv_spec = PartitionSpec(*rows_spec, None, None, head_axis)
+            attend = jax.shard_map(
+                attend,
+                in_specs=(qkv_spec, rows_spec, rows_spec, PartitionSpec(head_axis), rows_spec),
+                out_specs=PartitionSpec(*rows_spec, None, head_axis),
+                check_vma=False,
+            )
+        context_BLHD = attend(qkv_BL3HD, segment_ids_BL, ranges, jnp.asarray(slopes_H), keys_B)
+        return context_BLHD.reshape(rows, length, width)
 
 
 class FeedForward(nnx.Module):

@@ -50,12 +50,14 @@ def _chunk_count(rows: int, predictions: int, row_shards: int) -> int:
     return max(1, predictions)
 
 
-def _chunk(hidden_BPE, embedding_VE, bias_V, labels_BP, weights_BP, with_gradients):
-    """One chunk: (loss sum, correct sum), and the gradients of its hidden states and decoder."""
+def _chunk(hidden_BPE, table_VE, bias_V, labels_BP, weights_BP, with_gradients):
+    """One chunk: (loss sum, correct sum), and the gradients of its hidden states and decoder.
+
+    table_VE is the decoder in the dtype of the hidden states; its gradient is float32.
+    """
     dtype = hidden_BPE.dtype
     hidden_NE = hidden_BPE.reshape(-1, hidden_BPE.shape[-1])
     labels_N1, weights_N1 = labels_BP.reshape(-1, 1), weights_BP.reshape(-1, 1)
-    table_VE = embedding_VE.astype(dtype)
     logits_NV = jnp.einsum("ne,ve->nv", hidden_NE, table_VE, preferred_element_type=jnp.float32)
     logits_NV += bias_V
     highest_N1 = jnp.max(logits_NV, axis=-1, keepdims=True)
@@ -79,21 +81,23 @@ def _chunk(hidden_BPE, embedding_VE, bias_V, labels_BP, weights_BP, with_gradien
     einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     d_hidden_NE = einsum("nv,ve->ne", d_logits_NV, table_VE).astype(dtype)
     d_embedding_VE = einsum("nv,ne->ve", d_logits_NV, hidden_NE)
-    d_bias_V = einsum("n,nv->v", jnp.ones(len(hidden_NE), dtype), d_logits_NV)
+    d_bias_V = jnp.sum(d_logits_NV.astype(jnp.float32), axis=0)
     return sums, (d_hidden_NE.reshape(hidden_BPE.shape), d_embedding_VE, d_bias_V)
 
 
 def _chunked(hidden_BPE, embedding_VE, bias_V, labels_BP, weights_BP, row_shards, with_gradients):
     rows, predictions = labels_BP.shape
     count = _chunk_count(rows, predictions, row_shards)
+    # The barrier has it converted once, and not in each chunk.
+    table_VE = jax.lax.optimization_barrier(embedding_VE.astype(hidden_BPE.dtype))
     if count == 1:
-        return _chunk(hidden_BPE, embedding_VE, bias_V, labels_BP, weights_BP, with_gradients)
+        return _chunk(hidden_BPE, table_VE, bias_V, labels_BP, weights_BP, with_gradients)
 
     def split(x):
         return jnp.moveaxis(x.reshape(rows, count, predictions // count, *x.shape[2:]), 1, 0)
 
     def step(totals, chunk):
-        sums, gradients = _chunk(chunk[0], embedding_VE, bias_V, chunk[1], chunk[2], with_gradients)
+        sums, gradients = _chunk(chunk[0], table_VE, bias_V, chunk[1], chunk[2], with_gradients)
         if not with_gradients:
             return jax.tree.map(jnp.add, totals, (sums, None)), None
         d_hidden_BPE, *d_decoder = gradients

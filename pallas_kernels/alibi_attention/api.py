@@ -3,15 +3,19 @@
 import functools
 import logging
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from pallas_kernels.alibi_attention import reference, xla
-from pallas_kernels.alibi_attention.block_ranges import BlockRanges, block_ranges
+from pallas_kernels.alibi_attention import reference, triton, xla
+from pallas_kernels.alibi_attention.block_ranges import (
+    BlockRanges,
+    block_ranges,
+    default_block_size,
+)
 from pallas_kernels.alibi_attention.slopes import alibi_slopes
+from pallas_kernels.platform import target_platform
 
-BACKENDS = ("xla", "reference")
+BACKENDS = ("triton", "xla", "reference", "interpret")
 _find_block_ranges = block_ranges  # the public functions have an argument of that name
 
 
@@ -43,18 +47,67 @@ def alibi_attention(
         computes it here.
       dropout_rate: probability of dropping an attention weight.
       dropout_keys_B: a typed JAX key a row; needed if dropout_rate is not 0.
-      backend: "auto", "xla" or "reference".
+      backend: "triton", Pallas kernels for NVIDIA GPUs from Ampere on; "xla", plain JAX for any
+        device; "reference", the dense form; "interpret", the kernels of "triton" by JAX's
+        interpreter, for tests. "auto" takes triton on GPUs where it can serve, else xla, and logs
+        once which and why.
 
     Returns:
       out_BLHD, in q's dtype.
 
     Raises:
-      ValueError: shapes that do not fit, dropout without keys, or a backend that is not there.
+      ValueError: shapes that do not fit, dropout without keys, or a backend that is not there or
+        can't serve.
     """
     if not q_BLHD.shape == k_BLHD.shape == v_BLHD.shape or q_BLHD.ndim != 4:
         shapes = f"{q_BLHD.shape}, {k_BLHD.shape}, {v_BLHD.shape}"
         raise ValueError(f"q, k and v must have one shape (B, L, H, D), not {shapes}")
-    rows, length, heads, head_size = q_BLHD.shape
+    return _attention(
+        (q_BLHD, k_BLHD, v_BLHD),
+        segment_ids_BL,
+        slopes_H,
+        scale,
+        block_ranges,
+        dropout_rate,
+        dropout_keys_B,
+        backend,
+    )
+
+
+def alibi_attention_qkv(
+    qkv_BL3HD: Float[Array, "B L 3 H D"],
+    segment_ids_BL: Int[Array, "B L"] | None,
+    *,
+    slopes_H: Float[Array, "H"] | None = None,
+    scale: float | None = None,
+    block_ranges: BlockRanges | None = None,
+    dropout_rate: float = 0.0,
+    dropout_keys_B: Key[Array, "B"] | None = None,
+    backend: str = "auto",
+) -> Float[Array, "B L H D"]:
+    """`alibi_attention` on the packed projection as it leaves Wqkv; same options, same result.
+
+    The kernels read from it and write its gradient in the same form: no copy is made.
+    """
+    if qkv_BL3HD.ndim != 5 or qkv_BL3HD.shape[2] != 3:
+        raise ValueError(f"qkv must be (B, L, 3, H, D), not {qkv_BL3HD.shape}")
+    return _attention(
+        (qkv_BL3HD,),
+        segment_ids_BL,
+        slopes_H,
+        scale,
+        block_ranges,
+        dropout_rate,
+        dropout_keys_B,
+        backend,
+    )
+
+
+def _attention(
+    operands, segment_ids_BL, slopes_H, scale, ranges, dropout_rate, dropout_keys_B, backend
+):
+    """On (qkv_BL3HD,) or (q_BLHD, k_BLHD, v_BLHD)."""
+    rows, length, *_, heads, head_size = operands[0].shape
     if segment_ids_BL is None:
         segment_ids_BL = jnp.ones((rows, length), jnp.int32)
     if segment_ids_BL.shape != (rows, length):
@@ -66,35 +119,54 @@ def alibi_attention(
     slopes_H = jnp.asarray(alibi_slopes(heads) if slopes_H is None else slopes_H, jnp.float32)
     if slopes_H.shape != (heads,):
         raise ValueError(f"slopes_H must be ({heads},), one a head of q, not {slopes_H.shape}")
+    scale = head_size**-0.5 if scale is None else scale
+    chosen = _choose(
+        backend, target_platform(), head_size, operands[0].dtype.name, dropout_rate > 0
+    )
+    if chosen in ("triton", "interpret"):
+        ranges = ranges or _find_block_ranges(
+            segment_ids_BL, block_size=default_block_size(length, "gpu")
+        )
+        return triton.attention(
+            operands, segment_ids_BL, slopes_H, ranges, scale=scale, interpret=chosen == "interpret"
+        )
+    if len(operands) == 1:
+        operands = tuple(operands[0][:, :, part] for part in range(3))
     options = {
-        "scale": head_size**-0.5 if scale is None else scale,
+        "scale": scale,
         "dropout_rate": dropout_rate,
         "dropout_keys_B": dropout_keys_B,
     }
-    chosen = _choose(backend, jax.default_backend())
     if chosen == "reference":
-        return reference.attention(q_BLHD, k_BLHD, v_BLHD, segment_ids_BL, slopes_H, **options)
-    ranges = block_ranges or _find_block_ranges(segment_ids_BL)
-    return xla.attention(q_BLHD, k_BLHD, v_BLHD, segment_ids_BL, slopes_H, ranges, **options)
+        return reference.attention(*operands, segment_ids_BL, slopes_H, **options)
+    ranges = ranges or _find_block_ranges(segment_ids_BL)
+    return xla.attention(*operands, segment_ids_BL, slopes_H, ranges, **options)
 
 
-def alibi_attention_qkv(
-    qkv_BL3HD: Float[Array, "B L 3 H D"], segment_ids_BL: Int[Array, "B L"] | None, **options
-) -> Float[Array, "B L H D"]:
-    """`alibi_attention` on the packed projection as it leaves Wqkv; same options, same result."""
-    if qkv_BL3HD.ndim != 5 or qkv_BL3HD.shape[2] != 3:
-        raise ValueError(f"qkv must be (B, L, 3, H, D), not {qkv_BL3HD.shape}")
-    q_BLHD, k_BLHD, v_BLHD = (qkv_BL3HD[:, :, index] for index in range(3))
-    return alibi_attention(q_BLHD, k_BLHD, v_BLHD, segment_ids_BL, **options)
-
-
-@functools.cache  # so that the choice is logged once
-def _choose(backend: str, platform: str) -> str:
-    if backend == "auto":
-        logging.getLogger(__name__).info(
-            "alibi_attention: using xla on %s, the only fast backend in this version", platform
-        )
-        return "xla"
-    if backend not in BACKENDS:
+@functools.cache  # so that a choice is logged once
+def _choose(backend: str, platform: str, head_size: int, dtype: str, drops: bool) -> str:
+    if backend not in ("auto", *BACKENDS):
         raise ValueError(f"backend {backend!r} is not one of auto, {', '.join(BACKENDS)}")
-    return backend
+    why_not = _why_not_triton(platform, head_size, dtype, drops)
+    if backend == "triton" and why_not:
+        raise ValueError(f"backend 'triton' can't serve: {why_not}")
+    if backend == "interpret" and (why_not := _why_not_triton("gpu", head_size, dtype, drops)):
+        raise ValueError(f"backend 'interpret' can't serve: {why_not}")
+    if backend != "auto":
+        return backend
+    chosen = "xla" if why_not else "triton"
+    reason = why_not or f"the device is a {platform}, and nothing else is asked of it"
+    logging.getLogger(__name__).info("alibi_attention: auto takes %s, as %s", chosen, reason)
+    return chosen
+
+
+def _why_not_triton(platform: str, head_size: int, dtype: str, drops: bool) -> str | None:
+    if platform != "gpu":
+        return f"the device is a {platform}, and triton's kernels are for NVIDIA GPUs"
+    if head_size not in triton.HEAD_SIZES:
+        return f"triton has head sizes {triton.HEAD_SIZES}, not {head_size}"
+    if dtype not in triton.DTYPES:
+        return f"triton has {', '.join(triton.DTYPES)}, not {dtype}"
+    if drops:
+        return "triton has no attention dropout"
+    return None

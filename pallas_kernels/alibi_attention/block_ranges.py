@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from pallas_kernels.platform import target_platform
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +28,15 @@ class BlockRanges:
     block_size: int = dataclasses.field(metadata={"static": True})
 
 
-def block_ranges(segment_ids_BL: Int[Array, "B L"], *, block_size: int = 128) -> BlockRanges:
+def default_block_size(length: int, platform: str) -> int:
+    """Tokens a block that suit the backend of a platform, for rows of `length` tokens."""
+    # The kernels want powers of two; blocks of 128 would spill registers (benchmarks/).
+    return 64 if platform == "gpu" else min(128, length)
+
+
+def block_ranges(
+    segment_ids_BL: Int[Array, "B L"], *, block_size: int | None = None
+) -> BlockRanges:
     """Finds, once a step and for all layers, the key blocks that each query block must visit.
 
     Exact for packed rows, whose segment ids ascend and each stand in one piece. For any other
@@ -34,9 +44,10 @@ def block_ranges(segment_ids_BL: Int[Array, "B L"], *, block_size: int = 128) ->
 
     Args:
       segment_ids_BL: int, 0 is padding. L need not be a multiple of block_size.
-      block_size: tokens a block; a row shorter than that is one block.
+      block_size: tokens a block; None: what suits the platform.
     """
-    block_size = min(block_size, segment_ids_BL.shape[1])
+    if block_size is None:
+        block_size = default_block_size(segment_ids_BL.shape[1], target_platform())
     blocks_BQW = pad_to_blocks(segment_ids_BL, block_size).reshape(
         segment_ids_BL.shape[0], -1, block_size
     )

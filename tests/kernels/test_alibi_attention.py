@@ -12,23 +12,7 @@ from hypothesis import strategies as st
 
 from pallas_kernels import alibi_attention, alibi_attention_qkv, alibi_slopes, block_ranges
 from tests.golden_cases import FOLDER
-
-
-def packed_ids(rng, rows, length, longest):
-    """Segment ids with padding at either end of some rows, and one row that is all padding."""
-    ids_BL = np.zeros((rows, length), np.int32)
-    for row in range(rows - 1):
-        column, end = rng.integers(0, 3), length - rng.integers(0, 9)
-        segment = 1
-        while column < end:
-            size = rng.integers(1, longest + 1)
-            ids_BL[row, column : min(column + size, end)] = segment
-            column, segment = column + size, segment + 1
-    return jnp.asarray(ids_BL)
-
-
-def normal(rng, *shape, dtype=jnp.float32):
-    return jnp.asarray(rng.normal(size=shape), dtype)
+from tests.kernels.attention_cases import normal, packed_ids
 
 
 @settings(max_examples=12, deadline=None)
@@ -184,7 +168,7 @@ def test_mistakes_are_explained():
         alibi_attention(x, x, x, None, slopes_H=np.ones(3))
     with pytest.raises(ValueError, match="needs dropout_keys_B"):
         alibi_attention(x, x, x, None, dropout_rate=0.1)
-    with pytest.raises(ValueError, match="'triton' is not one of"):
-        alibi_attention(x, x, x, None, backend="triton")
+    with pytest.raises(ValueError, match="'mosaic' is not one of"):
+        alibi_attention(x, x, x, None, backend="mosaic")
     with pytest.raises(ValueError, match=r"qkv must be"):
         alibi_attention_qkv(x, None)

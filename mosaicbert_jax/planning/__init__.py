@@ -1,0 +1,1 @@
+"""What a run on GPUs will need, found out without them."""

@@ -1,0 +1,113 @@
+"""The GPUs that programs are compiled for: what XLA must know of them, and how fast they are.
+
+Architecture figures are those that XLA publishes with its own target descriptions; peaks are the
+data sheets' for dense bfloat16.
+"""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Gpu:
+    """One kind of GPU.
+
+    Attributes:
+      name: as the driver reports it.
+      compute_capability: such as (8, 0).
+      peak_flops: bfloat16 matrix FLOP/s, without sparsity.
+      memory_bandwidth: bytes/s.
+      memory: bytes.
+      cores: streaming multiprocessors.
+      shared_memory_per_core, shared_memory_per_block: bytes; the latter is the most that a block
+        can ask for.
+    """
+
+    name: str
+    compute_capability: tuple[int, int]
+    peak_flops: float
+    memory_bandwidth: int
+    memory: int
+    cores: int
+    fpus_per_core: int
+    l2_cache: int
+    clock_ghz: float
+    shared_memory_per_core: int
+    shared_memory_per_block: int
+
+    @property
+    def architecture(self) -> str:
+        """As ptxas has it, such as "sm_80"."""
+        major, minor = self.compute_capability
+        return f"sm_{major}{minor}" + ("a" if major >= 9 else "")
+
+    def description(self) -> str:
+        """The text of XLA's GpuTargetConfigProto."""
+        major, minor = self.compute_capability
+        accelerated = " feature_extension: ACCELERATED_FEATURES" if major >= 9 else ""
+        return f"""
+            gpu_device_info {{
+              threads_per_block_limit: 1024
+              threads_per_warp: 32
+              threads_per_core_limit: 2048
+              block_dim_limit_x: 2147483647
+              block_dim_limit_y: 65535
+              block_dim_limit_z: 65535
+              registers_per_core_limit: 65536
+              registers_per_block_limit: 65536
+              shared_memory_per_block: 49152
+              shared_memory_per_core: {self.shared_memory_per_core}
+              shared_memory_per_block_optin: {self.shared_memory_per_block}
+              core_count: {self.cores}
+              fpus_per_core: {self.fpus_per_core}
+              memory_bandwidth: {self.memory_bandwidth}
+              l2_cache_size: {self.l2_cache}
+              clock_rate_ghz: {self.clock_ghz}
+              device_memory_size: {self.memory}
+              cuda_compute_capability {{ major: {major} minor: {minor}{accelerated} }}
+            }}
+            platform_name: "CUDA"
+            dnn_version_info {{ major: 9 minor: 10 patch: 0 }}
+            device_description_str: "{self.name}"
+        """
+
+
+_A100 = Gpu(
+    name="NVIDIA A100-SXM4-80GB",
+    compute_capability=(8, 0),
+    peak_flops=312e12,
+    memory_bandwidth=2_039_040_000_000,
+    memory=85_100_068_864,
+    cores=108,
+    fpus_per_core=64,
+    l2_cache=41_943_040,
+    clock_ghz=1.41,
+    shared_memory_per_core=167_936,
+    shared_memory_per_block=166_912,
+)
+_H100 = Gpu(
+    name="NVIDIA H100 80GB HBM3",
+    compute_capability=(9, 0),
+    peak_flops=989e12,
+    memory_bandwidth=3_352_320_000_000,
+    memory=84_942_979_072,
+    cores=132,
+    fpus_per_core=128,
+    l2_cache=52_428_800,
+    clock_ghz=1.98,
+    shared_memory_per_core=233_472,
+    shared_memory_per_block=232_448,
+)
+
+GPUS = {
+    "a100-40gb": dataclasses.replace(
+        _A100,
+        name="NVIDIA A100-SXM4-40GB",
+        memory=42_331_013_120,
+        memory_bandwidth=1_555_200_000_000,
+    ),
+    "a100-80gb": _A100,
+    "h100": _H100,
+    "h200": dataclasses.replace(
+        _H100, name="NVIDIA H200", memory=151_397_597_184, memory_bandwidth=4_800_000_000_000
+    ),
+}

@@ -1,0 +1,353 @@
+"""Attention as Pallas kernels for NVIDIA GPUs from Ampere on, through Triton.
+
+FlashAttention-2 (Dao, 2023, arXiv:2307.08691) over packed rows. A program has one block of queries
+of one head and row, and meets only the blocks of keys that `BlockRanges` names. ALiBi's bias and
+the segment mask are computed in registers from positions and segment ids; the softmax is in base
+2 and float32. The backward pass recomputes the weights from the saved logsumexp, in one kernel of
+two sweeps: what a block of keys receives from its queries (dk, dv), then what the same block as
+queries receives from its keys (dq). Nothing is added atomically, so it is deterministic.
+
+Queries, keys and values come as one packed array, as they leave their projection, or as three.
+The gradients have the same form, so that no copy stands beside the kernels.
+
+Shape letters besides those of `api`: I queries of a block, J keys of a block, Q blocks of a row.
+"""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+from jaxtyping import Array, Float, Int
+
+from pallas_kernels.alibi_attention.block_ranges import BlockRanges
+
+HEAD_SIZES = (32, 64, 128)
+DTYPES = ("float32", "bfloat16", "float16")
+BLOCK_SIZES = (16, 32, 64, 128)
+_LOG2_E = math.log2(math.e)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What is known when the program is built.
+
+    Attributes:
+      scale: of the scores.
+      block_size: tokens of a block of queries, and of keys.
+      packed: whether the operands are one array, (B, L, 3, H, D), or three, (B, L, H, D) each.
+      interpret: run the kernels step by step with JAX's interpreter, on any platform.
+    """
+
+    scale: float
+    block_size: int
+    packed: bool
+    interpret: bool
+
+
+def attention(
+    operands: tuple[Array, ...],
+    segment_ids_BL: Int[Array, "B L"],
+    slopes_H: Float[Array, "H"],
+    ranges: BlockRanges,
+    *,
+    scale: float,
+    interpret: bool = False,
+) -> Float[Array, "B L H D"]:
+    """See `api.alibi_attention`.
+
+    Args:
+      operands: (qkv_BL3HD,) or (q_BLHD, k_BLHD, v_BLHD).
+
+    Raises:
+      ValueError: a block size that the kernels don't have.
+    """
+    if ranges.block_size not in BLOCK_SIZES:
+        raise ValueError(f"triton has block sizes {BLOCK_SIZES}, not {ranges.block_size}")
+    settings = Settings(scale, ranges.block_size, len(operands) == 1, interpret)
+    context = (segment_ids_BL, slopes_H, ranges.lower_BQ, ranges.upper_BQ)
+    return _attend(settings, operands, context)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(settings: Settings, operands, context):
+    return _forward(settings, operands, context)[0]
+
+
+def _attend_forward(settings: Settings, operands, context):
+    out_BLHD, logsumexp_BHL = _forward(settings, operands, context)
+    return out_BLHD, (operands, context, out_BLHD, logsumexp_BHL)
+
+
+def _attend_backward(settings: Settings, saved, d_out_BLHD):
+    operands, context, out_BLHD, logsumexp_BHL = saved
+    products_BLHD = d_out_BLHD.astype(jnp.float32) * out_BLHD.astype(jnp.float32)
+    delta_BHL = jnp.sum(products_BLHD, axis=-1).transpose(0, 2, 1)
+    gradients = _backward(settings, operands, context, d_out_BLHD, logsumexp_BHL, delta_BHL)
+    # The context has no gradient: segment ids and ranges are integers, the slopes constants.
+    return gradients, None
+
+
+_attend.defvjp(_attend_forward, _attend_backward)
+
+
+def _forward(settings: Settings, operands, context):
+    rows, length, heads, head_size = _shape(settings, operands)
+    row_of_head = pl.BlockSpec((None, length, None, head_size), lambda i, h, b: (b, 0, h, 0))
+    return pl.pallas_call(
+        functools.partial(_forward_kernel, settings, length),
+        grid=(-(-length // settings.block_size), heads, rows),
+        in_specs=[*_operand_specs(settings, length, head_size), *_context_specs(length)],
+        out_specs=[row_of_head, pl.BlockSpec((None, None, length), lambda i, h, b: (b, h, 0))],
+        out_shape=[
+            jax.ShapeDtypeStruct((rows, length, heads, head_size), operands[0].dtype),
+            jax.ShapeDtypeStruct((rows, heads, length), jnp.float32),
+        ],
+        compiler_params=_launch(head_size, operands[0].dtype, backward=False),
+        interpret=settings.interpret,
+        name="alibi_attention_forward",
+    )(*_as_three(operands), *context)
+
+
+def _backward(settings: Settings, operands, context, d_out_BLHD, logsumexp_BHL, delta_BHL):
+    rows, length, heads, head_size = _shape(settings, operands)
+    row_of_head = pl.BlockSpec((None, length, None, head_size), lambda i, h, b: (b, 0, h, 0))
+    per_token = pl.BlockSpec((None, None, length), lambda i, h, b: (b, h, 0))
+    if settings.packed:
+        row_of_all = pl.BlockSpec(
+            (None, length, 3, None, head_size), lambda i, h, b: (b, 0, 0, h, 0)
+        )
+        out_specs = [row_of_all]
+    else:
+        out_specs = [row_of_head] * 3
+    gradients = pl.pallas_call(
+        functools.partial(_backward_kernel, settings, length),
+        grid=(-(-length // settings.block_size), heads, rows),
+        in_specs=[
+            *_operand_specs(settings, length, head_size),
+            *_context_specs(length),
+            row_of_head,
+            per_token,
+            per_token,
+        ],
+        out_specs=out_specs,
+        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in operands],
+        compiler_params=_launch(head_size, operands[0].dtype, backward=True),
+        interpret=settings.interpret,
+        name="alibi_attention_backward",
+    )(*_as_three(operands), *context, d_out_BLHD, logsumexp_BHL, delta_BHL)
+    return tuple(gradients)
+
+
+def _launch(head_size: int, dtype, *, backward: bool) -> plgpu.CompilerParams:
+    """Warps a program, and loads under way at once, for blocks of 64 tokens.
+
+    Chosen from A100 and H100 programs as compiled (benchmarks/attention_compiled.md). Four warps of
+    16 queries share a block; eight would do much of the work twice. More stages take shared memory,
+    and rows are short. Backward at head size 128 needs more registers than four warps have, and
+    spills none without loading ahead. Float32, which has no tensor cores, spills least with many.
+    """
+    if dtype == jnp.float32:
+        return plgpu.CompilerParams(num_warps=16 if head_size == 128 else 8, num_stages=1)
+    if backward and head_size == 128:
+        return plgpu.CompilerParams(num_warps=8, num_stages=1)
+    return plgpu.CompilerParams(num_warps=4, num_stages=2)
+
+
+def _shape(settings: Settings, operands) -> tuple[int, int, int, int]:
+    shape = operands[0].shape
+    return (shape[0], shape[1], shape[3], shape[4]) if settings.packed else shape
+
+
+def _as_three(operands):
+    return operands * 3 if len(operands) == 1 else operands
+
+
+def _operand_specs(settings: Settings, length: int, head_size: int) -> list[pl.BlockSpec]:
+    """Each program sees all tokens of its row and head in q, k and v; it loads what it needs."""
+    if not settings.packed:
+        spec = pl.BlockSpec((None, length, None, head_size), lambda i, h, b: (b, 0, h, 0))
+        return [spec] * 3
+
+    def spec_of(part: int) -> pl.BlockSpec:
+        return pl.BlockSpec(
+            (None, length, None, None, head_size), lambda i, h, b: (b, 0, part, h, 0)
+        )
+
+    return [spec_of(part) for part in range(3)]
+
+
+def _context_specs(length: int) -> list[pl.BlockSpec]:
+    return [
+        pl.BlockSpec((None, length), lambda i, h, b: (b, 0)),  # segment ids
+        pl.BlockSpec((None,), lambda i, h, b: (h,)),  # slopes
+        pl.BlockSpec((None, None), lambda i, h, b: (b, i)),  # lower
+        pl.BlockSpec((None, None), lambda i, h, b: (b, i)),  # upper
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Block:
+    """One block of a row: where it begins, and which of its tokens are within the row."""
+
+    start: jax.Array
+    within: jax.Array | None  # None: all are, known when the program is built
+
+    @classmethod
+    def of(cls, index, size: int, length: int) -> "_Block":
+        start = index * size
+        return cls(start, start + jnp.arange(size) < length if length % size else None)
+
+    def load(self, ref, size: int, other: float = 0.0):
+        """Its tokens of a ref over a row: (size, D) or (size,)."""
+        slice_ = pl.ds(self.start, size)
+        if len(ref.shape) == 1:
+            mask = self.within
+            return plgpu.load(ref.at[slice_], mask=mask, other=None if mask is None else other)
+        mask = None if self.within is None else self.within[:, None]
+        return plgpu.load(ref.at[slice_, :], mask=mask, other=None if mask is None else other)
+
+    def store(self, ref, value, part: int | None = None) -> None:
+        """Puts its tokens into a ref over a row, (L,) or (L, D), or one part of (L, 3, D)."""
+        slices = (pl.ds(self.start, value.shape[0]),)
+        slices += () if part is None else (jnp.int32(part),)
+        mask = self.within
+        if value.ndim == 2:
+            slices += (slice(None),)
+            mask = None if mask is None else mask[:, None]
+        plgpu.store(ref.at[slices], value.astype(ref.dtype), mask=mask)
+
+
+def _scores(settings: Settings, q_ID, k_JD, queries: _Block, keys: _Block, ids_I, ids_J, slope):
+    """Scores in base 2, float32[I, J]; -inf where the segments differ or the query is padding."""
+    scores_IJ = _dot(q_ID, k_JD.T) * (settings.scale * _LOG2_E)
+    position_I = queries.start + jnp.arange(settings.block_size)
+    position_J = keys.start + jnp.arange(settings.block_size)
+    distance_IJ = jnp.abs(position_I[:, None] - position_J[None, :]).astype(jnp.float32)
+    scores_IJ -= slope * distance_IJ
+    return jnp.where(ids_I[:, None] == ids_J[None, :], scores_IJ, -jnp.inf)
+
+
+def _dot(left, right):
+    """A product with sums in float32, of float32 operands in full precision too."""
+    precision = jax.lax.Precision.HIGHEST if left.dtype == jnp.float32 else None
+    return jnp.dot(left, right, precision=precision, preferred_element_type=jnp.float32)
+
+
+def _query_ids(ids_I):
+    """Padding made different from every key, padding included."""
+    return jnp.where(ids_I == 0, -1, ids_I)
+
+
+def _forward_kernel(
+    settings,
+    length,
+    q_ref,
+    k_ref,
+    v_ref,
+    ids_ref,
+    slope_ref,
+    lower_ref,
+    upper_ref,
+    out_ref,
+    lse_ref,
+):
+    size = settings.block_size
+    queries = _Block.of(pl.program_id(0), size, length)
+    slope = slope_ref[...] * _LOG2_E
+    q_ID = queries.load(q_ref, size)
+    ids_I = _query_ids(queries.load(ids_ref, size, 0))
+
+    def meet(j, carry):
+        highest_I, total_I, sum_ID = carry
+        keys = _Block.of(j, size, length)
+        k_JD = keys.load(k_ref, size)
+        ids_J = keys.load(ids_ref, size, 0)
+        scores_IJ = _scores(settings, q_ID, k_JD, queries, keys, ids_I, ids_J, slope)
+        new_I = jnp.maximum(highest_I, jnp.max(scores_IJ, axis=1))
+        # A query that has seen no key yet: subtract 0, as -inf - -inf is NaN.
+        shift_I = jnp.where(new_I == -jnp.inf, 0.0, new_I)
+        weights_IJ = jnp.exp2(scores_IJ - shift_I[:, None])
+        decay_I = jnp.exp2(highest_I - shift_I)
+        total_I = total_I * decay_I + jnp.sum(weights_IJ, axis=1)
+        v_JD = keys.load(v_ref, size)
+        sum_ID = sum_ID * decay_I[:, None] + _dot(weights_IJ.astype(v_JD.dtype), v_JD)
+        return new_I, total_I, sum_ID
+
+    start = (
+        jnp.full((size,), -jnp.inf, jnp.float32),
+        jnp.zeros((size,), jnp.float32),
+        jnp.zeros(q_ID.shape, jnp.float32),
+    )
+    highest_I, total_I, sum_ID = jax.lax.fori_loop(lower_ref[...], upper_ref[...], meet, start)
+    safe_I = jnp.where(total_I == 0.0, 1.0, total_I)
+    queries.store(out_ref, sum_ID / safe_I[:, None])
+    # +inf for a query without keys makes its recomputed weights exp2(-inf - inf) = 0.
+    queries.store(lse_ref, jnp.where(total_I == 0.0, jnp.inf, highest_I + jnp.log2(safe_I)))
+
+
+def _backward_kernel(
+    settings,
+    length,
+    q_ref,
+    k_ref,
+    v_ref,
+    ids_ref,
+    slope_ref,
+    lower_ref,
+    upper_ref,
+    d_out_ref,
+    lse_ref,
+    delta_ref,
+    *gradient_refs,
+):
+    size = settings.block_size
+    if settings.packed:
+        places = [(gradient_refs[0], part) for part in range(3)]
+    else:
+        places = [(ref, None) for ref in gradient_refs]
+    (dq_ref, dq_part), (dk_ref, dk_part), (dv_ref, dv_part) = places
+    here = _Block.of(pl.program_id(0), size, length)
+    slope = slope_ref[...] * _LOG2_E
+    ids_here = here.load(ids_ref, size, 0)
+    lower, upper = lower_ref[...], upper_ref[...]
+
+    def meet_queries(i, carry):
+        dk_JD, dv_JD = carry
+        queries = _Block.of(i, size, length)
+        q_ID, d_out_ID = queries.load(q_ref, size), queries.load(d_out_ref, size)
+        ids_I = _query_ids(queries.load(ids_ref, size, 0))
+        scores_IJ = _scores(settings, q_ID, k_JD, queries, here, ids_I, ids_here, slope)
+        weights_IJ = jnp.exp2(scores_IJ - queries.load(lse_ref, size, jnp.inf)[:, None])
+        dv_JD += _dot(weights_IJ.astype(q_ID.dtype).T, d_out_ID)
+        d_weights_IJ = _dot(d_out_ID, v_JD.T)
+        d_scores_IJ = weights_IJ * (d_weights_IJ - queries.load(delta_ref, size)[:, None])
+        dk_JD += _dot(d_scores_IJ.astype(q_ID.dtype).T, q_ID)
+        return dk_JD, dv_JD
+
+    k_JD, v_JD = here.load(k_ref, size), here.load(v_ref, size)
+    zeros = jnp.zeros(k_JD.shape, jnp.float32)
+    dk_JD, dv_JD = jax.lax.fori_loop(lower, upper, meet_queries, (zeros, zeros))
+    here.store(dk_ref, dk_JD * settings.scale, dk_part)
+    here.store(dv_ref, dv_JD, dv_part)
+
+    q_ID, d_out_ID = here.load(q_ref, size), here.load(d_out_ref, size)
+    lse_I = here.load(lse_ref, size, jnp.inf)
+    delta_I = here.load(delta_ref, size)
+    ids_I = _query_ids(ids_here)
+
+    def meet_keys(j, dq_ID):
+        keys = _Block.of(j, size, length)
+        k_JD = keys.load(k_ref, size)
+        ids_J = keys.load(ids_ref, size, 0)
+        scores_IJ = _scores(settings, q_ID, k_JD, here, keys, ids_I, ids_J, slope)
+        weights_IJ = jnp.exp2(scores_IJ - lse_I[:, None])
+        d_weights_IJ = _dot(d_out_ID, keys.load(v_ref, size).T)
+        d_scores_IJ = weights_IJ * (d_weights_IJ - delta_I[:, None])
+        return dq_ID + _dot(d_scores_IJ.astype(k_JD.dtype), k_JD)
+
+    dq_ID = jax.lax.fori_loop(lower, upper, meet_keys, jnp.zeros(q_ID.shape, jnp.float32))
+    here.store(dq_ref, dq_ID * settings.scale, dq_part)

@@ -1,0 +1,153 @@
+"""Attention compiled for A100 and H100, as JSON: run by test_compiled in the compile environment.
+
+.venv-compile/bin/python -m tests.kernels.compiled_cases
+"""
+
+import dataclasses
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+
+from mosaicbert_jax.planning.compile_only import Program, compile_for, make_mesh
+from mosaicbert_jax.planning.gpus import GPUS
+from pallas_kernels import alibi_attention_qkv, alibi_slopes, block_ranges
+
+ROWS, HEADS = 4, 12
+TARGETS = ("a100-80gb", "h100")
+SHAPES = ((128, 64), (512, 64), (2048, 64), (8192, 64), (2048, 128), (8192, 128))  # length, head
+SHARDINGS = {"rows": ((8,), ("data",)), "rows and heads": ((4, 2), ("data", "tensor"))}
+PROJECTED_LENGTH, PROJECTED_HEAD_SIZE = 512, 64
+
+
+def array(mesh, dtype, *shape: int, spec: PartitionSpec = PartitionSpec()):  # noqa: B008
+    """One argument of a program, on a mesh of GPUs that are not there."""
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
+
+
+def attend(qkv_BL3HD, segment_ids_BL, d_out_BLHD):
+    """The output and the gradient of the packed projection."""
+    ranges = block_ranges(segment_ids_BL)
+
+    def forward(qkv_BL3HD):
+        return alibi_attention_qkv(qkv_BL3HD, segment_ids_BL, block_ranges=ranges, backend="triton")
+
+    out_BLHD, backward = jax.vjp(forward, qkv_BL3HD)
+    return out_BLHD, *backward(d_out_BLHD)
+
+
+def compile_kernels(
+    target: str, length: int, head_size: int, dtype=jnp.bfloat16, function=attend, kernels="alibi"
+) -> Program:
+    """Both kernels, with nothing around them."""
+    mesh = make_mesh(GPUS[target])
+    return compile_for(
+        GPUS[target],
+        function,
+        array(mesh, dtype, ROWS, length, 3, HEADS, head_size),
+        array(mesh, jnp.int32, ROWS, length),
+        array(mesh, dtype, ROWS, length, HEADS, head_size),
+        kernels=kernels,
+    )
+
+
+def compile_between_projections(target: str) -> Program:
+    """Attention after its input's matrix product and before its output's, and all gradients."""
+    width = HEADS * PROJECTED_HEAD_SIZE
+    mesh = make_mesh(GPUS[target])
+
+    def step(x_BLE, qkv_weight, out_weight, segment_ids_BL, d_y_BLE):
+        ranges = block_ranges(segment_ids_BL)
+
+        def layer(x_BLE, qkv_weight, out_weight):
+            qkv_BL3HD = (x_BLE @ qkv_weight).reshape(
+                *x_BLE.shape[:2], 3, HEADS, PROJECTED_HEAD_SIZE
+            )
+            out_BLHD = alibi_attention_qkv(
+                qkv_BL3HD, segment_ids_BL, block_ranges=ranges, backend="triton"
+            )
+            return out_BLHD.reshape(x_BLE.shape) @ out_weight
+
+        y_BLE, backward = jax.vjp(layer, x_BLE, qkv_weight, out_weight)
+        return y_BLE, *backward(d_y_BLE)
+
+    return compile_for(
+        GPUS[target],
+        step,
+        array(mesh, jnp.bfloat16, ROWS, PROJECTED_LENGTH, width),
+        array(mesh, jnp.bfloat16, width, 3 * width),
+        array(mesh, jnp.bfloat16, width, width),
+        array(mesh, jnp.int32, ROWS, PROJECTED_LENGTH),
+        array(mesh, jnp.bfloat16, ROWS, PROJECTED_LENGTH, width),
+    )
+
+
+def compile_sharded(target: str, sharding: str) -> Program:
+    """On eight GPUs, each with its own rows, or its own rows and heads."""
+    mesh = make_mesh(GPUS[target], *SHARDINGS[sharding])
+    rows = PartitionSpec("data")
+    heads = "tensor" if "tensor" in mesh.axis_names else None
+    packed, unpacked = PartitionSpec("data", None, None, heads), PartitionSpec("data", None, heads)
+
+    def attend_here(qkv_BL3HD, segment_ids_BL, slopes_H):
+        return alibi_attention_qkv(qkv_BL3HD, segment_ids_BL, slopes_H=slopes_H, backend="triton")
+
+    def step(qkv_BL3HD, segment_ids_BL, d_out_BLHD):
+        attend_sharded = jax.shard_map(
+            attend_here,
+            mesh=mesh,
+            in_specs=(packed, rows, PartitionSpec(heads)),
+            out_specs=unpacked,
+            check_vma=False,
+        )
+        slopes_H = jnp.asarray(alibi_slopes(HEADS))
+        out_BLHD, backward = jax.vjp(
+            lambda qkv_BL3HD: attend_sharded(qkv_BL3HD, segment_ids_BL, slopes_H), qkv_BL3HD
+        )
+        return out_BLHD, *backward(d_out_BLHD)
+
+    shape = (8 * ROWS, 512, 3, HEADS, 64)
+    return compile_for(
+        GPUS[target],
+        step,
+        array(mesh, jnp.bfloat16, *shape, spec=packed),
+        array(mesh, jnp.int32, *shape[:2], spec=rows),
+        array(mesh, jnp.bfloat16, *shape[:2], *shape[3:], spec=unpacked),
+    )
+
+
+def _kernels_of(target: str, length: int, head_size: int) -> dict:
+    program = compile_kernels(target, length, head_size)
+    return {
+        "temporary_bytes": program.temporary_bytes,
+        "kernels": [dataclasses.asdict(kernel) for kernel in program.kernels],
+    }
+
+
+def _entry_of(target: str) -> list[dict]:
+    entry = compile_between_projections(target).entry()
+    return [{**dataclasses.asdict(line), "largest": line.largest} for line in entry.values()]
+
+
+def _sharded(target: str, sharding: str) -> dict:
+    program = compile_sharded(target, sharding)
+    calls = [line for line in program.entry().values() if "triton" in line.opcode]
+    return {"collectives": program.collectives(), "calls": [call.result for call in calls]}
+
+
+def main() -> None:
+    work = {}
+    with ThreadPoolExecutor(2) as pool:
+        for target in TARGETS:
+            work[f"{target} projected"] = pool.submit(_entry_of, target)
+            for sharding in SHARDINGS:
+                work[f"{target} {sharding}"] = pool.submit(_sharded, target, sharding)
+            for shape in SHAPES:
+                work["{} {} {}".format(target, *shape)] = pool.submit(_kernels_of, target, *shape)
+    print(json.dumps({name: future.result() for name, future in work.items()}))
+
+
+if __name__ == "__main__":
+    main()

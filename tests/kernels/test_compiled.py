@@ -1,0 +1,105 @@
+"""Attention as compiled for A100 and H100, wherever the tests run: no GPU is needed."""
+
+import fcntl
+import json
+import os
+
+import pytest
+
+from mosaicbert_jax.errors import UserError
+from mosaicbert_jax.planning.compile_only import run_there
+from mosaicbert_jax.planning.gpus import GPUS
+from tests.kernels import compiled_cases as cases
+
+MATMUL, KERNEL = "__cublas$lt$matmul", "__gpu$xla.gpu.triton"
+FREE = ("bitcast", "get-tuple-element")  # what names a value anew, and moves nothing
+each_target = pytest.mark.parametrize("target", cases.TARGETS)
+each_kernel = pytest.mark.parametrize(
+    ("target", "length", "head_size"),
+    [(target, *shape) for target in cases.TARGETS for shape in cases.SHAPES],
+)
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory) -> dict:
+    """What compiled_cases prints, made once for all workers of pytest-xdist."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # of this run; without workers it would be that of all runs
+    path = folder / "compiled_attention.json"
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            try:
+                path.write_text(run_there("tests.kernels.compiled_cases"))
+            except UserError as error:
+                pytest.skip(str(error))
+    return json.loads(path.read_text())
+
+
+@each_kernel
+def test_kernels_use_tensor_cores_and_fit(compiled, target, length, head_size):
+    kernels = compiled[f"{target} {length} {head_size}"]["kernels"]
+    assert [k["name"] for k in kernels] == ["alibi_attention_backward", "alibi_attention_forward"]
+    for kernel in kernels:
+        assert kernel["mma"] + kernel["wgmma"] > 0
+        assert kernel["spilled_bytes"] == 0
+        assert kernel["shared_memory"] <= GPUS[target].shared_memory_per_block
+        assert target != "a100-80gb" or not kernel["wgmma"]  # else it is no A100's program
+
+
+@each_kernel
+def test_memory_holds_nothing_of_length_by_length(compiled, target, length, head_size):
+    # The logsumexp and delta, float32 a query and head; block ranges besides.
+    held = 2 * 4 * cases.ROWS * cases.HEADS * length
+    temporary = compiled[f"{target} {length} {head_size}"]["temporary_bytes"]
+    assert held <= temporary <= held + 64 * 1024
+
+
+@each_target
+@pytest.mark.parametrize("head_size", [64, 128])
+def test_memory_grows_as_the_row(compiled, target, head_size):
+    short, long = (
+        compiled[f"{target} {length} {head_size}"]["temporary_bytes"] for length in (2048, 8192)
+    )
+    assert 3.9 < long / short < 4.1
+    assert long < 0.01 * cases.ROWS * cases.HEADS * 8192**2
+
+
+@each_target
+def test_nothing_stands_between_projections_and_kernels(compiled, target):
+    entry = {line["name"]: line for line in compiled[f"{target} projected"]}
+    size = cases.ROWS * cases.PROJECTED_LENGTH * cases.HEADS * cases.PROJECTED_HEAD_SIZE
+    allowed = {"parameter", "tuple", *FREE, MATMUL, KERNEL}
+    assert {line["opcode"] for line in entry.values() if line["largest"] >= size} <= allowed
+
+    def origin(name: str) -> str:
+        while entry[name]["opcode"] in FREE:
+            [name] = entry[name]["operands"]
+        return name
+
+    def large(line) -> set[str]:
+        found = {origin(name) for name in line["operands"] if entry[name]["largest"] >= size}
+        return {entry[name]["opcode"] for name in found}
+
+    forward, backward = (line for line in entry.values() if line["opcode"] == KERNEL)
+    assert large(forward) == large(backward) == {MATMUL}
+    for kernel in (forward, backward):
+        receivers = [
+            line["opcode"]
+            for line in entry.values()
+            if line["opcode"] not in FREE and kernel["name"] in map(origin, line["operands"])
+        ]
+        assert MATMUL in receivers
+        assert set(receivers) <= {MATMUL, KERNEL, "fusion"}  # the fusion: delta, from the output
+
+
+@each_target
+@pytest.mark.parametrize("sharding", cases.SHARDINGS)
+def test_sharded_attention_speaks_with_no_other_device(compiled, target, sharding):
+    program = compiled[f"{target} {sharding}"]
+    assert program["collectives"] == []
+    heads = cases.HEADS // (2 if "heads" in sharding else 1)
+    rows = cases.ROWS * (2 if "heads" in sharding else 1)
+    assert len(program["calls"]) == 2
+    assert all(f"bf16[{rows},512," in call and f",{heads},64]" in call for call in program["calls"])

@@ -1,0 +1,143 @@
+"""The Triton kernels, by JAX's interpreter, against the reference; and the choice of backend."""
+
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from pallas_kernels import alibi_attention, alibi_attention_qkv, alibi_slopes, block_ranges
+from pallas_kernels.alibi_attention import api, triton
+from tests.kernels.attention_cases import normal, packed_ids
+
+TOLERANCE = {"float32": 2e-5, "bfloat16": 0.06, "float16": 6e-3}
+
+
+def values_and_gradients(qkv_BL3HD, ids_BL, d_out_BLHD, packed, **options):
+    """The output, and the gradient of qkv, of a loss that is linear in the output."""
+
+    def total(qkv_BL3HD):
+        if packed:
+            out_BLHD = alibi_attention_qkv(qkv_BL3HD, ids_BL, **options)
+        else:
+            q, k, v = (qkv_BL3HD[:, :, part] for part in range(3))
+            out_BLHD = alibi_attention(q, k, v, ids_BL, **options)
+        return (out_BLHD.astype(jnp.float32) * d_out_BLHD).sum(), out_BLHD
+
+    (_, out_BLHD), d_qkv_BL3HD = jax.jit(jax.value_and_grad(total, has_aux=True))(qkv_BL3HD)
+    return out_BLHD, d_qkv_BL3HD
+
+
+# The interpreter takes the programs of a grid one by one, so the shapes are small.
+@settings(max_examples=12, deadline=None, phases=[Phase.generate])  # shrinking takes minutes
+@given(
+    length=st.sampled_from([1, 40, 64, 130]),
+    heads=st.sampled_from([1, 2, 6, 12, 16]),
+    head_size=st.sampled_from([32, 64, 128]),
+    longest=st.sampled_from([1, 20, 130]),
+    dtype=st.sampled_from(triton.DTYPES),
+    block_size=st.sampled_from([None, 32, 128]),
+    packed=st.booleans(),
+    bias=st.booleans(),
+    scale=st.sampled_from([None, 0.3]),
+    seed=st.integers(0, 2**16),
+)
+def test_kernels_are_the_reference(
+    length, heads, head_size, longest, dtype, block_size, packed, bias, scale, seed
+):
+    rng = np.random.default_rng(seed)
+    qkv_BL3HD = normal(rng, 2, length, 3, heads, head_size, dtype=dtype)
+    d_out_BLHD = normal(rng, 2, length, heads, head_size)
+    ids_BL = packed_ids(rng, 2, length, longest)
+    options = {"slopes_H": None if bias else np.zeros(heads), "scale": scale}
+    true = values_and_gradients(
+        qkv_BL3HD, ids_BL, d_out_BLHD, packed, backend="reference", **options
+    )
+    ranges = None if block_size is None else block_ranges(ids_BL, block_size=block_size)
+    ours = values_and_gradients(
+        qkv_BL3HD, ids_BL, d_out_BLHD, packed, backend="interpret", block_ranges=ranges, **options
+    )
+    padding = np.asarray(ids_BL) == 0
+    for our, expected in zip(ours, true, strict=True):
+        assert our.dtype == dtype
+        our, expected = (np.asarray(x, np.float32) for x in (our, expected))
+        np.testing.assert_allclose(our, expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+        assert not our[padding].any()
+
+
+def test_only_the_ranges_are_visited():
+    """Keys outside of a query's range of blocks are never read: poison there does no harm."""
+    ids_BL = jnp.asarray([[1] * 64 + [2] * 64 + [3] * 64])
+    qkv_BL3HD = normal(np.random.default_rng(0), 1, 192, 3, 2, 32)
+    ranges = block_ranges(ids_BL, block_size=64)
+    whole = values_and_gradients(qkv_BL3HD, ids_BL, 1.0, True, backend="reference")
+    for segment in range(3):
+        inside = slice(64 * segment, 64 * segment + 64)
+        poisoned = jnp.full_like(qkv_BL3HD, jnp.nan).at[:, inside].set(qkv_BL3HD[:, inside])
+        ours = values_and_gradients(
+            poisoned, ids_BL, 1.0, True, backend="interpret", block_ranges=ranges
+        )
+        for our, expected in zip(ours, whole, strict=True):
+            np.testing.assert_allclose(our[:, inside], expected[:, inside], atol=2e-5)
+
+
+def test_without_segment_ids_all_is_one_segment():
+    rng = np.random.default_rng(0)
+    qkv_BL3HD, d_out_BLHD = normal(rng, 2, 70, 3, 2, 32), normal(rng, 2, 70, 2, 32)
+    ours = values_and_gradients(qkv_BL3HD, None, d_out_BLHD, True, backend="interpret")
+    true = values_and_gradients(qkv_BL3HD, None, d_out_BLHD, True, backend="reference")
+    for our, expected in zip(ours, true, strict=True):
+        np.testing.assert_allclose(our, expected, atol=2e-5)
+
+
+def test_heads_of_a_mesh_have_their_own_slopes():
+    rng = np.random.default_rng(0)
+    qkv_BL3HD = normal(rng, 1, 40, 3, 6, 32)
+    whole = alibi_attention_qkv(qkv_BL3HD, None, backend="interpret")
+    part = alibi_attention_qkv(
+        qkv_BL3HD[:, :, :, 2:4], None, slopes_H=alibi_slopes(6)[2:4], backend="interpret"
+    )
+    np.testing.assert_array_equal(part, whole[:, :, 2:4])
+
+
+@pytest.mark.parametrize(
+    ("case", "chosen", "reason"),
+    [
+        (("gpu", 64, "bfloat16", False), "triton", "the device is a gpu"),
+        (("gpu", 64, "bfloat16", True), "xla", "triton has no attention dropout"),
+        (("gpu", 48, "bfloat16", False), "xla", r"head sizes \(32, 64, 128\), not 48"),
+        (("gpu", 64, "float64", False), "xla", "float32, bfloat16, float16, not float64"),
+        (("cpu", 64, "float32", False), "xla", "the device is a cpu"),
+    ],
+)
+def test_auto_says_once_what_it_takes_and_why(caplog, case, chosen, reason):
+    api._choose.cache_clear()
+    with caplog.at_level(logging.INFO, logger=api.__name__):
+        assert [api._choose("auto", *case) for _ in range(2)] == [chosen] * 2
+    (message,) = [record.message for record in caplog.records]
+    assert f"auto takes {chosen}" in message
+    assert api._choose(chosen, *case) == chosen
+    if chosen == "xla":
+        with pytest.raises(ValueError, match=f"'triton' can't serve: .*{reason}"):
+            api._choose("triton", *case)
+
+
+def test_a_backend_that_can_not_serve_says_why():
+    x = jnp.zeros((1, 8, 3, 2, 16))
+    with pytest.raises(ValueError, match="'triton' can't serve: the device is a cpu"):
+        alibi_attention_qkv(x, None, backend="triton")
+    with pytest.raises(ValueError, match=r"'interpret' can't serve: .*not 16"):
+        alibi_attention_qkv(x, None, backend="interpret")
+    with pytest.raises(ValueError, match="'cuda' is not one of auto, triton, xla"):
+        alibi_attention_qkv(x, None, backend="cuda")
+    ids_BL = jnp.ones((1, 8), jnp.int32)
+    with pytest.raises(ValueError, match=r"block sizes \(16, 32, 64, 128\), not 8"):
+        alibi_attention_qkv(
+            jnp.zeros((1, 8, 3, 2, 32)),
+            ids_BL,
+            backend="interpret",
+            block_ranges=block_ranges(ids_BL, block_size=8),
+        )
