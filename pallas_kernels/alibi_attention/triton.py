@@ -321,7 +321,7 @@ def _backward_kernel(
         q_ID, d_out_ID = queries.load(q_ref, size), queries.load(d_out_ref, size)
         ids_I = _query_ids(queries.load(ids_ref, size, 0))
         scores_IJ = _scores(settings, q_ID, k_JD, queries, here, ids_I, ids_here, slope)
-        weights_IJ = jnp.exp2(scores_IJ - queries.load(lse_ref, size, jnp.inf)[:, None])
+        weights_IJ = jnp.exp2(scores_IJ - queries.load(lse_ref, size)[:, None])
         dv_JD += _dot(weights_IJ.astype(q_ID.dtype).T, d_out_ID)
         d_weights_IJ = _dot(d_out_ID, v_JD.T)
         d_scores_IJ = weights_IJ * (d_weights_IJ - queries.load(delta_ref, size)[:, None])
@@ -335,7 +335,7 @@ def _backward_kernel(
     here.store(dv_ref, dv_JD, dv_part)
 
     q_ID, d_out_ID = here.load(q_ref, size), here.load(d_out_ref, size)
-    lse_I = here.load(lse_ref, size, jnp.inf)
+    lse_I = here.load(lse_ref, size)
     delta_I = here.load(delta_ref, size)
     ids_I = _query_ids(ids_here)
 
