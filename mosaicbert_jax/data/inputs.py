@@ -51,6 +51,7 @@ class Inputs:
         return min(self.workers or available_cores(), 1 + self.bytes // _BYTES_WORTH_A_WORKER)
 
     def stamps(self) -> list[FileStamp]:
+        """Of each file as it is now."""
         return [FileStamp.of(file.path) for file in self.files]
 
     def records(

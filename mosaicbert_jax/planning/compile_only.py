@@ -97,14 +97,12 @@ class Program:
 
     Attributes:
       text: its optimised HLO.
-      temporary_bytes, argument_bytes, output_bytes: of device memory, on one device.
+      temporary_bytes: of device memory, on one device.
       kernels: those whose names were asked for.
     """
 
     text: str
     temporary_bytes: int
-    argument_bytes: int
-    output_bytes: int
     kernels: tuple[Kernel, ...]
 
     def entry(self) -> dict[str, Instruction]:
@@ -154,6 +152,7 @@ def compile_for(
     Args:
       arguments: trees of ShapeDtypeStruct, all with shardings over one mesh of `make_mesh`.
       kernels: part of the names of the kernels to look into; none: no kernel.
+      donate: which arguments' memory the results may take.
     """
     mesh = jax.tree.leaves(arguments)[0].sharding.mesh
     # Pallas asks the mesh which GPU it is for (from jax 0.11 on, and only there).
@@ -165,12 +164,9 @@ def compile_for(
             options |= {"xla_dump_to": folder, "xla_dump_emitter_re": "ptx"}
         compiled = lowered.compile(compiler_options=options)
         found = _kernels(pathlib.Path(folder), gpu, kernels) if kernels else ()
-    memory = compiled.memory_analysis()
     return Program(
         text=compiled.as_text(),
-        temporary_bytes=memory.temp_size_in_bytes,
-        argument_bytes=memory.argument_size_in_bytes,
-        output_bytes=memory.output_size_in_bytes,
+        temporary_bytes=compiled.memory_analysis().temp_size_in_bytes,
         kernels=found,
     )
 
