@@ -1,12 +1,13 @@
-"""Attention with ALiBi over packed rows, for JAX. Depends on jax alone.
+"""Attention with ALiBi over packed rows, and LayerNorm after a residual, for JAX alone.
 
-Shape letters: B rows, L row length, H heads, D head size, Q blocks of a row.
+Shape letters: B rows, L row length, H heads, D head size, Q blocks of a row, E hidden size.
 """
 
 from pallas_kernels.alibi_attention.api import alibi_attention, alibi_attention_qkv
 from pallas_kernels.alibi_attention.block_ranges import BlockRanges, block_ranges
 from pallas_kernels.alibi_attention.slopes import alibi_slopes
-from pallas_kernels.random_bits import keep_mask, random_bits
+from pallas_kernels.random_bits import drop_elements, keep_mask, random_bits
+from pallas_kernels.residual_norm.api import residual_norm
 
 __all__ = [
     "BlockRanges",
@@ -14,6 +15,8 @@ __all__ = [
     "alibi_attention_qkv",
     "alibi_slopes",
     "block_ranges",
+    "drop_elements",
     "keep_mask",
     "random_bits",
+    "residual_norm",
 ]

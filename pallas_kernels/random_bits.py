@@ -7,7 +7,8 @@ keys; the elements get an integer hash of (key, counter).
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Key, UInt32
+import numpy as np
+from jaxtyping import Array, Bool, Float, Key, UInt32
 
 
 def random_bits(
@@ -23,11 +24,28 @@ def random_bits(
       key_words: two words a key; the leading axes broadcast against `counters`.
       counters: the element's index.
     """
-    bits = counters * jnp.uint32(0x9E3779B9) + key_words[..., 0]
-    bits = (bits ^ (bits >> 16)) * jnp.uint32(0x7FEB352D)
-    bits = (bits ^ (bits >> 15)) + key_words[..., 1]
-    bits = bits * jnp.uint32(0x846CA68B)
+    return mixed_bits(key_words[..., 0], key_words[..., 1], counters)
+
+
+def mixed_bits(
+    first_word: UInt32[Array, "*k"], second_word: UInt32[Array, "*k"], counters: UInt32[Array, "*c"]
+) -> UInt32[Array, "*kc"]:
+    """`random_bits` with the key's words apart, as a kernel has them."""
+    bits = counters * np.uint32(0x9E3779B9) + first_word
+    bits = (bits ^ (bits >> 16)) * np.uint32(0x7FEB352D)
+    bits = (bits ^ (bits >> 15)) + second_word
+    bits = bits * np.uint32(0x846CA68B)
     return bits ^ (bits >> 16)
+
+
+def words_of(keys: Key[Array, "*k"]) -> UInt32[Array, "*k 2"]:
+    """What `random_bits` takes of typed JAX keys."""
+    return jax.random.key_data(keys)[..., -2:]
+
+
+def drop_threshold(rate: float) -> np.uint32:
+    """An element is dropped if its bits are less than this."""
+    return np.uint32(round(rate * 2**32))
 
 
 def keep_mask(
@@ -40,5 +58,20 @@ def keep_mask(
       counters: the element's index, one counter space a key.
       rate: the probability that an element is dropped, in [0, 1).
     """
-    threshold = jnp.uint32(round(rate * 2**32))
-    return random_bits(jax.random.key_data(keys)[..., -2:], counters) >= threshold
+    return random_bits(words_of(keys), counters) >= drop_threshold(rate)
+
+
+def drop_elements(
+    x_BLE: Float[Array, "B L E"], keys_B: Key[Array, "B"], rate: float
+) -> Float[Array, "B L E"]:
+    """Dropout: drops elements with probability `rate` and scales the rest, in x's dtype.
+
+    An element's counter is its place within its row.
+    """
+    _, length, width = x_BLE.shape
+    counters_LE = (
+        jax.lax.broadcasted_iota(jnp.uint32, (length, width), 0) * jnp.uint32(width)
+        + jax.lax.broadcasted_iota(jnp.uint32, (length, width), 1)
+    )  # fmt: skip
+    keep_BLE = keep_mask(keys_B[:, None, None], counters_LE, rate)
+    return jnp.where(keep_BLE, x_BLE / (1.0 - rate), 0.0).astype(x_BLE.dtype)

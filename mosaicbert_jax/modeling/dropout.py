@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from pallas_kernels import keep_mask
+from pallas_kernels import drop_elements
 
 
 class Site(enum.IntEnum):
@@ -52,11 +52,4 @@ def dropout(
     """Drops elements with probability `rate` and scales the rest; keys_B=None drops nothing."""
     if keys_B is None or not rate:
         return x_BLE
-    keys_B11 = site_keys(keys_B, layer, site)[:, None, None]
-    _, length, width = x_BLE.shape
-    counters_LE = (
-        jax.lax.broadcasted_iota(jnp.uint32, (length, width), 0) * jnp.uint32(width)
-        + jax.lax.broadcasted_iota(jnp.uint32, (length, width), 1)
-    )  # fmt: skip
-    keep_BLE = keep_mask(keys_B11, counters_LE, rate)
-    return jnp.where(keep_BLE, x_BLE / (1.0 - rate), 0.0).astype(x_BLE.dtype)
+    return drop_elements(x_BLE, site_keys(keys_B, layer, site), rate)

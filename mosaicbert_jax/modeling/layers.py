@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from mosaicbert_jax.modeling.config import BertConfig
 from mosaicbert_jax.modeling.dropout import Site, dropout, site_keys
-from pallas_kernels import BlockRanges, alibi_attention_qkv, alibi_slopes
+from pallas_kernels import BlockRanges, alibi_attention_qkv, alibi_slopes, residual_norm
 
 ROW_AXES = ("data",)  # the mesh axes over which rows are divided
 HEAD_AXIS = "tensor"  # the one over which heads are, in a mesh that has it
@@ -215,15 +215,33 @@ class EncoderLayer(nnx.Module):
         if positions_BP is not None:
             context_BLE = gather_columns(context_BLE, positions_BP)
             x_BLE = gather_columns(x_BLE, positions_BP)
-        attended_BLE = dropout(
-            self.attention.output(context_BLE),
-            self.config.hidden_dropout_prob,
-            keys_B,
-            layer=layer,
-            site=Site.HIDDEN,
+        attended_BLE = self.attention.output(context_BLE)
+        rate = self.config.hidden_dropout_prob if keys_B is not None else 0.0
+        hidden_keys_B = site_keys(keys_B, layer, Site.HIDDEN) if rate else None
+        x_BLE = self._residual_norm(
+            self.attention_norm, attended_BLE, x_BLE, dropout_rate=rate, keys_B=hidden_keys_B
         )
-        x_BLE = self._norm(self.attention_norm, attended_BLE + x_BLE)
-        return self._norm(self.feed_forward_norm, self.feed_forward(x_BLE, keys_B, layer) + x_BLE)
+        fed_BLE = self.feed_forward(x_BLE, keys_B, layer)
+        return self._residual_norm(self.feed_forward_norm, fed_BLE, x_BLE)
 
-    def _norm(self, norm: nnx.LayerNorm, x_BLE: jax.Array) -> jax.Array:
-        return norm(x_BLE).astype(self.config.compute_dtype)
+    def _residual_norm(
+        self,
+        norm: nnx.LayerNorm,
+        x_BLE: Float[Array, "B L E"],
+        residual_BLE: Float[Array, "B L E"],
+        *,
+        dropout_rate: float = 0.0,
+        keys_B: Key[Array, "B"] | None = None,
+    ) -> Float[Array, "B L E"]:
+        """norm(dropout(x) + residual)."""
+        return residual_norm(
+            x_BLE,
+            residual_BLE,
+            norm.scale[...],
+            norm.bias[...],
+            epsilon=norm.epsilon,
+            norm_dtype=norm.dtype,
+            dropout_rate=dropout_rate,
+            dropout_keys_B=keys_B,
+            row_axes=ROW_AXES,
+        )

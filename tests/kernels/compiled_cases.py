@@ -1,4 +1,4 @@
-"""Attention compiled for A100 and H100, as JSON: run by test_compiled in the compile environment.
+"""The kernels compiled for A100 and H100, as JSON: run by test_compiled where compilers are.
 
 .venv-compile/bin/python -m tests.kernels.compiled_cases
 """
@@ -13,12 +13,14 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from mosaicbert_jax.planning.compile_only import Program, compile_for, make_mesh
 from mosaicbert_jax.planning.gpus import GPUS
-from pallas_kernels import alibi_attention_qkv, alibi_slopes, block_ranges
+from pallas_kernels import alibi_attention_qkv, alibi_slopes, block_ranges, residual_norm
 
 ROWS, HEADS = 4, 12
 TARGETS = ("a100-80gb", "h100")
 SHAPES = ((128, 64), (512, 64), (2048, 64), (8192, 64), (2048, 128), (8192, 128))  # length, head
 SHARDINGS = {"rows": ((8,), ("data",)), "rows and heads": ((4, 2), ("data", "tensor"))}
+NORM_WIDTHS = (768, 1024)
+NORM_LENGTH, NORM_DEVICES = 128, 8
 PROJECTED_LENGTH, PROJECTED_HEAD_SIZE = 512, 64
 
 
@@ -118,6 +120,47 @@ def compile_sharded(target: str, sharding: str) -> Program:
     )
 
 
+def compile_norm(target: str, width: int, devices: int) -> Program:
+    """LayerNorm of dropout(x) + residual, and its gradients, rows divided over the devices."""
+    mesh = make_mesh(GPUS[target], (devices,))
+    rows = devices * ROWS
+
+    def step(x_BLE, residual_BLE, scale_E, bias_E, d_y_BLE, seed):
+        def forward(*operands):
+            return residual_norm(
+                *operands,
+                epsilon=1e-12,
+                dropout_rate=0.1,
+                dropout_keys_B=jax.random.split(jax.random.key(seed), rows),
+                row_axes=("data",),
+                backend="triton",
+            )
+
+        y_BLE, backward = jax.vjp(forward, x_BLE, residual_BLE, scale_E, bias_E)
+        return y_BLE, *backward(d_y_BLE)
+
+    x_BLE = array(mesh, jnp.bfloat16, rows, NORM_LENGTH, width, spec=PartitionSpec("data"))
+    scale_E = array(mesh, jnp.float32, width)
+    with jax.set_mesh(mesh):
+        return compile_for(
+            GPUS[target],
+            step,
+            *(x_BLE, x_BLE, scale_E, scale_E, x_BLE),
+            array(mesh, jnp.uint32),
+            kernels="residual_norm",
+        )
+
+
+def _norm_of(target: str, width: int, devices: int) -> dict:
+    program = compile_norm(target, width, devices)
+    large = ROWS * NORM_LENGTH * width
+    return {
+        "collectives": program.collectives(),
+        "large": [line.opcode for line in program.entry().values() if line.largest >= large],
+        "kernels": [dataclasses.asdict(kernel) for kernel in program.kernels],
+    }
+
+
 def _kernels_of(target: str, length: int, head_size: int) -> dict:
     program = compile_kernels(target, length, head_size)
     return {
@@ -144,6 +187,10 @@ def main() -> None:
             work[f"{target} projected"] = pool.submit(_entry_of, target)
             for sharding in SHARDINGS:
                 work[f"{target} {sharding}"] = pool.submit(_sharded, target, sharding)
+            for width in NORM_WIDTHS:
+                for devices in (1, NORM_DEVICES):
+                    name = f"{target} norm {width} {devices}"
+                    work[name] = pool.submit(_norm_of, target, width, devices)
             for shape in SHAPES:
                 work["{} {} {}".format(target, *shape)] = pool.submit(_kernels_of, target, *shape)
     print(json.dumps({name: future.result() for name, future in work.items()}))

@@ -1,4 +1,4 @@
-"""Attention as compiled for A100 and H100, wherever the tests run: no GPU is needed."""
+"""The kernels as compiled for A100 and H100, wherever the tests run: no GPU is needed."""
 
 import fcntl
 import json
@@ -26,7 +26,7 @@ def compiled(tmp_path_factory) -> dict:
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent  # of this run; without workers it would be that of all runs
-    path = folder / "compiled_attention.json"
+    path = folder / "compiled_kernels.json"
     with path.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not path.exists():
@@ -103,3 +103,24 @@ def test_sharded_attention_speaks_with_no_other_device(compiled, target, shardin
     rows = cases.ROWS * (2 if "heads" in sharding else 1)
     assert len(program["calls"]) == 2
     assert all(f"bf16[{rows},512," in call and f",{heads},64]" in call for call in program["calls"])
+
+
+@each_target
+@pytest.mark.parametrize("width", cases.NORM_WIDTHS)
+def test_norm_passes_over_memory_once_a_direction(compiled, target, width):
+    program = compiled[f"{target} norm {width} 1"]
+    names = [kernel["name"] for kernel in program["kernels"]]
+    assert names == ["residual_norm_backward", "residual_norm_forward"]
+    assert all(kernel["spilled_bytes"] == 0 for kernel in program["kernels"])
+    assert [
+        opcode for opcode in program["large"] if opcode not in ("parameter", "tuple", *FREE)
+    ] == [KERNEL] * 2
+
+
+@each_target
+@pytest.mark.parametrize("width", cases.NORM_WIDTHS)
+def test_sharded_norm_adds_up_two_small_gradients_only(compiled, target, width):
+    program = compiled[f"{target} norm {width} {cases.NORM_DEVICES}"]
+    assert program["large"].count(KERNEL) == 2
+    assert set(program["collectives"]) <= {"all-reduce", "all-reduce-start"}
+    assert 1 <= len(program["collectives"]) <= 2

@@ -1,0 +1,1 @@
+"""LayerNorm of a sum of a residual and what dropout leaves."""

@@ -1,0 +1,108 @@
+"""The public function: it checks, and chooses a backend."""
+
+import functools
+import logging
+
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Key
+
+from pallas_kernels.platform import target_platform
+from pallas_kernels.residual_norm import reference, triton
+
+BACKENDS = ("triton", "xla", "interpret")
+
+
+def residual_norm(
+    x_BLE: Float[Array, "B L E"],
+    residual_BLE: Float[Array, "B L E"],
+    scale_E: Float[Array, "E"],
+    bias_E: Float[Array, "E"],
+    *,
+    epsilon: float,
+    norm_dtype: DTypeLike = jnp.float32,
+    dropout_rate: float = 0.0,
+    dropout_keys_B: Key[Array, "B"] | None = None,
+    row_axes: tuple[str, ...] = (),
+    backend: str = "auto",
+) -> Float[Array, "B L E"]:
+    """LayerNorm(dropout(x) + residual) over E, as it stands behind each half of a post-LN layer.
+
+    y = (s - mean(s)) / sqrt(variance(s) + epsilon) * scale + bias, s = dropout(x) + residual
+    (Ba et al., 2016, arXiv:1607.06450), statistics in float32. Differentiable in the first four.
+
+    Args:
+      x_BLE, residual_BLE: float32, bfloat16 or float16. The sum is rounded to their dtype.
+      scale_E, bias_E: float32.
+      norm_dtype: what the sum, the scale, the bias and the result are rounded to besides.
+      dropout_rate: probability of dropping an element of x.
+      dropout_keys_B: a typed JAX key a row; needed if dropout_rate is not 0. The elements dropped
+        are those of `drop_elements`, whatever the backend.
+      row_axes: the axes of the mesh in use, if there is one, over which the rows are divided. Each
+        device then runs the kernels on its own; what is plain JAX the compiler divides by itself.
+      backend: "triton", Pallas kernels for NVIDIA GPUs from Ampere on; "xla", plain JAX for any
+        device; "interpret", the kernels of "triton" by JAX's interpreter, for tests. "auto" takes
+        triton on GPUs where it can serve, else xla, and logs once which and why.
+
+    Returns:
+      y_BLE, in x's dtype.
+
+    Raises:
+      ValueError: shapes or dtypes that do not fit, dropout without keys, or a backend that is not
+        there or can't serve.
+    """
+    if x_BLE.ndim != 3 or (x_BLE.shape, x_BLE.dtype) != (residual_BLE.shape, residual_BLE.dtype):
+        given = f"{x_BLE.dtype}{x_BLE.shape}, {residual_BLE.dtype}{residual_BLE.shape}"
+        raise ValueError(f"x and residual must have one dtype and shape (B, L, E), not {given}")
+    width = x_BLE.shape[-1]
+    if not scale_E.shape == bias_E.shape == (width,):
+        given = f"{scale_E.shape}, {bias_E.shape}"
+        raise ValueError(f"scale and bias must be ({width},), the last axis of x, not {given}")
+    if dropout_rate and dropout_keys_B is None:
+        raise ValueError("dropout_rate needs dropout_keys_B, one key a row")
+    norm_dtype = jnp.dtype(norm_dtype)
+    chosen = _choose(backend, target_platform(), width, x_BLE.dtype.name, norm_dtype.name)
+    backend_function = reference.residual_norm
+    if chosen != "xla":
+        backend_function = functools.partial(
+            triton.residual_norm, row_axes=row_axes, interpret=chosen == "interpret"
+        )
+    return backend_function(
+        x_BLE,
+        residual_BLE,
+        scale_E,
+        bias_E,
+        epsilon=epsilon,
+        norm_dtype=norm_dtype,
+        dropout_rate=dropout_rate,
+        dropout_keys_B=dropout_keys_B,
+    )
+
+
+@functools.cache  # so that a choice is logged once
+def _choose(backend: str, platform: str, width: int, dtype: str, norm_dtype: str) -> str:
+    if backend not in ("auto", *BACKENDS):
+        raise ValueError(f"backend {backend!r} is not one of auto, {', '.join(BACKENDS)}")
+    why_not = _why_not_triton(platform, width, dtype, norm_dtype)
+    if backend == "triton" and why_not:
+        raise ValueError(f"backend 'triton' can't serve: {why_not}")
+    if backend == "interpret" and (why_not := _why_not_triton("gpu", width, dtype, norm_dtype)):
+        raise ValueError(f"backend 'interpret' can't serve: {why_not}")
+    if backend != "auto":
+        return backend
+    chosen = "xla" if why_not else "triton"
+    reason = why_not or f"the device is a {platform}, and nothing else is asked of it"
+    logging.getLogger(__name__).info("residual_norm: auto takes %s, as %s", chosen, reason)
+    return chosen
+
+
+def _why_not_triton(platform: str, width: int, dtype: str, norm_dtype: str) -> str | None:
+    if platform != "gpu":
+        return f"the device is a {platform}, and triton's kernels are for NVIDIA GPUs"
+    if width % triton.WIDTH_STEP or not 0 < width <= triton.WIDEST:
+        return f"triton has multiples of {triton.WIDTH_STEP} up to {triton.WIDEST}, not {width}"
+    if dtype not in triton.DTYPES:
+        return f"triton has {', '.join(triton.DTYPES)}, not {dtype}"
+    if norm_dtype not in ("float32", dtype):
+        return f"triton normalises {dtype} as float32 or {dtype}, not {norm_dtype}"
+    return None

@@ -1,0 +1,239 @@
+"""LayerNorm of dropout(x) + residual as Pallas kernels for NVIDIA GPUs, through Triton.
+
+Each array passes through the device's memory once a direction. Forward reads x and the residual
+and writes their sum, which backward needs, and the result. Backward reads the sum and the result's
+gradient, computes the statistics again, and writes the gradients of the residual and, if there is
+dropout, of x: the same through the mask, which is made again from the rows' keys. A program sums
+the gradients of scale and bias over its tokens; the programs' sums are added afterwards. Nothing
+is added atomically, so it is deterministic.
+
+Shape letters besides those of `api`: N tokens of all rows, T tokens worked on at once, W the hidden
+size filled up to a power of two, G programs.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float, Key
+
+from pallas_kernels.random_bits import drop_threshold, mixed_bits, words_of
+
+DTYPES = ("float32", "bfloat16", "float16")
+WIDTH_STEP, WIDEST = 64, 4096
+_ELEMENTS = 4096  # T · W: 16 a thread, which leaves the registers of backward without spills
+_TOKENS_OF_A_PROGRAM = 64  # backward; the sums for scale and bias are then 3 % of what it moves
+_LAUNCH = plgpu.CompilerParams(num_warps=8, num_stages=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What is known when the program is built.
+
+    Attributes:
+      epsilon: added to the variance.
+      dropout_rate: 0 or more.
+      row_axes: of the mesh in use, over which rows are divided.
+      interpret: run the kernels step by step with JAX's interpreter, on any platform.
+    """
+
+    epsilon: float
+    dropout_rate: float
+    row_axes: tuple[str, ...]
+    interpret: bool
+
+
+def residual_norm(
+    x_BLE: Float[Array, "B L E"],
+    residual_BLE: Float[Array, "B L E"],
+    scale_E: Float[Array, "E"],
+    bias_E: Float[Array, "E"],
+    *,
+    epsilon: float,
+    norm_dtype: jnp.dtype,
+    dropout_rate: float = 0.0,
+    dropout_keys_B: Key[Array, "B"] | None = None,
+    row_axes: tuple[str, ...] = (),
+    interpret: bool = False,
+) -> Float[Array, "B L E"]:
+    """See `api.residual_norm`."""
+    words = ()
+    if dropout_rate:
+        words_B2 = words_of(dropout_keys_B)
+        words = words_B2[:, 0], words_B2[:, 1]
+    scale_E, bias_E = (p.astype(norm_dtype).astype(jnp.float32) for p in (scale_E, bias_E))
+    settings = Settings(epsilon, dropout_rate, row_axes, interpret)
+    return _norm(settings, x_BLE, residual_BLE, scale_E, bias_E, words)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _norm(settings: Settings, x_BLE, residual_BLE, scale_E, bias_E, words):
+    return _norm_forward(settings, x_BLE, residual_BLE, scale_E, bias_E, words)[0]
+
+
+def _norm_forward(settings: Settings, x_BLE, residual_BLE, scale_E, bias_E, words):
+    def call(x_BLE, residual_BLE, words, scale_E, bias_E):
+        rows, length, width = x_BLE.shape
+        like_NE = jax.ShapeDtypeStruct((rows * length, width), x_BLE.dtype)
+        sum_NE, y_NE = pl.pallas_call(
+            functools.partial(_forward_kernel, settings, x_BLE.shape),
+            grid=(pl.cdiv(rows * length, _tokens_at_once(width)),),
+            out_shape=[like_NE, like_NE],
+            compiler_params=_LAUNCH,
+            interpret=settings.interpret,
+            name="residual_norm_forward",
+        )(x_BLE.reshape(-1, width), residual_BLE.reshape(-1, width), scale_E, bias_E, *words)
+        return sum_NE.reshape(x_BLE.shape), y_NE.reshape(x_BLE.shape)
+
+    divided = (x_BLE, residual_BLE, words)
+    sum_BLE, y_BLE = _on_own_rows(settings, call, divided, (scale_E, bias_E))
+    return y_BLE, (sum_BLE, scale_E, words)
+
+
+def _norm_backward(settings: Settings, saved, d_y_BLE):
+    def call(d_y_BLE, sum_BLE, words, scale_E):
+        rows, length, width = d_y_BLE.shape
+        programs = pl.cdiv(rows * length, _TOKENS_OF_A_PROGRAM)
+        like_NE = jax.ShapeDtypeStruct((rows * length, width), d_y_BLE.dtype)
+        sums_GE = jax.ShapeDtypeStruct((programs, width), jnp.float32)
+        d_scale_GE, d_bias_GE, *d_NE = pl.pallas_call(
+            functools.partial(_backward_kernel, settings, d_y_BLE.shape),
+            grid=(programs,),
+            out_shape=[sums_GE, sums_GE, *[like_NE] * (2 if words else 1)],
+            compiler_params=_LAUNCH,
+            interpret=settings.interpret,
+            name="residual_norm_backward",
+        )(d_y_BLE.reshape(-1, width), sum_BLE.reshape(-1, width), scale_E, *words)
+        return d_scale_GE, d_bias_GE, *(d.reshape(d_y_BLE.shape) for d in d_NE)
+
+    sum_BLE, scale_E, words = saved
+    d_scale_GE, d_bias_GE, d_residual_BLE, *d_x_BLE = _on_own_rows(
+        settings, call, (d_y_BLE, sum_BLE, words), (scale_E,)
+    )
+    (d_x_BLE,) = d_x_BLE or (d_residual_BLE,)  # without dropout they are one
+    return d_x_BLE, d_residual_BLE, d_scale_GE.sum(axis=0), d_bias_GE.sum(axis=0), None
+
+
+_norm.defvjp(_norm_forward, _norm_backward)
+
+
+def _on_own_rows(settings: Settings, call, divided: tuple, everywhere: tuple):
+    """call(*divided, *everywhere), by each device for its part of the first; so are its results."""
+    if settings.row_axes and not jax.sharding.get_abstract_mesh().empty:
+        rows, whole = PartitionSpec(settings.row_axes), PartitionSpec()
+        in_specs = (rows,) * len(divided) + (whole,) * len(everywhere)
+        call = jax.shard_map(call, in_specs=in_specs, out_specs=rows, check_vma=False)
+    return call(*divided, *everywhere)
+
+
+def _tokens_at_once(width: int) -> int:
+    return max(1, _ELEMENTS // pl.next_power_of_2(width))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tile:
+    """T tokens of (N, E), of which the last may not be there, as may the last columns not be."""
+
+    start: jax.Array
+    shape: tuple[int, int, int]  # B, L, E
+
+    @property
+    def token_T(self):
+        return self.start + jnp.arange(_tokens_at_once(self.shape[2]))
+
+    @property
+    def column_1W(self):
+        return jnp.arange(pl.next_power_of_2(self.shape[2]))[None, :]
+
+    @property
+    def within_TW(self):
+        rows, length, width = self.shape
+        return (self.token_T < rows * length)[:, None] & (self.column_1W < width)
+
+    def load(self, ref):
+        """float32; zeros where there is nothing."""
+        place = ref.at[self.token_T[:, None], self.column_1W]
+        return plgpu.load(place, mask=self.within_TW, other=0.0).astype(jnp.float32)
+
+    def store(self, ref, value_TW) -> None:
+        place = ref.at[self.token_T[:, None], self.column_1W]
+        plgpu.store(place, value_TW.astype(ref.dtype), mask=self.within_TW)
+
+    def load_parameter(self, ref):
+        """(1, W) of a ref over E."""
+        mask_1W = self.column_1W < self.shape[2]
+        return plgpu.load(ref.at[self.column_1W], mask=mask_1W, other=0.0)
+
+    def dropout(self, settings: Settings, word_refs, x_TW, dtype):
+        """`drop_elements` on float32 values, rounded where that function rounds."""
+        if not word_refs:
+            return x_TW
+        rows, length, width = self.shape
+        # Keys are fetched by one axis: by two, each thread would fetch them for all its elements.
+        row_T = self.token_T // length
+        there_T = row_T < rows
+        words = (plgpu.load(ref.at[row_T], mask=there_T, other=0)[:, None] for ref in word_refs)
+        place_T1 = (self.token_T % length * width)[:, None]
+        counters_TW = (place_T1 + self.column_1W).astype(jnp.uint32)
+        bits_TW = mixed_bits(*words, counters_TW)
+        # The rate as rounded there; a product, as a quotient costs several instructions.
+        scaled_TW = x_TW * (1.0 / float(np.asarray(1.0 - settings.dropout_rate, dtype)))
+        x_TW = scaled_TW.astype(dtype).astype(jnp.float32)
+        return jnp.where(bits_TW >= drop_threshold(settings.dropout_rate), x_TW, 0.0)
+
+    def mean(self, x_TW):
+        """Over the columns, (T, 1); those that are not there must be 0."""
+        return jnp.sum(x_TW, axis=1, keepdims=True) / self.shape[2]
+
+    def normalised(self, settings: Settings, sum_TW):
+        """(sum - mean) / deviation, 0 in columns that are not there, and 1 / deviation."""
+        from_mean_TW = jnp.where(self.column_1W < self.shape[2], sum_TW - self.mean(sum_TW), 0.0)
+        factor_T1 = jax.lax.rsqrt(self.mean(from_mean_TW * from_mean_TW) + settings.epsilon)
+        return from_mean_TW * factor_T1, factor_T1
+
+
+def _forward_kernel(settings, shape, x_ref, residual_ref, scale_ref, bias_ref, *refs):
+    *word_refs, sum_ref, y_ref = refs
+    tile = _Tile(pl.program_id(0) * _tokens_at_once(shape[2]), shape)
+    x_TW = tile.dropout(settings, word_refs, tile.load(x_ref), x_ref.dtype)
+    sum_TW = (x_TW + tile.load(residual_ref)).astype(sum_ref.dtype)
+    tile.store(sum_ref, sum_TW)
+    normalised_TW, _ = tile.normalised(settings, sum_TW.astype(jnp.float32))
+    scale_1W, bias_1W = tile.load_parameter(scale_ref), tile.load_parameter(bias_ref)
+    tile.store(y_ref, normalised_TW * scale_1W + bias_1W)
+
+
+def _backward_kernel(settings, shape, d_y_ref, sum_ref, scale_ref, *refs):
+    words = 2 if settings.dropout_rate else 0
+    word_refs, (d_scale_ref, d_bias_ref, d_sum_ref, *d_x_refs) = refs[:words], refs[words:]
+    at_once = _tokens_at_once(shape[2])
+    first = pl.program_id(0) * _TOKENS_OF_A_PROGRAM
+    scale_1W = _Tile(first, shape).load_parameter(scale_ref)
+
+    def meet(step, sums):
+        d_scale_TW, d_bias_TW = sums
+        tile = _Tile(first + step * at_once, shape)
+        d_y_TW = tile.load(d_y_ref)
+        normalised_TW, factor_T1 = tile.normalised(settings, tile.load(sum_ref))
+        d_normalised_TW = d_y_TW * scale_1W
+        along_T1 = tile.mean(d_normalised_TW * normalised_TW)
+        d_from_mean_TW = d_normalised_TW - tile.mean(d_normalised_TW) - normalised_TW * along_T1
+        d_sum_TW = (d_from_mean_TW * factor_T1).astype(d_sum_ref.dtype)
+        tile.store(d_sum_ref, d_sum_TW)
+        for d_x_ref in d_x_refs:
+            d_sum_TW = d_sum_TW.astype(jnp.float32)
+            tile.store(d_x_ref, tile.dropout(settings, word_refs, d_sum_TW, d_x_ref.dtype))
+        return d_scale_TW + d_y_TW * normalised_TW, d_bias_TW + d_y_TW
+
+    zeros_TW = jnp.zeros((at_once, pl.next_power_of_2(shape[2])), jnp.float32)
+    steps = _TOKENS_OF_A_PROGRAM // at_once
+    d_scale_TW, d_bias_TW = jax.lax.fori_loop(0, steps, meet, (zeros_TW, zeros_TW))
+    column_W = jnp.arange(zeros_TW.shape[1])
+    for ref, sums_TW in ((d_scale_ref, d_scale_TW), (d_bias_ref, d_bias_TW)):
+        place = ref.at[pl.program_id(0), column_W]
+        plgpu.store(place, sums_TW.sum(axis=0), mask=column_W < shape[2])

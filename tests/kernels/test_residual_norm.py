@@ -1,0 +1,269 @@
+"""The kernels of residual_norm, by JAX's interpreter, against plain JAX; and that against flax."""
+
+import functools
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from mosaicbert_jax import BertConfig, BertForMaskedLM, BertModel
+from mosaicbert_jax.modeling import layers
+from mosaicbert_jax.modeling.dropout import Site, dropout, row_keys, site_keys
+from pallas_kernels import residual_norm
+from pallas_kernels.residual_norm import api
+from tests.kernels.attention_cases import normal
+
+KEY = jax.random.key(7)
+TOLERANCE = {"float32": 5e-6, "bfloat16": 0.04, "float16": 5e-3}  # of the largest value
+
+
+def inputs(rows, length, width, dtype="float32"):
+    """x, residual, scale and bias, and the gradient of the result."""
+    rng = np.random.default_rng(0)
+    x_BLE, residual_BLE, d_y_BLE = (normal(rng, rows, length, width, dtype=dtype) for _ in "123")
+    return (x_BLE, residual_BLE, 1 + normal(rng, width), normal(rng, width)), d_y_BLE
+
+
+def values_and_gradients(function, operands, d_y_BLE):
+    """The result, and the gradients of x, residual, scale and bias."""
+
+    @jax.jit
+    def run(operands, d_y_BLE):
+        y_BLE, backward = jax.vjp(function, *operands)
+        return y_BLE, *backward(d_y_BLE)
+
+    return run(operands, d_y_BLE)
+
+
+def assert_close(ours, true, tolerance):
+    for our, expected in zip(ours, true, strict=True):
+        assert our.dtype == expected.dtype
+        our, expected = (np.asarray(x, np.float32) for x in (our, expected))
+        np.testing.assert_allclose(our, expected, rtol=0, atol=tolerance * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(
+    ("rows", "length", "width", "dtype", "norm_dtype", "rate"),
+    [
+        (3, 5, 192, "float32", "float32", 0.1),  # tokens and columns that are not there
+        (2, 50, 768, "float32", "float32", 0.0),  # two programs backward, the last not full
+        (1, 130, 64, "float32", "float32", 0.5),
+        (2, 1, 4096, "float32", "float32", 0.1),  # a token at once
+        (3, 7, 1024, "bfloat16", "float32", 0.1),
+        (2, 9, 128, "bfloat16", "bfloat16", 0.0),
+        (2, 9, 128, "float16", "float32", 0.1),
+    ],
+)
+def test_kernels_are_the_plain_form(rows, length, width, dtype, norm_dtype, rate):
+    operands, d_y_BLE = inputs(rows, length, width, dtype)
+    function = functools.partial(
+        residual_norm,
+        epsilon=1e-5,
+        norm_dtype=norm_dtype,
+        dropout_rate=rate,
+        dropout_keys_B=row_keys(KEY, rows) if rate else None,
+    )
+    ours, true = (
+        values_and_gradients(functools.partial(function, backend=backend), operands, d_y_BLE)
+        for backend in ("interpret", "xla")
+    )
+    assert_close(ours, true, TOLERANCE[dtype])
+    np.testing.assert_array_equal(ours[1] == 0, true[1] == 0)
+
+
+def test_epsilon_counts():
+    operands, d_y_BLE = inputs(1, 3, 64)
+    operands = (1e-3 * operands[0], 1e-3 * operands[1], *operands[2:])
+    ours, true = (
+        values_and_gradients(
+            functools.partial(residual_norm, epsilon=1e-5, backend=backend), operands, d_y_BLE
+        )
+        for backend in ("interpret", "xla")
+    )
+    assert_close(ours, true, TOLERANCE["float32"])
+
+
+@pytest.mark.parametrize("norm_dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_plain_form_is_flax_to_the_bit(dtype, norm_dtype):
+    operands, d_y_BLE = inputs(2, 6, 96, dtype)
+    keys_B = row_keys(KEY, 2)
+    norm = nnx.LayerNorm(
+        96, epsilon=1e-5, dtype=jnp.dtype(norm_dtype), use_fast_variance=False, rngs=nnx.Rngs(0)
+    )
+    graph, _ = nnx.split(norm)
+
+    def by_flax(x_BLE, residual_BLE, scale_E, bias_E):
+        norm = nnx.merge(graph, {"scale": scale_E, "bias": bias_E})
+        dropped_BLE = dropout(x_BLE, 0.1, keys_B, layer=3, site=Site.HIDDEN)
+        return norm(dropped_BLE + residual_BLE).astype(dtype)
+
+    ours = functools.partial(
+        residual_norm,
+        epsilon=1e-5,
+        norm_dtype=norm_dtype,
+        dropout_rate=0.1,
+        dropout_keys_B=site_keys(keys_B, 3, Site.HIDDEN),
+        backend="xla",
+    )
+    for our, true in zip(
+        values_and_gradients(ours, operands, d_y_BLE),
+        values_and_gradients(by_flax, operands, d_y_BLE),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(our, true)
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.7])
+def test_kernels_drop_what_dropout_drops(rate):
+    rows, length, width = 3, 11, 192
+    keys_B = row_keys(KEY, rows)
+    ones_BLE, ones_E = jnp.ones((rows, length, width)), jnp.ones(width)
+    kept_BLE = dropout(ones_BLE, rate, keys_B, layer=2, site=Site.HIDDEN) != 0
+
+    def norm(x_BLE):
+        return residual_norm(
+            x_BLE,
+            jnp.zeros_like(x_BLE),
+            ones_E,
+            0 * ones_E,
+            epsilon=1e-5,
+            dropout_rate=rate,
+            dropout_keys_B=site_keys(keys_B, 2, Site.HIDDEN),
+            backend="interpret",
+        )
+
+    y_BLE, backward = jax.vjp(norm, ones_BLE)
+    np.testing.assert_array_equal(y_BLE > 0, kept_BLE)
+    (d_x_BLE,) = backward(normal(np.random.default_rng(0), rows, length, width))
+    np.testing.assert_array_equal(d_x_BLE != 0, kept_BLE)
+
+
+@pytest.mark.parametrize("shape", [(2, 1), (1, 2)])
+def test_any_mesh_gives_the_same(shape):
+    operands, d_y_BLE = inputs(4, 5, 64)
+
+    def norm(keys_B, *operands):
+        return residual_norm(
+            *operands,
+            epsilon=1e-5,
+            dropout_rate=0.1,
+            dropout_keys_B=keys_B,
+            row_axes=("data",),
+            backend="interpret",
+        )
+
+    keys_B = row_keys(KEY, 4)
+    alone = values_and_gradients(functools.partial(norm, keys_B), operands, d_y_BLE)
+    mesh = jax.make_mesh(shape, ("data", "tensor"), (AxisType.Auto,) * 2)
+    by_rows, everywhere = (NamedSharding(mesh, PartitionSpec(axis)) for axis in ("data", None))
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(operands, (by_rows, by_rows, everywhere, everywhere))
+        divided = values_and_gradients(
+            functools.partial(norm, keys_B), placed, jax.device_put(d_y_BLE, by_rows)
+        )
+    assert_close(divided, alone, 1e-6)
+    for ours, whole in zip(divided[:3], alone[:3], strict=True):
+        np.testing.assert_array_equal(ours, whole)
+
+
+def test_a_model_by_kernels_is_the_model(monkeypatch):
+    config = BertConfig(
+        vocab_size=64,
+        num_hidden_layers=2,
+        hidden_size=64,
+        num_attention_heads=2,
+        intermediate_size=32,
+        hidden_dropout_prob=0.1,
+    )
+    graph, params = nnx.split(BertForMaskedLM(config, rngs=nnx.Rngs(0)))
+    rng = np.random.default_rng(0)
+    integers = {"tokens_BL": 9, "positions_BP": 3, "labels_BP": 3}
+    batch = {name: jnp.asarray(rng.integers(0, 9, (2, n))) for name, n in integers.items()}
+    batch |= {"segment_ids_BL": jnp.ones((2, 9), jnp.int32), "weights_BP": jnp.ones((2, 3))}
+
+    def gradients():
+        def loss(params):
+            return nnx.merge(graph, params).loss(**batch, dropout_key=KEY)[0]
+
+        return jax.tree.leaves(jax.jit(jax.value_and_grad(loss))(params))
+
+    plain = gradients()
+    monkeypatch.setattr(api, "_choose", lambda *_: "interpret")
+    assert_close(gradients(), plain, 1e-5)
+
+
+def test_each_layer_drops_at_its_own_place(monkeypatch):
+    config = BertConfig(
+        vocab_size=8,
+        num_hidden_layers=2,
+        hidden_size=8,
+        num_attention_heads=2,
+        intermediate_size=8,
+        hidden_dropout_prob=0.1,
+    )
+    asked = []
+
+    def record(*operands, **options):
+        asked.append((options["dropout_rate"], options["dropout_keys_B"], options["row_axes"]))
+        return residual_norm(*operands, **options)
+
+    monkeypatch.setattr(layers, "residual_norm", record)
+    keys_B = row_keys(KEY, 2)
+    model = BertModel(config, rngs=nnx.Rngs(0))
+    model(jnp.zeros((2, 3), jnp.int32), dropout_key=keys_B)
+    for layer in range(2):
+        (rate, drawn_B, axes), after_feed_forward = asked[2 * layer : 2 * layer + 2]
+        assert (rate, axes) == (0.1, ("data",))
+        assert (drawn_B == site_keys(keys_B, layer, Site.HIDDEN)).all()
+        assert after_feed_forward == (0.0, None, ("data",))
+    asked.clear()
+    model(jnp.zeros((2, 3), jnp.int32))
+    assert asked == [(0.0, None, ("data",))] * 4
+
+
+@pytest.mark.parametrize(
+    ("case", "chosen", "reason"),
+    [
+        (("gpu", 768, "bfloat16", "float32"), "triton", "the device is a gpu"),
+        (("gpu", 768, "bfloat16", "bfloat16"), "triton", "the device is a gpu"),
+        (("gpu", 96, "bfloat16", "float32"), "xla", "multiples of 64 up to 4096, not 96"),
+        (("gpu", 8192, "bfloat16", "float32"), "xla", "multiples of 64 up to 4096, not 8192"),
+        (("gpu", 768, "float64", "float32"), "xla", "float32, bfloat16, float16, not float64"),
+        (("gpu", 768, "float32", "bfloat16"), "xla", "float32 as float32 or float32, not bfloat"),
+        (("cpu", 768, "float32", "float32"), "xla", "the device is a cpu"),
+    ],
+)
+def test_auto_says_once_what_it_takes_and_why(caplog, case, chosen, reason):
+    api._choose.cache_clear()
+    with caplog.at_level(logging.INFO, logger=api.__name__):
+        assert [api._choose("auto", *case) for _ in range(2)] == [chosen] * 2
+    (message,) = [record.message for record in caplog.records]
+    assert f"auto takes {chosen}" in message
+    assert reason in message
+    if chosen == "xla":
+        with pytest.raises(ValueError, match=f"'triton' can't serve: .*{reason}"):
+            api._choose("triton", *case)
+
+
+def test_what_does_not_fit_is_said():
+    (x_BLE, residual_BLE, scale_E, bias_E), _ = inputs(2, 3, 32)
+    norm = functools.partial(residual_norm, epsilon=1e-5)
+    with pytest.raises(ValueError, match="'triton' can't serve: the device is a cpu"):
+        norm(x_BLE, residual_BLE, scale_E, bias_E, backend="triton")
+    with pytest.raises(ValueError, match=r"'interpret' can't serve: .*not 32"):
+        norm(x_BLE, residual_BLE, scale_E, bias_E, backend="interpret")
+    with pytest.raises(ValueError, match="'cuda' is not one of auto, triton, xla"):
+        norm(x_BLE, residual_BLE, scale_E, bias_E, backend="cuda")
+    with pytest.raises(ValueError, match=r"one dtype and shape .*\(2, 3, 32\), float32\(2, 2, 32"):
+        norm(x_BLE, residual_BLE[:, :2], scale_E, bias_E)
+    with pytest.raises(ValueError, match="one dtype and shape"):
+        norm(x_BLE.astype(jnp.bfloat16), residual_BLE, scale_E, bias_E)
+    with pytest.raises(ValueError, match=r"scale and bias must be \(32,\)"):
+        norm(x_BLE, residual_BLE, scale_E[:1], bias_E)
+    with pytest.raises(ValueError, match="needs dropout_keys_B"):
+        norm(x_BLE, residual_BLE, scale_E, bias_E, dropout_rate=0.1)
