@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels import alibi_attention_qkv, alibi_slopes, block_ranges
-from pallas_kernels.platform import target_platform
+from pallas_kernels.backends import target_platform
 
 HEADS, HEAD_SIZE = 12, 64
 TOKENS = 131_072

@@ -42,6 +42,7 @@ LARGEST = 25
 _WRITTEN_IN = {
     "_chunked": "head and loss",
     "masked_lm_loss": "head and loss",
+    "cross_entropy_and_gradient": "head and loss",
     "MaskedLMHead.transform": "head and loss",
     "Embeddings.__call__": "embeddings",
     "EncoderLayer._residual_norm": "layer norm",

@@ -1,11 +1,14 @@
-"""Attention with ALiBi over packed rows, and LayerNorm after a residual, for JAX alone.
+"""The kernels of a packed encoder's training step, for JAX alone.
 
-Shape letters: B rows, L row length, H heads, D head size, Q blocks of a row, E hidden size.
+Attention with ALiBi within segments, LayerNorm of a residual sum, and the cross-entropy of a large
+vocabulary. Shape letters: B rows, L row length, H heads, D head size, Q blocks of a row, E hidden
+size, N predictions, V words.
 """
 
 from pallas_kernels.alibi_attention.api import alibi_attention, alibi_attention_qkv
 from pallas_kernels.alibi_attention.block_ranges import BlockRanges, block_ranges
 from pallas_kernels.alibi_attention.slopes import alibi_slopes
+from pallas_kernels.cross_entropy.api import cross_entropy_and_gradient
 from pallas_kernels.random_bits import drop_elements, keep_mask, random_bits
 from pallas_kernels.residual_norm.api import residual_norm
 
@@ -15,6 +18,7 @@ __all__ = [
     "alibi_attention_qkv",
     "alibi_slopes",
     "block_ranges",
+    "cross_entropy_and_gradient",
     "drop_elements",
     "keep_mask",
     "random_bits",

@@ -12,6 +12,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from mosaicbert_jax.modeling.layers import ROW_AXES
+from pallas_kernels import cross_entropy_and_gradient
+
 CHUNK_PREDICTIONS = 2048  # predictions whose logits exist at one time, on one device
 
 
@@ -57,27 +60,28 @@ def _chunk(hidden_BPE, table_VE, bias_V, labels_BP, weights_BP, with_gradients):
     """
     dtype = hidden_BPE.dtype
     hidden_NE = hidden_BPE.reshape(-1, hidden_BPE.shape[-1])
-    labels_N1, weights_N1 = labels_BP.reshape(-1, 1), weights_BP.reshape(-1, 1)
+    labels_N, weights_N = labels_BP.reshape(-1), weights_BP.reshape(-1)
     logits_NV = jnp.einsum("ne,ve->nv", hidden_NE, table_VE, preferred_element_type=jnp.float32)
     logits_NV += bias_V
-    highest_N1 = jnp.max(logits_NV, axis=-1, keepdims=True)
-    exp_NV = jnp.exp(logits_NV - highest_N1)
-    total_N1 = jnp.sum(exp_NV, axis=-1, keepdims=True)
-    label_logit_N1 = jnp.take_along_axis(logits_NV, labels_N1, axis=-1)
-    loss_N1 = jnp.log(total_N1) + highest_N1 - label_logit_N1
+    loss_N, is_correct_N, d_logits_NV = cross_entropy_and_gradient(
+        logits_NV,
+        labels_N,
+        weights_N,
+        gradient_dtype=dtype,
+        row_axes=ROW_AXES,
+        backend="auto" if with_gradients else "xla",  # whose gradient is not computed if unused
+    )
     # where, not a product: an unused slot must not turn a NaN or inf of its own into the sum's.
-    used_N1 = weights_N1 > 0
+    used_N = weights_N > 0
     sums = (
-        jnp.sum(jnp.where(used_N1, loss_N1 * weights_N1, 0.0)),
-        jnp.sum(jnp.where(used_N1 & (label_logit_N1 >= highest_N1), weights_N1, 0.0)),
+        jnp.sum(jnp.where(used_N, loss_N * weights_N, 0.0)),
+        jnp.sum(jnp.where(used_N & is_correct_N, weights_N, 0.0)),
     )
     if not with_gradients:
         return sums, None
-    is_label_NV = jax.lax.broadcasted_iota(jnp.int32, logits_NV.shape, 1) == labels_N1
-    d_logits_NV = exp_NV * (weights_N1 / total_N1) - jnp.where(is_label_NV, weights_N1, 0.0)
     # The barrier has the gradient written once, as the three products below read it; without it
     # XLA's CPU compiler writes a transposed copy too, and this function takes a fifth longer.
-    d_logits_NV = jax.lax.optimization_barrier(d_logits_NV.astype(dtype))
+    d_logits_NV = jax.lax.optimization_barrier(d_logits_NV)
     einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     d_hidden_NE = einsum("nv,ve->ne", d_logits_NV, table_VE).astype(dtype)
     d_embedding_VE = einsum("nv,ne->ve", d_logits_NV, hidden_NE)

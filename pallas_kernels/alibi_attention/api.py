@@ -1,8 +1,5 @@
 """The public functions: they check, fill in defaults, and choose a backend."""
 
-import functools
-import logging
-
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
@@ -13,9 +10,10 @@ from pallas_kernels.alibi_attention.block_ranges import (
     default_block_size,
 )
 from pallas_kernels.alibi_attention.slopes import alibi_slopes
-from pallas_kernels.platform import target_platform
+from pallas_kernels import backends
+from pallas_kernels.backends import choose_backend, target_platform
 
-BACKENDS = ("triton", "xla", "reference", "interpret")
+BACKENDS = (*backends.BACKENDS, "reference")
 _find_block_ranges = block_ranges  # the public functions have an argument of that name
 
 
@@ -120,8 +118,9 @@ def _attention(
     if slopes_H.shape != (heads,):
         raise ValueError(f"slopes_H must be ({heads},), one a head of q, not {slopes_H.shape}")
     scale = head_size**-0.5 if scale is None else scale
-    chosen = _choose(
-        backend, target_platform(), head_size, operands[0].dtype.name, dropout_rate > 0
+    why_not_triton = _why_not_triton(head_size, operands[0].dtype.name, dropout_rate > 0)
+    chosen = choose_backend(
+        "alibi_attention", backend, target_platform(), why_not_triton, BACKENDS
     )
     if chosen in ("triton", "interpret"):
         ranges = ranges or _find_block_ranges(
@@ -143,26 +142,7 @@ def _attention(
     return xla.attention(*operands, segment_ids_BL, slopes_H, ranges, **options)
 
 
-@functools.cache  # so that a choice is logged once
-def _choose(backend: str, platform: str, head_size: int, dtype: str, drops: bool) -> str:
-    if backend not in ("auto", *BACKENDS):
-        raise ValueError(f"backend {backend!r} is not one of auto, {', '.join(BACKENDS)}")
-    why_not = _why_not_triton(platform, head_size, dtype, drops)
-    if backend == "triton" and why_not:
-        raise ValueError(f"backend 'triton' can't serve: {why_not}")
-    if backend == "interpret" and (why_not := _why_not_triton("gpu", head_size, dtype, drops)):
-        raise ValueError(f"backend 'interpret' can't serve: {why_not}")
-    if backend != "auto":
-        return backend
-    chosen = "xla" if why_not else "triton"
-    reason = why_not or f"the device is a {platform}, and nothing else is asked of it"
-    logging.getLogger(__name__).info("alibi_attention: auto takes %s, as %s", chosen, reason)
-    return chosen
-
-
-def _why_not_triton(platform: str, head_size: int, dtype: str, drops: bool) -> str | None:
-    if platform != "gpu":
-        return f"the device is a {platform}, and triton's kernels are for NVIDIA GPUs"
+def _why_not_triton(head_size: int, dtype: str, drops: bool) -> str | None:
     if head_size not in triton.HEAD_SIZES:
         return f"triton has head sizes {triton.HEAD_SIZES}, not {head_size}"
     if dtype not in triton.DTYPES:

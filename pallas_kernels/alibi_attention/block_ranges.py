@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from pallas_kernels.platform import target_platform
+from pallas_kernels.backends import target_platform
 
 
 @jax.tree_util.register_dataclass

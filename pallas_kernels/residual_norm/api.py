@@ -1,16 +1,13 @@
 """The public function: it checks, and chooses a backend."""
 
 import functools
-import logging
 
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
-from pallas_kernels.platform import target_platform
+from pallas_kernels.backends import choose_backend, target_platform
 from pallas_kernels.residual_norm import reference, triton
-
-BACKENDS = ("triton", "xla", "interpret")
 
 
 def residual_norm(
@@ -40,9 +37,7 @@ def residual_norm(
         are those of `drop_elements`, whatever the backend.
       row_axes: the axes of the mesh in use, if there is one, over which the rows are divided. Each
         device then runs the kernels on its own; what is plain JAX the compiler divides by itself.
-      backend: "triton", Pallas kernels for NVIDIA GPUs from Ampere on; "xla", plain JAX for any
-        device; "interpret", the kernels of "triton" by JAX's interpreter, for tests. "auto" takes
-        triton on GPUs where it can serve, else xla, and logs once which and why.
+      backend: "triton", "xla", "interpret" or "auto"; see `pallas_kernels.backends`.
 
     Returns:
       y_BLE, in x's dtype.
@@ -61,7 +56,8 @@ def residual_norm(
     if dropout_rate and dropout_keys_B is None:
         raise ValueError("dropout_rate needs dropout_keys_B, one key a row")
     norm_dtype = jnp.dtype(norm_dtype)
-    chosen = _choose(backend, target_platform(), width, x_BLE.dtype.name, norm_dtype.name)
+    why_not_triton = _why_not_triton(width, x_BLE.dtype.name, norm_dtype.name)
+    chosen = choose_backend("residual_norm", backend, target_platform(), why_not_triton)
     backend_function = reference.residual_norm
     if chosen != "xla":
         backend_function = functools.partial(
@@ -79,26 +75,7 @@ def residual_norm(
     )
 
 
-@functools.cache  # so that a choice is logged once
-def _choose(backend: str, platform: str, width: int, dtype: str, norm_dtype: str) -> str:
-    if backend not in ("auto", *BACKENDS):
-        raise ValueError(f"backend {backend!r} is not one of auto, {', '.join(BACKENDS)}")
-    why_not = _why_not_triton(platform, width, dtype, norm_dtype)
-    if backend == "triton" and why_not:
-        raise ValueError(f"backend 'triton' can't serve: {why_not}")
-    if backend == "interpret" and (why_not := _why_not_triton("gpu", width, dtype, norm_dtype)):
-        raise ValueError(f"backend 'interpret' can't serve: {why_not}")
-    if backend != "auto":
-        return backend
-    chosen = "xla" if why_not else "triton"
-    reason = why_not or f"the device is a {platform}, and nothing else is asked of it"
-    logging.getLogger(__name__).info("residual_norm: auto takes %s, as %s", chosen, reason)
-    return chosen
-
-
-def _why_not_triton(platform: str, width: int, dtype: str, norm_dtype: str) -> str | None:
-    if platform != "gpu":
-        return f"the device is a {platform}, and triton's kernels are for NVIDIA GPUs"
+def _why_not_triton(width: int, dtype: str, norm_dtype: str) -> str | None:
     if width % triton.WIDTH_STEP or not 0 < width <= triton.WIDEST:
         return f"triton has multiples of {triton.WIDTH_STEP} up to {triton.WIDEST}, not {width}"
     if dtype not in triton.DTYPES:

@@ -13,14 +13,21 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from mosaicbert_jax.planning.compile_only import Program, compile_for, make_mesh
 from mosaicbert_jax.planning.gpus import GPUS
-from pallas_kernels import alibi_attention_qkv, alibi_slopes, block_ranges, residual_norm
+from pallas_kernels import (
+    alibi_attention_qkv,
+    alibi_slopes,
+    block_ranges,
+    cross_entropy_and_gradient,
+    residual_norm,
+)
 
 ROWS, HEADS = 4, 12
 TARGETS = ("a100-80gb", "h100")
 SHAPES = ((128, 64), (512, 64), (2048, 64), (8192, 64), (2048, 128), (8192, 128))  # length, head
 SHARDINGS = {"rows": ((8,), ("data",)), "rows and heads": ((4, 2), ("data", "tensor"))}
 NORM_WIDTHS = (768, 1024)
-NORM_LENGTH, NORM_DEVICES = 128, 8
+NORM_LENGTH, DEVICES = 128, 8
+PREDICTIONS, WORDS = 2048, 30_528
 PROJECTED_LENGTH, PROJECTED_HEAD_SIZE = 512, 64
 
 
@@ -151,9 +158,34 @@ def compile_norm(target: str, width: int, devices: int) -> Program:
         )
 
 
+def compile_cross_entropy(target: str, devices: int) -> Program:
+    """The losses of a chunk of predictions and the gradient of their logits."""
+    mesh = make_mesh(GPUS[target], (devices,))
+    rows = devices * PREDICTIONS
+
+    def step(*operands):
+        return cross_entropy_and_gradient(
+            *operands, gradient_dtype=jnp.bfloat16, row_axes=("data",), backend="triton"
+        )
+
+    by_rows = PartitionSpec("data")
+    with jax.set_mesh(mesh):
+        return compile_for(
+            GPUS[target],
+            step,
+            array(mesh, jnp.float32, rows, WORDS, spec=by_rows),
+            array(mesh, jnp.int32, rows, spec=by_rows),
+            array(mesh, jnp.float32, rows, spec=by_rows),
+            kernels="cross_entropy",
+        )
+
+
 def _norm_of(target: str, width: int, devices: int) -> dict:
-    program = compile_norm(target, width, devices)
-    large = ROWS * NORM_LENGTH * width
+    return _large_of(compile_norm(target, width, devices), ROWS * NORM_LENGTH * width)
+
+
+def _large_of(program: Program, large: int) -> dict:
+    """What a program does with arrays of at least `large` elements."""
     return {
         "collectives": program.collectives(),
         "large": [line.opcode for line in program.entry().values() if line.largest >= large],
@@ -188,9 +220,14 @@ def main() -> None:
             for sharding in SHARDINGS:
                 work[f"{target} {sharding}"] = pool.submit(_sharded, target, sharding)
             for width in NORM_WIDTHS:
-                for devices in (1, NORM_DEVICES):
+                for devices in (1, DEVICES):
                     name = f"{target} norm {width} {devices}"
                     work[name] = pool.submit(_norm_of, target, width, devices)
+            for devices in (1, DEVICES):
+                work[f"{target} cross-entropy {devices}"] = pool.submit(
+                    lambda *case: _large_of(compile_cross_entropy(*case), PREDICTIONS * WORDS),
+                    *(target, devices),
+                )
             for shape in SHAPES:
                 work["{} {} {}".format(target, *shape)] = pool.submit(_kernels_of, target, *shape)
     print(json.dumps({name: future.result() for name, future in work.items()}))

@@ -120,7 +120,19 @@ def test_norm_passes_over_memory_once_a_direction(compiled, target, width):
 @each_target
 @pytest.mark.parametrize("width", cases.NORM_WIDTHS)
 def test_sharded_norm_adds_up_two_small_gradients_only(compiled, target, width):
-    program = compiled[f"{target} norm {width} {cases.NORM_DEVICES}"]
+    program = compiled[f"{target} norm {width} {cases.DEVICES}"]
     assert program["large"].count(KERNEL) == 2
     assert set(program["collectives"]) <= {"all-reduce", "all-reduce-start"}
     assert 1 <= len(program["collectives"]) <= 2
+
+
+@each_target
+@pytest.mark.parametrize("devices", [1, cases.DEVICES])
+def test_cross_entropy_reads_logits_once_and_writes_a_gradient(compiled, target, devices):
+    program = compiled[f"{target} cross-entropy {devices}"]
+    (kernel,) = program["kernels"]
+    assert kernel["name"] == "cross_entropy_and_gradient"
+    assert kernel["spilled_bytes"] == 0
+    working = [opcode for opcode in program["large"] if opcode not in ("parameter", "tuple", *FREE)]
+    assert working == [KERNEL]
+    assert not program["collectives"]

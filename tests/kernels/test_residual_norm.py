@@ -1,7 +1,6 @@
 """The kernels of residual_norm, by JAX's interpreter, against plain JAX; and that against flax."""
 
 import functools
-import logging
 
 import jax
 import jax.numpy as jnp
@@ -193,7 +192,7 @@ def test_a_model_by_kernels_is_the_model(monkeypatch):
         return jax.tree.leaves(jax.jit(jax.value_and_grad(loss))(params))
 
     plain = gradients()
-    monkeypatch.setattr(api, "_choose", lambda *_: "interpret")
+    monkeypatch.setattr(api, "choose_backend", lambda *_: "interpret")
     assert_close(gradients(), plain, 1e-5)
 
 
@@ -227,27 +226,21 @@ def test_each_layer_drops_at_its_own_place(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("case", "chosen", "reason"),
+    ("case", "reason"),
     [
-        (("gpu", 768, "bfloat16", "float32"), "triton", "the device is a gpu"),
-        (("gpu", 768, "bfloat16", "bfloat16"), "triton", "the device is a gpu"),
-        (("gpu", 96, "bfloat16", "float32"), "xla", "multiples of 64 up to 4096, not 96"),
-        (("gpu", 8192, "bfloat16", "float32"), "xla", "multiples of 64 up to 4096, not 8192"),
-        (("gpu", 768, "float64", "float32"), "xla", "float32, bfloat16, float16, not float64"),
-        (("gpu", 768, "float32", "bfloat16"), "xla", "float32 as float32 or float32, not bfloat"),
-        (("cpu", 768, "float32", "float32"), "xla", "the device is a cpu"),
+        ((768, "bfloat16", "float32"), None),
+        ((768, "bfloat16", "bfloat16"), None),
+        ((96, "bfloat16", "float32"), "triton has multiples of 64 up to 4096, not 96"),
+        ((8192, "bfloat16", "float32"), "triton has multiples of 64 up to 4096, not 8192"),
+        ((768, "float64", "float32"), "triton has float32, bfloat16, float16, not float64"),
+        (
+            (768, "float32", "bfloat16"),
+            "triton normalises float32 as float32 or float32, not bfloat16",
+        ),
     ],
 )
-def test_auto_says_once_what_it_takes_and_why(caplog, case, chosen, reason):
-    api._choose.cache_clear()
-    with caplog.at_level(logging.INFO, logger=api.__name__):
-        assert [api._choose("auto", *case) for _ in range(2)] == [chosen] * 2
-    (message,) = [record.message for record in caplog.records]
-    assert f"auto takes {chosen}" in message
-    assert reason in message
-    if chosen == "xla":
-        with pytest.raises(ValueError, match=f"'triton' can't serve: .*{reason}"):
-            api._choose("triton", *case)
+def test_what_triton_serves(case, reason):
+    assert api._why_not_triton(*case) == reason
 
 
 def test_what_does_not_fit_is_said():

@@ -1,6 +1,5 @@
 """The Triton kernels, by JAX's interpreter, against the reference; and the choice of backend."""
 
-import logging
 
 import jax
 import jax.numpy as jnp
@@ -104,25 +103,16 @@ def test_heads_of_a_mesh_have_their_own_slopes():
 
 
 @pytest.mark.parametrize(
-    ("case", "chosen", "reason"),
+    ("case", "reason"),
     [
-        (("gpu", 64, "bfloat16", False), "triton", "the device is a gpu"),
-        (("gpu", 64, "bfloat16", True), "xla", "triton has no attention dropout"),
-        (("gpu", 48, "bfloat16", False), "xla", r"head sizes \(32, 64, 128\), not 48"),
-        (("gpu", 64, "float64", False), "xla", "float32, bfloat16, float16, not float64"),
-        (("cpu", 64, "float32", False), "xla", "the device is a cpu"),
+        ((64, "bfloat16", False), None),
+        ((64, "bfloat16", True), "triton has no attention dropout"),
+        ((48, "bfloat16", False), "triton has head sizes (32, 64, 128), not 48"),
+        ((64, "float64", False), "triton has float32, bfloat16, float16, not float64"),
     ],
 )
-def test_auto_says_once_what_it_takes_and_why(caplog, case, chosen, reason):
-    api._choose.cache_clear()
-    with caplog.at_level(logging.INFO, logger=api.__name__):
-        assert [api._choose("auto", *case) for _ in range(2)] == [chosen] * 2
-    (message,) = [record.message for record in caplog.records]
-    assert f"auto takes {chosen}" in message
-    assert api._choose(chosen, *case) == chosen
-    if chosen == "xla":
-        with pytest.raises(ValueError, match=f"'triton' can't serve: .*{reason}"):
-            api._choose("triton", *case)
+def test_what_triton_serves(case, reason):
+    assert api._why_not_triton(*case) == reason
 
 
 def test_a_backend_that_can_not_serve_says_why():

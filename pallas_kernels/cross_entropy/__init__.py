@@ -1,0 +1,1 @@
+"""Cross-entropy of a softmax over a vocabulary, with its gradient."""

@@ -1,0 +1,55 @@
+"""The public function: it checks, and chooses a backend."""
+
+import functools
+
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+
+from pallas_kernels.backends import choose_backend, target_platform
+from pallas_kernels.cross_entropy import reference, triton
+
+
+def cross_entropy_and_gradient(
+    logits_NV: Float[Array, "N V"],
+    labels_N: Int[Array, "N"],
+    weights_N: Float[Array, "N"],
+    *,
+    gradient_dtype: DTypeLike,
+    row_axes: tuple[str, ...] = (),
+    backend: str = "auto",
+) -> tuple[Float[Array, "N"], Bool[Array, "N"], Float[Array, "N V"]]:
+    """-log softmax(logits)[label], and the gradient of its weighted sum, while the logits are read.
+
+    For use within a rule of differentiation: it has none of its own.
+
+    Args:
+      logits_NV: float32, bfloat16 or float16; all is computed in float32.
+      labels_N: int32, below V.
+      weights_N: float32.
+      gradient_dtype: what the gradient is rounded to.
+      row_axes: the axes of the mesh in use, if there is one, over which the rows are divided.
+      backend: "triton", "xla", "interpret" or "auto"; see `pallas_kernels.backends`.
+
+    Returns:
+      loss_N: float32, without the weights.
+      is_correct_N: whether no logit is above the label's.
+      d_logits_NV: (softmax - one at the label) · weight.
+
+    Raises:
+      ValueError: shapes that do not fit, or a backend that is not there or can't serve.
+    """
+    if logits_NV.ndim != 2 or not labels_N.shape == weights_N.shape == logits_NV.shape[:1]:
+        given = f"{logits_NV.shape}, {labels_N.shape} and {weights_N.shape}"
+        raise ValueError(f"logits, labels and weights must be (N, V), (N,) and (N,), not {given}")
+    why_not_triton = None
+    if logits_NV.dtype.name not in triton.DTYPES:
+        why_not_triton = f"triton has {', '.join(triton.DTYPES)}, not {logits_NV.dtype}"
+    chosen = choose_backend(
+        "cross_entropy_and_gradient", backend, target_platform(), why_not_triton
+    )
+    backend_function = reference.cross_entropy_and_gradient
+    if chosen != "xla":
+        backend_function = functools.partial(
+            triton.cross_entropy_and_gradient, row_axes=row_axes, interpret=chosen == "interpret"
+        )
+    return backend_function(logits_NV, labels_N, weights_N, gradient_dtype=gradient_dtype)

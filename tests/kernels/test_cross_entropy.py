@@ -1,0 +1,127 @@
+"""The kernel of cross-entropy, by JAX's interpreter, against plain JAX; and that against optax."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from mosaicbert_jax.modeling.loss import masked_lm_loss
+from pallas_kernels import cross_entropy_and_gradient
+from pallas_kernels.cross_entropy import api
+from tests.kernels.attention_cases import normal
+
+
+def predictions(rows, words, dtype="float32"):
+    """Logits, of which the label's is highest in every third row, labels and weights."""
+    rng = np.random.default_rng(0)
+    labels_N = rng.integers(0, words, rows)
+    logits_NV = np.array(5 * normal(rng, rows, words), np.float32)
+    logits_NV[::3, :][np.arange(len(labels_N[::3])), labels_N[::3]] = 50
+    return (
+        jnp.asarray(logits_NV, dtype),
+        jnp.asarray(labels_N, jnp.int32),
+        jnp.asarray(np.arange(rows) % 4, jnp.float32),
+    )
+
+
+def by(backend, dtype="float32", **options):
+    function = functools.partial(
+        cross_entropy_and_gradient, gradient_dtype=dtype, backend=backend, **options
+    )
+    return jax.jit(function)
+
+
+@pytest.mark.parametrize("words", [1, 100, 8192, 8193, 20_000])
+def test_kernel_is_the_plain_form(words):
+    operands = predictions(7, words)
+    (loss_N, is_correct_N, d_logits_NV), true = (by(b)(*operands) for b in ("interpret", "xla"))
+    np.testing.assert_allclose(loss_N, true[0], rtol=2e-6, atol=2e-6)
+    np.testing.assert_array_equal(is_correct_N, true[1])
+    np.testing.assert_allclose(d_logits_NV, true[2], rtol=2e-6, atol=1e-7)
+    assert words == 1 or 0 < is_correct_N.sum() < 7
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_low_precision_is_of_the_gradient_alone(dtype):
+    operands = predictions(5, 300)
+    loss_N, _, d_logits_NV = by("interpret", dtype)(*operands)
+    exact_N, _, exact_NV = by("xla")(*operands)
+    assert d_logits_NV.dtype == dtype
+    np.testing.assert_allclose(loss_N, exact_N, rtol=2e-6, atol=2e-6)
+    np.testing.assert_allclose(
+        d_logits_NV.astype(jnp.float32), exact_NV.astype(dtype).astype(jnp.float32), rtol=1e-2
+    )
+    in_low = by("interpret", dtype)(operands[0].astype(dtype), *operands[1:])
+    true = by("xla", dtype)(operands[0].astype(dtype).astype(jnp.float32), *operands[1:])
+    np.testing.assert_allclose(in_low[0], true[0], rtol=2e-6, atol=2e-6)
+
+
+def test_plain_form_is_cross_entropy():
+    logits_NV, labels_N, weights_N = predictions(6, 50)
+    loss_N, is_correct_N, d_logits_NV = by("xla")(logits_NV, labels_N, weights_N)
+    losses = optax.softmax_cross_entropy_with_integer_labels
+    np.testing.assert_allclose(loss_N, losses(logits_NV, labels_N), rtol=1e-6, atol=1e-6)
+    gradient = jax.grad(lambda logits_NV: jnp.sum(losses(logits_NV, labels_N) * weights_N))
+    np.testing.assert_allclose(d_logits_NV, gradient(logits_NV), rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(is_correct_N, jnp.argmax(logits_NV, axis=1) == labels_N)
+
+
+@pytest.mark.parametrize("where", [0, 9000])
+@pytest.mark.parametrize("value", [jnp.nan, jnp.inf])
+def test_what_is_not_finite_is_not_hidden(value, where):
+    logits_NV, labels_N, weights_N = predictions(2, 10_000)
+    loss_N, is_correct_N, _ = by("interpret")(
+        logits_NV.at[1, where].set(value), labels_N.at[1].set(5), weights_N
+    )
+    assert jnp.isfinite(loss_N).tolist() == [True, False]
+    assert not is_correct_N[1]
+
+
+def test_very_low_logits_are_as_good_as_any():
+    operands = predictions(3, 9000)
+    shifted = by("interpret")(operands[0] - 1024.0, *operands[1:])
+    np.testing.assert_allclose(shifted[0], by("xla")(*operands)[0], atol=2e-3)
+
+
+def test_rows_divided_over_a_mesh_give_the_same():
+    operands = predictions(8, 500)
+    alone = by("interpret")(*operands)
+    mesh = jax.make_mesh((2,), ("data",), (AxisType.Auto,))
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(operands, NamedSharding(mesh, PartitionSpec("data")))
+        divided = by("interpret", row_axes=("data",))(*placed)
+    for ours, whole in zip(divided, alone, strict=True):
+        np.testing.assert_array_equal(ours, whole)
+
+
+def test_the_loss_by_the_kernel_is_the_loss(monkeypatch):
+    rng = np.random.default_rng(0)
+    hidden_BPE, table_VE, bias_V = normal(rng, 3, 4, 16), normal(rng, 300, 16), normal(rng, 300)
+    labels_BP = jnp.asarray(rng.integers(0, 300, (3, 4)))
+    weights_BP = jnp.asarray([[1.0, 1, 0, 0]] * 3)
+
+    def values_and_gradients():
+        def loss(*operands):
+            return masked_lm_loss(*operands, labels_BP, weights_BP)
+
+        grad = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))
+        return jax.tree.leaves(grad(hidden_BPE, table_VE, bias_V))
+
+    plain = values_and_gradients()
+    monkeypatch.setattr(api, "choose_backend", lambda *_: "interpret")
+    for ours, true in zip(values_and_gradients(), plain, strict=True):
+        np.testing.assert_allclose(ours, true, rtol=1e-5, atol=1e-5)
+
+
+def test_what_does_not_fit_is_said():
+    logits_NV, labels_N, weights_N = predictions(3, 20)
+    with pytest.raises(ValueError, match=r"\(N, V\), \(N,\) and \(N,\), not \(3, 20\), \(2,\)"):
+        by("xla")(logits_NV, labels_N[:2], weights_N)
+    with pytest.raises(ValueError, match="'triton' can't serve: the device is a cpu"):
+        by("triton")(logits_NV, labels_N, weights_N)
+    with pytest.raises(ValueError, match="'interpret' can't serve: triton has float32, .* int32"):
+        by("interpret")(logits_NV.astype(jnp.int32), labels_N, weights_N)
