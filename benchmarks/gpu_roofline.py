@@ -45,7 +45,7 @@ _WRITTEN_IN = {
     "cross_entropy_and_gradient": "head and loss",
     "MaskedLMHead.transform": "head and loss",
     "Embeddings.__call__": "embeddings",
-    "EncoderLayer._residual_norm": "layer norm",
+    "norm_of_sum": "layer norm",
     "drop": "dropout",
     "promote_dtype": "casts of weights",
     "LayerNorm.__call__": "layer norm",

@@ -1,8 +1,8 @@
 """Which of a kernel's backends runs: the one asked for, or what suits the device.
 
 Every kernel has "triton", Pallas kernels for NVIDIA GPUs from Ampere on; "xla", plain JAX for any
-device; and "interpret", the kernels of "triton" by JAX's interpreter, for tests. "auto" takes triton
-on GPUs where it can serve, else xla, and logs once which and why.
+device; and "interpret", the kernels of "triton" by JAX's interpreter, for tests. "auto" takes
+triton on GPUs where it can serve, else xla, and logs once which and why.
 """
 
 import functools

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int, Key
 from mosaicbert_jax.modeling.checkpoint_methods import PretrainedMixin
 from mosaicbert_jax.modeling.config import BertConfig
 from mosaicbert_jax.modeling.dropout import Site, dropout, row_keys
-from mosaicbert_jax.modeling.layers import EncoderLayer, embedding, layer_norm
+from mosaicbert_jax.modeling.layers import EncoderLayer, embedding, layer_norm, norm_of_sum
 from pallas_kernels import block_ranges
 
 
@@ -38,15 +38,15 @@ class Embeddings(nnx.Module):
         token_type_ids_BL: Int[Array, "B L"] | None,
         keys_B: Key[Array, "B"] | None,
     ) -> Float[Array, "B L E"]:
-        x_BLE = self.word(tokens_BL)
+        dtype = self.config.compute_dtype
+        word_BLE = self.word(tokens_BL)
         if token_type_ids_BL is None:
             # All types 0: one row, broadcast, instead of a lookup.
-            x_BLE += self.token_type(jnp.zeros((), jnp.int32))
-        else:
-            x_BLE += self.token_type(token_type_ids_BL)
+            token_type_ids_BL = jnp.zeros((), jnp.int32)
+        added_BLE = jnp.broadcast_to(self.token_type(token_type_ids_BL), word_BLE.shape)
         if self.config.position_embedding == "learned":
-            x_BLE += self.position(segment_positions(segment_ids_BL))
-        x_BLE = self.norm(x_BLE).astype(self.config.compute_dtype)
+            added_BLE += self.position(segment_positions(segment_ids_BL))
+        x_BLE = norm_of_sum(self.norm, word_BLE.astype(dtype), added_BLE.astype(dtype))
         return dropout(x_BLE, self.config.hidden_dropout_prob, keys_B, layer=-1, site=Site.HIDDEN)
 
 

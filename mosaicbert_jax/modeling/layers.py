@@ -3,8 +3,6 @@
 Post-LayerNorm: x = norm(dropout(output(attention(x))) + x); y = norm(feed_forward(x) + x).
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -67,11 +65,13 @@ def linear(config: BertConfig, inputs: int, outputs: int, *, use_bias: bool = Tr
 
 
 def embedding(config: BertConfig, entries: int, *, rngs: nnx.Rngs) -> nnx.Embed:
-    """A table of hidden_size columns, N(0, initializer_range)."""
+    """A table of hidden_size columns, N(0, initializer_range).
+
+    Looked up in float32, so that the gradient of a frequent token, a sum over thousands of places,
+    is summed in float32: in bfloat16 a sum stops growing at 256 times what is added.
+    """
     init = nnx.initializers.normal(config.initializer_range)
-    return nnx.Embed(
-        entries, config.hidden_size, dtype=config.compute_dtype, embedding_init=init, rngs=rngs
-    )
+    return nnx.Embed(entries, config.hidden_size, embedding_init=init, rngs=rngs)
 
 
 def layer_norm(config: BertConfig, *, epsilon: float | None = None, rngs: nnx.Rngs):
@@ -82,6 +82,30 @@ def layer_norm(config: BertConfig, *, epsilon: float | None = None, rngs: nnx.Rn
         dtype=config.norm_dtype,
         use_fast_variance=False,  # E[x²] - E[x]² loses the digits that the golden values have
         rngs=rngs,
+    )
+
+
+def norm_of_sum(
+    norm: nnx.LayerNorm,
+    x_BLE: Float[Array, "B L E"],
+    residual_BLE: Float[Array, "B L E"],
+    *,
+    bias: nnx.Param | None = None,
+    dropout_rate: float = 0.0,
+    keys_B: Key[Array, "B"] | None = None,
+) -> Float[Array, "B L E"]:
+    """norm(dropout(x + bias) + residual)."""
+    return residual_norm(
+        x_BLE,
+        residual_BLE,
+        norm.scale[...],
+        norm.bias[...],
+        x_bias_E=None if bias is None else bias[...],
+        epsilon=norm.epsilon,
+        norm_dtype=norm.dtype,
+        dropout_rate=dropout_rate,
+        dropout_keys_B=keys_B,
+        row_axes=ROW_AXES,
     )
 
 
@@ -155,7 +179,7 @@ class SelfAttention(nnx.Module):
 
 
 class FeedForward(nnx.Module):
-    """GeGLU: output(dropout(GELU(g) * u)), [g | u] = input(x). BERT's: dropout(output(GELU(g)))."""
+    """GeGLU: output(dropout(GELU(g) * u)), [g | u] = input(x). BERT's: output(GELU(input(x)))."""
 
     def __init__(self, config: BertConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -173,18 +197,19 @@ class FeedForward(nnx.Module):
     def __call__(
         self, x_BLE: Float[Array, "B L E"], keys_B: Key[Array, "B"] | None, layer: int
     ) -> Float[Array, "B L E"]:
-        drop = functools.partial(
-            dropout,
-            rate=self.config.hidden_dropout_prob,
-            keys_B=keys_B,
+        """Without the output's bias, and without the dropout that BERT has behind it."""
+        projected = self.input(x_BLE)
+        if not self.gated:
+            return matmul(gelu(projected), self.output.kernel[...])
+        gate_BLF, up_BLF = jnp.split(projected, 2, axis=-1)
+        product_BLF = dropout(
+            gelu(gate_BLF) * up_BLF,
+            self.config.hidden_dropout_prob,
+            keys_B,
             layer=layer,
             site=Site.FEED_FORWARD,
         )
-        projected = self.input(x_BLE)
-        if self.gated:
-            gate_BLF, up_BLF = jnp.split(projected, 2, axis=-1)
-            return self.output(drop(gelu(gate_BLF) * up_BLF))
-        return drop(self.output(gelu(projected)))
+        return matmul(product_BLF, self.output.kernel[...])
 
 
 class EncoderLayer(nnx.Module):
@@ -215,33 +240,22 @@ class EncoderLayer(nnx.Module):
         if positions_BP is not None:
             context_BLE = gather_columns(context_BLE, positions_BP)
             x_BLE = gather_columns(x_BLE, positions_BP)
-        attended_BLE = self.attention.output(context_BLE)
         rate = self.config.hidden_dropout_prob if keys_B is not None else 0.0
-        hidden_keys_B = site_keys(keys_B, layer, Site.HIDDEN) if rate else None
-        x_BLE = self._residual_norm(
-            self.attention_norm, attended_BLE, x_BLE, dropout_rate=rate, keys_B=hidden_keys_B
-        )
-        fed_BLE = self.feed_forward(x_BLE, keys_B, layer)
-        return self._residual_norm(self.feed_forward_norm, fed_BLE, x_BLE)
-
-    def _residual_norm(
-        self,
-        norm: nnx.LayerNorm,
-        x_BLE: Float[Array, "B L E"],
-        residual_BLE: Float[Array, "B L E"],
-        *,
-        dropout_rate: float = 0.0,
-        keys_B: Key[Array, "B"] | None = None,
-    ) -> Float[Array, "B L E"]:
-        """norm(dropout(x) + residual)."""
-        return residual_norm(
+        x_BLE = norm_of_sum(
+            self.attention_norm,
+            matmul(context_BLE, self.attention.output.kernel[...]),
             x_BLE,
-            residual_BLE,
-            norm.scale[...],
-            norm.bias[...],
-            epsilon=norm.epsilon,
-            norm_dtype=norm.dtype,
-            dropout_rate=dropout_rate,
-            dropout_keys_B=keys_B,
-            row_axes=ROW_AXES,
+            bias=self.attention.output.bias,
+            dropout_rate=rate,
+            keys_B=site_keys(keys_B, layer, Site.HIDDEN) if rate else None,
+        )
+        # BERT's dropout stands behind the feed-forward, MosaicBERT's within.
+        behind = 0.0 if self.feed_forward.gated else rate
+        return norm_of_sum(
+            self.feed_forward_norm,
+            self.feed_forward(x_BLE, keys_B, layer),
+            x_BLE,
+            bias=self.feed_forward.output.bias,
+            dropout_rate=behind,
+            keys_B=site_keys(keys_B, layer, Site.FEED_FORWARD) if behind else None,
         )

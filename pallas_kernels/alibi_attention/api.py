@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from pallas_kernels import backends
 from pallas_kernels.alibi_attention import reference, triton, xla
 from pallas_kernels.alibi_attention.block_ranges import (
     BlockRanges,
@@ -10,7 +11,6 @@ from pallas_kernels.alibi_attention.block_ranges import (
     default_block_size,
 )
 from pallas_kernels.alibi_attention.slopes import alibi_slopes
-from pallas_kernels import backends
 from pallas_kernels.backends import choose_backend, target_platform
 
 BACKENDS = (*backends.BACKENDS, "reference")
@@ -119,9 +119,7 @@ def _attention(
         raise ValueError(f"slopes_H must be ({heads},), one a head of q, not {slopes_H.shape}")
     scale = head_size**-0.5 if scale is None else scale
     why_not_triton = _why_not_triton(head_size, operands[0].dtype.name, dropout_rate > 0)
-    chosen = choose_backend(
-        "alibi_attention", backend, target_platform(), why_not_triton, BACKENDS
-    )
+    chosen = choose_backend("alibi_attention", backend, target_platform(), why_not_triton, BACKENDS)
     if chosen in ("triton", "interpret"):
         ranges = ranges or _find_block_ranges(
             segment_ids_BL, block_size=default_block_size(length, "gpu")

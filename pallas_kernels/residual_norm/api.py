@@ -16,6 +16,7 @@ def residual_norm(
     scale_E: Float[Array, "E"],
     bias_E: Float[Array, "E"],
     *,
+    x_bias_E: Float[Array, "E"] | None = None,
     epsilon: float,
     norm_dtype: DTypeLike = jnp.float32,
     dropout_rate: float = 0.0,
@@ -23,14 +24,17 @@ def residual_norm(
     row_axes: tuple[str, ...] = (),
     backend: str = "auto",
 ) -> Float[Array, "B L E"]:
-    """LayerNorm(dropout(x) + residual) over E, as it stands behind each half of a post-LN layer.
+    """LayerNorm(dropout(x + x_bias) + residual) over E: what ends each half of a post-LN layer.
 
-    y = (s - mean(s)) / sqrt(variance(s) + epsilon) * scale + bias, s = dropout(x) + residual
-    (Ba et al., 2016, arXiv:1607.06450), statistics in float32. Differentiable in the first four.
+    y = (s - mean(s)) / sqrt(variance(s) + epsilon) * scale + bias, s = dropout(x + x_bias) +
+    residual (Ba et al., 2016, arXiv:1607.06450), statistics in float32. Differentiable in all
+    arrays; the bias of the projection that x comes from is here, because its gradient is a sum over
+    the tokens of what backward has in its registers.
 
     Args:
       x_BLE, residual_BLE: float32, bfloat16 or float16. The sum is rounded to their dtype.
       scale_E, bias_E: float32.
+      x_bias_E: float32, rounded to x's dtype, as is the sum; None adds nothing.
       norm_dtype: what the sum, the scale, the bias and the result are rounded to besides.
       dropout_rate: probability of dropping an element of x.
       dropout_keys_B: a typed JAX key a row; needed if dropout_rate is not 0. The elements dropped
@@ -50,9 +54,10 @@ def residual_norm(
         given = f"{x_BLE.dtype}{x_BLE.shape}, {residual_BLE.dtype}{residual_BLE.shape}"
         raise ValueError(f"x and residual must have one dtype and shape (B, L, E), not {given}")
     width = x_BLE.shape[-1]
-    if not scale_E.shape == bias_E.shape == (width,):
-        given = f"{scale_E.shape}, {bias_E.shape}"
-        raise ValueError(f"scale and bias must be ({width},), the last axis of x, not {given}")
+    vectors = [scale_E, bias_E] if x_bias_E is None else [scale_E, bias_E, x_bias_E]
+    if any(vector.shape != (width,) for vector in vectors):
+        given = ", ".join(str(vector.shape) for vector in vectors)
+        raise ValueError(f"scale and biases must be ({width},), the last axis of x, not {given}")
     if dropout_rate and dropout_keys_B is None:
         raise ValueError("dropout_rate needs dropout_keys_B, one key a row")
     norm_dtype = jnp.dtype(norm_dtype)
@@ -68,6 +73,7 @@ def residual_norm(
         residual_BLE,
         scale_E,
         bias_E,
+        x_bias_E=x_bias_E,
         epsilon=epsilon,
         norm_dtype=norm_dtype,
         dropout_rate=dropout_rate,

@@ -13,12 +13,15 @@ def residual_norm(
     scale_E: Float[Array, "E"],
     bias_E: Float[Array, "E"],
     *,
+    x_bias_E: Float[Array, "E"] | None = None,
     epsilon: float,
     norm_dtype: jnp.dtype,
     dropout_rate: float = 0.0,
     dropout_keys_B: Key[Array, "B"] | None = None,
 ) -> Float[Array, "B L E"]:
     """See `api.residual_norm`. The steps are those of flax.nnx.LayerNorm, to the bit."""
+    if x_bias_E is not None:
+        x_BLE = x_BLE + x_bias_E.astype(x_BLE.dtype)
     if dropout_rate:
         x_BLE = drop_elements(x_BLE, dropout_keys_B, dropout_rate)
     sum_BLE = (x_BLE + residual_BLE).astype(norm_dtype)

@@ -1,10 +1,10 @@
-"""LayerNorm of dropout(x) + residual as Pallas kernels for NVIDIA GPUs, through Triton.
+"""LayerNorm of dropout(x + x_bias) + residual as Pallas kernels for NVIDIA GPUs, through Triton.
 
 Each array passes through the device's memory once a direction. Forward reads x and the residual
 and writes their sum, which backward needs, and the result. Backward reads the sum and the result's
 gradient, computes the statistics again, and writes the gradients of the residual and, if there is
 dropout, of x: the same through the mask, which is made again from the rows' keys. A program sums
-the gradients of scale and bias over its tokens; the programs' sums are added afterwards. Nothing
+the gradients of scale and biases over its tokens; the programs' sums are added afterwards. Nothing
 is added atomically, so it is deterministic.
 
 Shape letters besides those of `api`: N tokens of all rows, T tokens worked on at once, W the hidden
@@ -26,8 +26,8 @@ from pallas_kernels.random_bits import drop_threshold, mixed_bits, words_of
 
 DTYPES = ("float32", "bfloat16", "float16")
 WIDTH_STEP, WIDEST = 64, 4096
-_ELEMENTS = 4096  # T · W: 16 a thread, which leaves the registers of backward without spills
-_TOKENS_OF_A_PROGRAM = 64  # backward; the sums for scale and bias are then 3 % of what it moves
+_ELEMENTS = 2048  # T · W: 8 a thread, which in bfloat16 are one load of 16 bytes
+_TOKENS_OF_A_PROGRAM = 64  # backward; the sums for scale and biases are then 5 % of what it moves
 _LAUNCH = plgpu.CompilerParams(num_warps=8, num_stages=1)
 
 
@@ -38,12 +38,14 @@ class Settings:
     Attributes:
       epsilon: added to the variance.
       dropout_rate: 0 or more.
+      has_x_bias: whether there is one.
       row_axes: of the mesh in use, over which rows are divided.
       interpret: run the kernels step by step with JAX's interpreter, on any platform.
     """
 
     epsilon: float
     dropout_rate: float
+    has_x_bias: bool
     row_axes: tuple[str, ...]
     interpret: bool
 
@@ -54,6 +56,7 @@ def residual_norm(
     scale_E: Float[Array, "E"],
     bias_E: Float[Array, "E"],
     *,
+    x_bias_E: Float[Array, "E"] | None = None,
     epsilon: float,
     norm_dtype: jnp.dtype,
     dropout_rate: float = 0.0,
@@ -67,17 +70,19 @@ def residual_norm(
         words_B2 = words_of(dropout_keys_B)
         words = words_B2[:, 0], words_B2[:, 1]
     scale_E, bias_E = (p.astype(norm_dtype).astype(jnp.float32) for p in (scale_E, bias_E))
-    settings = Settings(epsilon, dropout_rate, row_axes, interpret)
-    return _norm(settings, x_BLE, residual_BLE, scale_E, bias_E, words)
+    # Rounded, and left float32 as are the gradients' sums.
+    x_biases = () if x_bias_E is None else (x_bias_E.astype(x_BLE.dtype).astype(jnp.float32),)
+    settings = Settings(epsilon, dropout_rate, x_bias_E is not None, row_axes, interpret)
+    return _norm(settings, x_BLE, residual_BLE, (scale_E, bias_E, *x_biases), words)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _norm(settings: Settings, x_BLE, residual_BLE, scale_E, bias_E, words):
-    return _norm_forward(settings, x_BLE, residual_BLE, scale_E, bias_E, words)[0]
+def _norm(settings: Settings, x_BLE, residual_BLE, vectors, words):
+    return _norm_forward(settings, x_BLE, residual_BLE, vectors, words)[0]
 
 
-def _norm_forward(settings: Settings, x_BLE, residual_BLE, scale_E, bias_E, words):
-    def call(x_BLE, residual_BLE, words, scale_E, bias_E):
+def _norm_forward(settings: Settings, x_BLE, residual_BLE, vectors, words):
+    def call(x_BLE, residual_BLE, words, *vectors):
         rows, length, width = x_BLE.shape
         like_NE = jax.ShapeDtypeStruct((rows * length, width), x_BLE.dtype)
         sum_NE, y_NE = pl.pallas_call(
@@ -87,12 +92,12 @@ def _norm_forward(settings: Settings, x_BLE, residual_BLE, scale_E, bias_E, word
             compiler_params=_LAUNCH,
             interpret=settings.interpret,
             name="residual_norm_forward",
-        )(x_BLE.reshape(-1, width), residual_BLE.reshape(-1, width), scale_E, bias_E, *words)
+        )(x_BLE.reshape(-1, width), residual_BLE.reshape(-1, width), *vectors, *words)
         return sum_NE.reshape(x_BLE.shape), y_NE.reshape(x_BLE.shape)
 
     divided = (x_BLE, residual_BLE, words)
-    sum_BLE, y_BLE = _on_own_rows(settings, call, divided, (scale_E, bias_E))
-    return y_BLE, (sum_BLE, scale_E, words)
+    sum_BLE, y_BLE = _on_own_rows(settings, call, divided, vectors)
+    return y_BLE, (sum_BLE, vectors[0], words)
 
 
 def _norm_backward(settings: Settings, saved, d_y_BLE):
@@ -101,22 +106,22 @@ def _norm_backward(settings: Settings, saved, d_y_BLE):
         programs = pl.cdiv(rows * length, _TOKENS_OF_A_PROGRAM)
         like_NE = jax.ShapeDtypeStruct((rows * length, width), d_y_BLE.dtype)
         sums_GE = jax.ShapeDtypeStruct((programs, width), jnp.float32)
-        d_scale_GE, d_bias_GE, *d_NE = pl.pallas_call(
+        sums = [sums_GE] * (3 if settings.has_x_bias else 2)
+        gradients = pl.pallas_call(
             functools.partial(_backward_kernel, settings, d_y_BLE.shape),
             grid=(programs,),
-            out_shape=[sums_GE, sums_GE, *[like_NE] * (2 if words else 1)],
+            out_shape=[*sums, *[like_NE] * (2 if words else 1)],
             compiler_params=_LAUNCH,
             interpret=settings.interpret,
             name="residual_norm_backward",
         )(d_y_BLE.reshape(-1, width), sum_BLE.reshape(-1, width), scale_E, *words)
-        return d_scale_GE, d_bias_GE, *(d.reshape(d_y_BLE.shape) for d in d_NE)
+        d_vectors_GE, d_NE = gradients[: len(sums)], gradients[len(sums) :]
+        return d_vectors_GE, [d_NE_.reshape(d_y_BLE.shape) for d_NE_ in d_NE]
 
     sum_BLE, scale_E, words = saved
-    d_scale_GE, d_bias_GE, d_residual_BLE, *d_x_BLE = _on_own_rows(
-        settings, call, (d_y_BLE, sum_BLE, words), (scale_E,)
-    )
-    (d_x_BLE,) = d_x_BLE or (d_residual_BLE,)  # without dropout they are one
-    return d_x_BLE, d_residual_BLE, d_scale_GE.sum(axis=0), d_bias_GE.sum(axis=0), None
+    d_vectors_GE, d_BLE = _on_own_rows(settings, call, (d_y_BLE, sum_BLE, words), (scale_E,))
+    # d_residual, and d_x if dropout makes it another.
+    return d_BLE[-1], d_BLE[0], tuple(d_GE.sum(axis=0) for d_GE in d_vectors_GE), None
 
 
 _norm.defvjp(_norm_forward, _norm_backward)
@@ -198,9 +203,14 @@ class _Tile:
 
 
 def _forward_kernel(settings, shape, x_ref, residual_ref, scale_ref, bias_ref, *refs):
-    *word_refs, sum_ref, y_ref = refs
+    *more_refs, sum_ref, y_ref = refs
+    x_bias_refs, word_refs = more_refs[: settings.has_x_bias], more_refs[settings.has_x_bias :]
     tile = _Tile(pl.program_id(0) * _tokens_at_once(shape[2]), shape)
-    x_TW = tile.dropout(settings, word_refs, tile.load(x_ref), x_ref.dtype)
+    x_TW = tile.load(x_ref)
+    for x_bias_ref in x_bias_refs:
+        x_TW += tile.load_parameter(x_bias_ref)
+        x_TW = x_TW.astype(x_ref.dtype).astype(jnp.float32)
+    x_TW = tile.dropout(settings, word_refs, x_TW, x_ref.dtype)
     sum_TW = (x_TW + tile.load(residual_ref)).astype(sum_ref.dtype)
     tile.store(sum_ref, sum_TW)
     normalised_TW, _ = tile.normalised(settings, sum_TW.astype(jnp.float32))
@@ -209,14 +219,14 @@ def _forward_kernel(settings, shape, x_ref, residual_ref, scale_ref, bias_ref, *
 
 
 def _backward_kernel(settings, shape, d_y_ref, sum_ref, scale_ref, *refs):
-    words = 2 if settings.dropout_rate else 0
-    word_refs, (d_scale_ref, d_bias_ref, d_sum_ref, *d_x_refs) = refs[:words], refs[words:]
+    words, vectors = 2 if settings.dropout_rate else 0, 3 if settings.has_x_bias else 2
+    word_refs, refs = refs[:words], refs[words:]
+    d_vector_refs, (d_sum_ref, *d_x_refs) = refs[:vectors], refs[vectors:]
     at_once = _tokens_at_once(shape[2])
     first = pl.program_id(0) * _TOKENS_OF_A_PROGRAM
     scale_1W = _Tile(first, shape).load_parameter(scale_ref)
 
     def meet(step, sums):
-        d_scale_TW, d_bias_TW = sums
         tile = _Tile(first + step * at_once, shape)
         d_y_TW = tile.load(d_y_ref)
         normalised_TW, factor_T1 = tile.normalised(settings, tile.load(sum_ref))
@@ -225,15 +235,17 @@ def _backward_kernel(settings, shape, d_y_ref, sum_ref, scale_ref, *refs):
         d_from_mean_TW = d_normalised_TW - tile.mean(d_normalised_TW) - normalised_TW * along_T1
         d_sum_TW = (d_from_mean_TW * factor_T1).astype(d_sum_ref.dtype)
         tile.store(d_sum_ref, d_sum_TW)
+        d_x_TW = d_sum_TW.astype(jnp.float32)
         for d_x_ref in d_x_refs:
-            d_sum_TW = d_sum_TW.astype(jnp.float32)
-            tile.store(d_x_ref, tile.dropout(settings, word_refs, d_sum_TW, d_x_ref.dtype))
-        return d_scale_TW + d_y_TW * normalised_TW, d_bias_TW + d_y_TW
+            d_x_TW = tile.dropout(settings, word_refs, d_x_TW, d_x_ref.dtype)
+            tile.store(d_x_ref, d_x_TW)
+        d_vectors_TW = d_y_TW * normalised_TW, d_y_TW, d_x_TW
+        return [sum_TW + d_TW for sum_TW, d_TW in zip(sums, d_vectors_TW, strict=False)]
 
     zeros_TW = jnp.zeros((at_once, pl.next_power_of_2(shape[2])), jnp.float32)
     steps = _TOKENS_OF_A_PROGRAM // at_once
-    d_scale_TW, d_bias_TW = jax.lax.fori_loop(0, steps, meet, (zeros_TW, zeros_TW))
+    sums = jax.lax.fori_loop(0, steps, meet, [zeros_TW] * vectors)
     column_W = jnp.arange(zeros_TW.shape[1])
-    for ref, sums_TW in ((d_scale_ref, d_scale_TW), (d_bias_ref, d_bias_TW)):
+    for ref, sum_TW in zip(d_vector_refs, sums, strict=True):
         place = ref.at[pl.program_id(0), column_W]
-        plgpu.store(place, sums_TW.sum(axis=0), mask=column_W < shape[2])
+        plgpu.store(place, sum_TW.sum(axis=0), mask=column_W < shape[2])

@@ -132,10 +132,11 @@ def compile_norm(target: str, width: int, devices: int) -> Program:
     mesh = make_mesh(GPUS[target], (devices,))
     rows = devices * ROWS
 
-    def step(x_BLE, residual_BLE, scale_E, bias_E, d_y_BLE, seed):
-        def forward(*operands):
+    def step(x_BLE, residual_BLE, scale_E, bias_E, x_bias_E, d_y_BLE, seed):
+        def forward(x_BLE, residual_BLE, scale_E, bias_E, x_bias_E):
             return residual_norm(
-                *operands,
+                *(x_BLE, residual_BLE, scale_E, bias_E),
+                x_bias_E=x_bias_E,
                 epsilon=1e-12,
                 dropout_rate=0.1,
                 dropout_keys_B=jax.random.split(jax.random.key(seed), rows),
@@ -143,7 +144,7 @@ def compile_norm(target: str, width: int, devices: int) -> Program:
                 backend="triton",
             )
 
-        y_BLE, backward = jax.vjp(forward, x_BLE, residual_BLE, scale_E, bias_E)
+        y_BLE, backward = jax.vjp(forward, x_BLE, residual_BLE, scale_E, bias_E, x_bias_E)
         return y_BLE, *backward(d_y_BLE)
 
     x_BLE = array(mesh, jnp.bfloat16, rows, NORM_LENGTH, width, spec=PartitionSpec("data"))
@@ -152,7 +153,7 @@ def compile_norm(target: str, width: int, devices: int) -> Program:
         return compile_for(
             GPUS[target],
             step,
-            *(x_BLE, x_BLE, scale_E, scale_E, x_BLE),
+            *(x_BLE, x_BLE, scale_E, scale_E, scale_E, x_BLE),
             array(mesh, jnp.uint32),
             kernels="residual_norm",
         )

@@ -37,6 +37,6 @@ def test_interpret_can_what_triton_can_on_any_device():
 
 
 def test_a_backend_that_is_not_there_is_said():
-    with pytest.raises(ValueError, match="'cuda' is not one of auto, triton, xla, interpret$"):
+    with pytest.raises(ValueError, match=r"'cuda' is not one of auto, triton, xla, interpret$"):
         choose_backend("fly", "cuda", "gpu", None)
     assert choose_backend("fly", "wings", "cpu", None, ("wings",)) == "wings"

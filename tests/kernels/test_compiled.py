@@ -119,11 +119,11 @@ def test_norm_passes_over_memory_once_a_direction(compiled, target, width):
 
 @each_target
 @pytest.mark.parametrize("width", cases.NORM_WIDTHS)
-def test_sharded_norm_adds_up_two_small_gradients_only(compiled, target, width):
+def test_sharded_norm_adds_up_small_gradients_only(compiled, target, width):
     program = compiled[f"{target} norm {width} {cases.DEVICES}"]
     assert program["large"].count(KERNEL) == 2
     assert set(program["collectives"]) <= {"all-reduce", "all-reduce-start"}
-    assert 1 <= len(program["collectives"]) <= 2
+    assert 1 <= len(program["collectives"]) <= 3
 
 
 @each_target

@@ -123,5 +123,5 @@ def test_what_does_not_fit_is_said():
         by("xla")(logits_NV, labels_N[:2], weights_N)
     with pytest.raises(ValueError, match="'triton' can't serve: the device is a cpu"):
         by("triton")(logits_NV, labels_N, weights_N)
-    with pytest.raises(ValueError, match="'interpret' can't serve: triton has float32, .* int32"):
+    with pytest.raises(ValueError, match=r"'interpret' can't serve: triton has float32, .* int32"):
         by("interpret")(logits_NV.astype(jnp.int32), labels_N, weights_N)

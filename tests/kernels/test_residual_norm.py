@@ -21,14 +21,21 @@ TOLERANCE = {"float32": 5e-6, "bfloat16": 0.04, "float16": 5e-3}  # of the large
 
 
 def inputs(rows, length, width, dtype="float32"):
-    """x, residual, scale and bias, and the gradient of the result."""
+    """x, residual, scale, bias and x's bias, and the gradient of the result."""
     rng = np.random.default_rng(0)
     x_BLE, residual_BLE, d_y_BLE = (normal(rng, rows, length, width, dtype=dtype) for _ in "123")
-    return (x_BLE, residual_BLE, 1 + normal(rng, width), normal(rng, width)), d_y_BLE
+    scale_E, bias_E, x_bias_E = 1 + normal(rng, width), normal(rng, width), normal(rng, width)
+    return (x_BLE, residual_BLE, scale_E, bias_E, x_bias_E), d_y_BLE
+
+
+def norm(x_BLE, residual_BLE, scale_E, bias_E, x_bias_E=None, **options):
+    """residual_norm, all arrays by their places."""
+    options = {"epsilon": 1e-5, "backend": "interpret"} | options
+    return residual_norm(x_BLE, residual_BLE, scale_E, bias_E, x_bias_E=x_bias_E, **options)
 
 
 def values_and_gradients(function, operands, d_y_BLE):
-    """The result, and the gradients of x, residual, scale and bias."""
+    """The result, and the gradients of the operands."""
 
     @jax.jit
     def run(operands, d_y_BLE):
@@ -60,8 +67,7 @@ def assert_close(ours, true, tolerance):
 def test_kernels_are_the_plain_form(rows, length, width, dtype, norm_dtype, rate):
     operands, d_y_BLE = inputs(rows, length, width, dtype)
     function = functools.partial(
-        residual_norm,
-        epsilon=1e-5,
+        norm,
         norm_dtype=norm_dtype,
         dropout_rate=rate,
         dropout_keys_B=row_keys(KEY, rows) if rate else None,
@@ -71,16 +77,15 @@ def test_kernels_are_the_plain_form(rows, length, width, dtype, norm_dtype, rate
         for backend in ("interpret", "xla")
     )
     assert_close(ours, true, TOLERANCE[dtype])
-    np.testing.assert_array_equal(ours[1] == 0, true[1] == 0)
+    if rate:
+        np.testing.assert_array_equal(ours[1] == 0, true[1] == 0)
 
 
-def test_epsilon_counts():
+def test_epsilon_counts_and_x_needs_no_bias():
     operands, d_y_BLE = inputs(1, 3, 64)
-    operands = (1e-3 * operands[0], 1e-3 * operands[1], *operands[2:])
+    operands = (1e-3 * operands[0], 1e-3 * operands[1], *operands[2:4])
     ours, true = (
-        values_and_gradients(
-            functools.partial(residual_norm, epsilon=1e-5, backend=backend), operands, d_y_BLE
-        )
+        values_and_gradients(functools.partial(norm, backend=backend), operands, d_y_BLE)
         for backend in ("interpret", "xla")
     )
     assert_close(ours, true, TOLERANCE["float32"])
@@ -91,19 +96,19 @@ def test_epsilon_counts():
 def test_plain_form_is_flax_to_the_bit(dtype, norm_dtype):
     operands, d_y_BLE = inputs(2, 6, 96, dtype)
     keys_B = row_keys(KEY, 2)
-    norm = nnx.LayerNorm(
+    flax_norm = nnx.LayerNorm(
         96, epsilon=1e-5, dtype=jnp.dtype(norm_dtype), use_fast_variance=False, rngs=nnx.Rngs(0)
     )
-    graph, _ = nnx.split(norm)
+    graph, _ = nnx.split(flax_norm)
 
-    def by_flax(x_BLE, residual_BLE, scale_E, bias_E):
-        norm = nnx.merge(graph, {"scale": scale_E, "bias": bias_E})
+    def by_flax(x_BLE, residual_BLE, scale_E, bias_E, x_bias_E):
+        x_BLE += x_bias_E.astype(dtype)
         dropped_BLE = dropout(x_BLE, 0.1, keys_B, layer=3, site=Site.HIDDEN)
-        return norm(dropped_BLE + residual_BLE).astype(dtype)
+        flax_norm = nnx.merge(graph, {"scale": scale_E, "bias": bias_E})
+        return flax_norm(dropped_BLE + residual_BLE).astype(dtype)
 
     ours = functools.partial(
-        residual_norm,
-        epsilon=1e-5,
+        norm,
         norm_dtype=norm_dtype,
         dropout_rate=0.1,
         dropout_keys_B=site_keys(keys_B, 3, Site.HIDDEN),
@@ -124,19 +129,11 @@ def test_kernels_drop_what_dropout_drops(rate):
     ones_BLE, ones_E = jnp.ones((rows, length, width)), jnp.ones(width)
     kept_BLE = dropout(ones_BLE, rate, keys_B, layer=2, site=Site.HIDDEN) != 0
 
-    def norm(x_BLE):
-        return residual_norm(
-            x_BLE,
-            jnp.zeros_like(x_BLE),
-            ones_E,
-            0 * ones_E,
-            epsilon=1e-5,
-            dropout_rate=rate,
-            dropout_keys_B=site_keys(keys_B, 2, Site.HIDDEN),
-            backend="interpret",
-        )
+    def norm_of(x_BLE):
+        options = {"dropout_rate": rate, "dropout_keys_B": site_keys(keys_B, 2, Site.HIDDEN)}
+        return norm(x_BLE, jnp.zeros_like(x_BLE), ones_E, 0 * ones_E, **options)
 
-    y_BLE, backward = jax.vjp(norm, ones_BLE)
+    y_BLE, backward = jax.vjp(norm_of, ones_BLE)
     np.testing.assert_array_equal(y_BLE > 0, kept_BLE)
     (d_x_BLE,) = backward(normal(np.random.default_rng(0), rows, length, width))
     np.testing.assert_array_equal(d_x_BLE != 0, kept_BLE)
@@ -146,25 +143,15 @@ def test_kernels_drop_what_dropout_drops(rate):
 def test_any_mesh_gives_the_same(shape):
     operands, d_y_BLE = inputs(4, 5, 64)
 
-    def norm(keys_B, *operands):
-        return residual_norm(
-            *operands,
-            epsilon=1e-5,
-            dropout_rate=0.1,
-            dropout_keys_B=keys_B,
-            row_axes=("data",),
-            backend="interpret",
-        )
-
-    keys_B = row_keys(KEY, 4)
-    alone = values_and_gradients(functools.partial(norm, keys_B), operands, d_y_BLE)
+    function = functools.partial(
+        norm, dropout_rate=0.1, dropout_keys_B=row_keys(KEY, 4), row_axes=("data",)
+    )
+    alone = values_and_gradients(function, operands, d_y_BLE)
     mesh = jax.make_mesh(shape, ("data", "tensor"), (AxisType.Auto,) * 2)
     by_rows, everywhere = (NamedSharding(mesh, PartitionSpec(axis)) for axis in ("data", None))
     with jax.set_mesh(mesh):
-        placed = jax.device_put(operands, (by_rows, by_rows, everywhere, everywhere))
-        divided = values_and_gradients(
-            functools.partial(norm, keys_B), placed, jax.device_put(d_y_BLE, by_rows)
-        )
+        placed = jax.device_put(operands, (by_rows,) * 2 + (everywhere,) * 3)
+        divided = values_and_gradients(function, placed, jax.device_put(d_y_BLE, by_rows))
     assert_close(divided, alone, 1e-6)
     for ours, whole in zip(divided[:3], alone[:3], strict=True):
         np.testing.assert_array_equal(ours, whole)
@@ -196,13 +183,15 @@ def test_a_model_by_kernels_is_the_model(monkeypatch):
     assert_close(gradients(), plain, 1e-5)
 
 
-def test_each_layer_drops_at_its_own_place(monkeypatch):
+@pytest.mark.parametrize("feed_forward", ["geglu", "gelu"])
+def test_each_layer_drops_at_its_own_place(monkeypatch, feed_forward):
     config = BertConfig(
         vocab_size=8,
         num_hidden_layers=2,
         hidden_size=8,
         num_attention_heads=2,
         intermediate_size=8,
+        feed_forward=feed_forward,
         hidden_dropout_prob=0.1,
     )
     asked = []
@@ -215,14 +204,21 @@ def test_each_layer_drops_at_its_own_place(monkeypatch):
     keys_B = row_keys(KEY, 2)
     model = BertModel(config, rngs=nnx.Rngs(0))
     model(jnp.zeros((2, 3), jnp.int32), dropout_key=keys_B)
+    of_embeddings, *of_layers = asked
+    quiet = (0.0, None, ("data",))
+    assert of_embeddings == quiet  # which drop what it gives
     for layer in range(2):
-        (rate, drawn_B, axes), after_feed_forward = asked[2 * layer : 2 * layer + 2]
+        (rate, drawn_B, axes), after_feed_forward = of_layers[2 * layer : 2 * layer + 2]
         assert (rate, axes) == (0.1, ("data",))
         assert (drawn_B == site_keys(keys_B, layer, Site.HIDDEN)).all()
-        assert after_feed_forward == (0.0, None, ("data",))
+        if feed_forward == "gelu":
+            assert after_feed_forward[0] == 0.1
+            assert (after_feed_forward[1] == site_keys(keys_B, layer, Site.FEED_FORWARD)).all()
+        else:
+            assert after_feed_forward == quiet
     asked.clear()
     model(jnp.zeros((2, 3), jnp.int32))
-    assert asked == [(0.0, None, ("data",))] * 4
+    assert asked == [quiet] * 5
 
 
 @pytest.mark.parametrize(
@@ -244,7 +240,7 @@ def test_what_triton_serves(case, reason):
 
 
 def test_what_does_not_fit_is_said():
-    (x_BLE, residual_BLE, scale_E, bias_E), _ = inputs(2, 3, 32)
+    (x_BLE, residual_BLE, scale_E, bias_E, _), _ = inputs(2, 3, 32)
     norm = functools.partial(residual_norm, epsilon=1e-5)
     with pytest.raises(ValueError, match="'triton' can't serve: the device is a cpu"):
         norm(x_BLE, residual_BLE, scale_E, bias_E, backend="triton")
@@ -256,7 +252,9 @@ def test_what_does_not_fit_is_said():
         norm(x_BLE, residual_BLE[:, :2], scale_E, bias_E)
     with pytest.raises(ValueError, match="one dtype and shape"):
         norm(x_BLE.astype(jnp.bfloat16), residual_BLE, scale_E, bias_E)
-    with pytest.raises(ValueError, match=r"scale and bias must be \(32,\)"):
+    with pytest.raises(ValueError, match=r"scale and biases must be \(32,\)"):
         norm(x_BLE, residual_BLE, scale_E[:1], bias_E)
+    with pytest.raises(ValueError, match=r"not \(32,\), \(32,\), \(3,\)"):
+        norm(x_BLE, residual_BLE, scale_E, bias_E, x_bias_E=bias_E[:3])
     with pytest.raises(ValueError, match="needs dropout_keys_B"):
         norm(x_BLE, residual_BLE, scale_E, bias_E, dropout_rate=0.1)

@@ -1,6 +1,5 @@
 """The Triton kernels, by JAX's interpreter, against the reference; and the choice of backend."""
 
-
 import jax
 import jax.numpy as jnp
 import numpy as np
