@@ -145,17 +145,20 @@ class SelfAttention(nnx.Module):
         config = self.config
         heads = config.num_attention_heads
         rows, length, width = x_BLE.shape
-        qkv_BL3HD = self.qkv(x_BLE).reshape(rows, length, 3, heads, config.head_size)
+        shape = (3, heads, config.head_size)
+        qkv_BL3HD = matmul(x_BLE, self.qkv.kernel[...]).reshape(rows, length, *shape)
+        bias_3HD = self.qkv.bias[...].reshape(shape)
         rate = config.attention_probs_dropout_prob if keys_B is not None else 0.0
         alibi = config.position_embedding == "alibi"
         # The baseline has no bias: the same attention with slopes of 0.
         slopes_H = alibi_slopes(heads) if alibi else np.zeros(heads, np.float32)
         keys_B = site_keys(keys_B, layer, Site.ATTENTION_WEIGHTS) if rate else None
 
-        def attend(qkv_BL3HD, segment_ids_BL, ranges, slopes_H, keys_B):
+        def attend(qkv_BL3HD, bias_3HD, segment_ids_BL, ranges, slopes_H, keys_B):
             return alibi_attention_qkv(
                 qkv_BL3HD,
                 segment_ids_BL,
+                bias_3HD=bias_3HD,
                 slopes_H=slopes_H,
                 block_ranges=ranges,
                 dropout_rate=rate,
@@ -170,11 +173,20 @@ class SelfAttention(nnx.Module):
             qkv_spec = PartitionSpec(*rows_spec, None, None, head_axis)
             attend = jax.shard_map(
                 attend,
-                in_specs=(qkv_spec, rows_spec, rows_spec, PartitionSpec(head_axis), rows_spec),
+                in_specs=(
+                    qkv_spec,
+                    PartitionSpec(None, head_axis),
+                    rows_spec,
+                    rows_spec,
+                    PartitionSpec(head_axis),
+                    rows_spec,
+                ),
                 out_specs=PartitionSpec(*rows_spec, None, head_axis),
                 check_vma=False,
             )
-        context_BLHD = attend(qkv_BL3HD, segment_ids_BL, ranges, jnp.asarray(slopes_H), keys_B)
+        context_BLHD = attend(
+            qkv_BL3HD, bias_3HD, segment_ids_BL, ranges, jnp.asarray(slopes_H), keys_B
+        )
         return context_BLHD.reshape(rows, length, width)
 
 

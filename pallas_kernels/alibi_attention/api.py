@@ -62,6 +62,7 @@ def alibi_attention(
         raise ValueError(f"q, k and v must have one shape (B, L, H, D), not {shapes}")
     return _attention(
         (q_BLHD, k_BLHD, v_BLHD),
+        None,
         segment_ids_BL,
         slopes_H,
         scale,
@@ -76,6 +77,7 @@ def alibi_attention_qkv(
     qkv_BL3HD: Float[Array, "B L 3 H D"],
     segment_ids_BL: Int[Array, "B L"] | None,
     *,
+    bias_3HD: Float[Array, "3 H D"] | None = None,
     slopes_H: Float[Array, "H"] | None = None,
     scale: float | None = None,
     block_ranges: BlockRanges | None = None,
@@ -86,11 +88,19 @@ def alibi_attention_qkv(
     """`alibi_attention` on the packed projection as it leaves Wqkv; same options, same result.
 
     The kernels read from it and write its gradient in the same form: no copy is made.
+
+    Args:
+      bias_3HD: the projection's bias if it was not added yet, in any float dtype; it is rounded to
+        qkv's. The kernels sum its gradient as they go, where a pass of its own would read all of
+        qkv's gradient again.
     """
     if qkv_BL3HD.ndim != 5 or qkv_BL3HD.shape[2] != 3:
         raise ValueError(f"qkv must be (B, L, 3, H, D), not {qkv_BL3HD.shape}")
+    if bias_3HD is not None and bias_3HD.shape != qkv_BL3HD.shape[2:]:
+        raise ValueError(f"bias must be {qkv_BL3HD.shape[2:]} like qkv, not {bias_3HD.shape}")
     return _attention(
         (qkv_BL3HD,),
+        bias_3HD,
         segment_ids_BL,
         slopes_H,
         scale,
@@ -102,7 +112,15 @@ def alibi_attention_qkv(
 
 
 def _attention(
-    operands, segment_ids_BL, slopes_H, scale, ranges, dropout_rate, dropout_keys_B, backend
+    operands,
+    bias_3HD,
+    segment_ids_BL,
+    slopes_H,
+    scale,
+    ranges,
+    dropout_rate,
+    dropout_keys_B,
+    backend,
 ):
     """On (qkv_BL3HD,) or (q_BLHD, k_BLHD, v_BLHD)."""
     rows, length, *_, heads, head_size = operands[0].shape
@@ -125,8 +143,16 @@ def _attention(
             segment_ids_BL, block_size=default_block_size(length, "gpu")
         )
         return triton.attention(
-            operands, segment_ids_BL, slopes_H, ranges, scale=scale, interpret=chosen == "interpret"
+            operands,
+            segment_ids_BL,
+            slopes_H,
+            ranges,
+            scale=scale,
+            bias_3HD=bias_3HD,
+            interpret=chosen == "interpret",
         )
+    if bias_3HD is not None:
+        operands = (triton.add_bias(operands[0], bias_3HD),)
     if len(operands) == 1:
         operands = tuple(operands[0][:, :, part] for part in range(3))
     options = {

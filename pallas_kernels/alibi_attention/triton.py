@@ -8,7 +8,9 @@ two sweeps: what a block of keys receives from its queries (dk, dv), then what t
 queries receives from its keys (dq). Nothing is added atomically, so it is deterministic.
 
 Queries, keys and values come as one packed array, as they leave their projection, or as three.
-The gradients have the same form, so that no copy stands beside the kernels.
+The gradients have the same form, so that no copy stands beside the kernels. The projection's bias
+is added before, where the compiler makes it part of the matrix product; its gradient is summed
+here, a block at a time, while the gradients that it is the sum of are in registers.
 
 Shape letters besides those of `api`: I queries of a block, J keys of a block, Q blocks of a row.
 """
@@ -39,12 +41,14 @@ class Settings:
       scale: of the scores.
       block_size: tokens of a block of queries, and of keys.
       packed: whether the operands are one array, (B, L, 3, H, D), or three, (B, L, H, D) each.
+      has_bias: whether a bias was added to the packed one, whose gradient is wanted.
       interpret: run the kernels step by step with JAX's interpreter, on any platform.
     """
 
     scale: float
     block_size: int
     packed: bool
+    has_bias: bool
     interpret: bool
 
 
@@ -55,31 +59,47 @@ def attention(
     ranges: BlockRanges,
     *,
     scale: float,
+    bias_3HD: Float[Array, "3 H D"] | None = None,
     interpret: bool = False,
 ) -> Float[Array, "B L H D"]:
     """See `api.alibi_attention`.
 
     Args:
       operands: (qkv_BL3HD,) or (q_BLHD, k_BLHD, v_BLHD).
+      bias_3HD: for the first form only.
 
     Raises:
       ValueError: a block size that the kernels don't have.
     """
     if ranges.block_size not in BLOCK_SIZES:
         raise ValueError(f"triton has block sizes {BLOCK_SIZES}, not {ranges.block_size}")
-    settings = Settings(scale, ranges.block_size, len(operands) == 1, interpret)
+    biases = () if bias_3HD is None else (bias_3HD,)
+    settings = Settings(
+        scale, ranges.block_size, len(operands) == 1, bias_3HD is not None, interpret
+    )
     context = (segment_ids_BL, slopes_H, ranges.lower_BQ, ranges.upper_BQ)
-    return _attend(settings, operands, context)
+    return _attend(settings, operands, biases, context)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(settings: Settings, operands, context):
-    return _forward(settings, operands, context)[0]
+def _attend(settings: Settings, operands, biases, context):
+    return _attend_forward(settings, operands, biases, context)[0]
 
 
-def _attend_forward(settings: Settings, operands, context):
+def _attend_forward(settings: Settings, operands, biases, context):
+    if biases:
+        operands = (add_bias(operands[0], biases[0]),)
     out_BLHD, logsumexp_BHL = _forward(settings, operands, context)
     return out_BLHD, (operands, context, out_BLHD, logsumexp_BHL)
+
+
+def add_bias(
+    qkv_BL3HD: Float[Array, "B L 3 H D"], bias_3HD: Float[Array, "3 H D"]
+) -> Float[Array, "B L 3 H D"]:
+    """Their sum, as XLA knows it for a part of the matrix product that qkv comes from."""
+    rows, length, *inner = qkv_BL3HD.shape
+    sum_BLO = qkv_BL3HD.reshape(rows, length, -1) + bias_3HD.reshape(-1).astype(qkv_BL3HD.dtype)
+    return sum_BLO.reshape(rows, length, *inner)
 
 
 def _attend_backward(settings: Settings, saved, d_out_BLHD):
@@ -87,8 +107,9 @@ def _attend_backward(settings: Settings, saved, d_out_BLHD):
     products_BLHD = d_out_BLHD.astype(jnp.float32) * out_BLHD.astype(jnp.float32)
     delta_BHL = jnp.sum(products_BLHD, axis=-1).transpose(0, 2, 1)
     gradients = _backward(settings, operands, context, d_out_BLHD, logsumexp_BHL, delta_BHL)
+    d_operands, sums_BQ3HD = gradients[: len(operands)], gradients[len(operands) :]
     # The context has no gradient: segment ids and ranges are integers, the slopes constants.
-    return gradients, None
+    return d_operands, tuple(sum_BQ3HD.sum(axis=(0, 1)) for sum_BQ3HD in sums_BQ3HD), None
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
@@ -123,9 +144,15 @@ def _backward(settings: Settings, operands, context, d_out_BLHD, logsumexp_BHL, 
         out_specs = [row_of_all]
     else:
         out_specs = [row_of_head] * 3
+    blocks = -(-length // settings.block_size)
+    out_shape = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in operands]
+    if settings.has_bias:
+        block_of_all = (None, None, 3, None, head_size)
+        out_specs.append(pl.BlockSpec(block_of_all, lambda i, h, b: (b, i, 0, h, 0)))
+        out_shape.append(jax.ShapeDtypeStruct((rows, blocks, 3, heads, head_size), jnp.float32))
     gradients = pl.pallas_call(
         functools.partial(_backward_kernel, settings, length),
-        grid=(-(-length // settings.block_size), heads, rows),
+        grid=(blocks, heads, rows),
         in_specs=[
             *_operand_specs(settings, length, head_size),
             *_context_specs(length),
@@ -134,7 +161,7 @@ def _backward(settings: Settings, operands, context, d_out_BLHD, logsumexp_BHL, 
             per_token,
         ],
         out_specs=out_specs,
-        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in operands],
+        out_shape=out_shape,
         compiler_params=_launch(head_size, operands[0].dtype, backward=True),
         interpret=settings.interpret,
         name="alibi_attention_backward",
@@ -305,15 +332,17 @@ def _backward_kernel(
     *gradient_refs,
 ):
     size = settings.block_size
-    if settings.packed:
-        places = [(gradient_refs[0], part) for part in range(3)]
-    else:
-        places = [(ref, None) for ref in gradient_refs]
-    (dq_ref, dq_part), (dk_ref, dk_part), (dv_ref, dv_part) = places
     here = _Block.of(pl.program_id(0), size, length)
     slope = slope_ref[...] * _LOG2_E
     ids_here = here.load(ids_ref, size, 0)
     lower, upper = lower_ref[...], upper_ref[...]
+
+    def put(part, gradient_ID):
+        """Stores the gradient of the block's queries (0), keys (1) or values (2)."""
+        ref = gradient_refs[0 if settings.packed else part]
+        here.store(ref, gradient_ID, part if settings.packed else None)
+        if settings.has_bias:
+            gradient_refs[-1][part, :] = jnp.sum(gradient_ID, axis=0)
 
     def meet_queries(i, carry):
         dk_JD, dv_JD = carry
@@ -331,8 +360,8 @@ def _backward_kernel(
     k_JD, v_JD = here.load(k_ref, size), here.load(v_ref, size)
     zeros = jnp.zeros(k_JD.shape, jnp.float32)
     dk_JD, dv_JD = jax.lax.fori_loop(lower, upper, meet_queries, (zeros, zeros))
-    here.store(dk_ref, dk_JD * settings.scale, dk_part)
-    here.store(dv_ref, dv_JD, dv_part)
+    put(1, dk_JD * settings.scale)
+    put(2, dv_JD)
 
     q_ID, d_out_ID = here.load(q_ref, size), here.load(d_out_ref, size)
     lse_I = here.load(lse_ref, size)
@@ -350,4 +379,4 @@ def _backward_kernel(
         return dq_ID + _dot(d_scores_IJ.astype(k_JD.dtype), k_JD)
 
     dq_ID = jax.lax.fori_loop(lower, upper, meet_keys, jnp.zeros(q_ID.shape, jnp.float32))
-    here.store(dq_ref, dq_ID * settings.scale, dq_part)
+    put(0, dq_ID * settings.scale)

@@ -67,19 +67,21 @@ def compile_between_projections(target: str) -> Program:
     width = HEADS * PROJECTED_HEAD_SIZE
     mesh = make_mesh(GPUS[target])
 
-    def step(x_BLE, qkv_weight, out_weight, segment_ids_BL, d_y_BLE):
+    def step(x_BLE, qkv_weight, qkv_bias, out_weight, segment_ids_BL, d_y_BLE):
         ranges = block_ranges(segment_ids_BL)
 
-        def layer(x_BLE, qkv_weight, out_weight):
-            qkv_BL3HD = (x_BLE @ qkv_weight).reshape(
-                *x_BLE.shape[:2], 3, HEADS, PROJECTED_HEAD_SIZE
-            )
+        def layer(x_BLE, qkv_weight, qkv_bias, out_weight):
+            shape = (3, HEADS, PROJECTED_HEAD_SIZE)
             out_BLHD = alibi_attention_qkv(
-                qkv_BL3HD, segment_ids_BL, block_ranges=ranges, backend="triton"
+                (x_BLE @ qkv_weight).reshape(*x_BLE.shape[:2], *shape),
+                segment_ids_BL,
+                bias_3HD=qkv_bias.reshape(shape),
+                block_ranges=ranges,
+                backend="triton",
             )
             return out_BLHD.reshape(x_BLE.shape) @ out_weight
 
-        y_BLE, backward = jax.vjp(layer, x_BLE, qkv_weight, out_weight)
+        y_BLE, backward = jax.vjp(layer, x_BLE, qkv_weight, qkv_bias, out_weight)
         return y_BLE, *backward(d_y_BLE)
 
     return compile_for(
@@ -87,9 +89,11 @@ def compile_between_projections(target: str) -> Program:
         step,
         array(mesh, jnp.bfloat16, ROWS, PROJECTED_LENGTH, width),
         array(mesh, jnp.bfloat16, width, 3 * width),
+        array(mesh, jnp.float32, 3 * width),
         array(mesh, jnp.bfloat16, width, width),
         array(mesh, jnp.int32, ROWS, PROJECTED_LENGTH),
         array(mesh, jnp.bfloat16, ROWS, PROJECTED_LENGTH, width),
+        kernels="alibi",
     )
 
 
@@ -202,9 +206,13 @@ def _kernels_of(target: str, length: int, head_size: int) -> dict:
     }
 
 
-def _entry_of(target: str) -> list[dict]:
-    entry = compile_between_projections(target).entry()
-    return [{**dataclasses.asdict(line), "largest": line.largest} for line in entry.values()]
+def _projected(target: str) -> dict:
+    program = compile_between_projections(target)
+    entry = program.entry().values()
+    return {
+        "entry": [{**dataclasses.asdict(line), "largest": line.largest} for line in entry],
+        "kernels": [dataclasses.asdict(kernel) for kernel in program.kernels],
+    }
 
 
 def _sharded(target: str, sharding: str) -> dict:
@@ -217,7 +225,7 @@ def main() -> None:
     work = {}
     with ThreadPoolExecutor(2) as pool:
         for target in TARGETS:
-            work[f"{target} projected"] = pool.submit(_entry_of, target)
+            work[f"{target} projected"] = pool.submit(_projected, target)
             for sharding in SHARDINGS:
                 work[f"{target} {sharding}"] = pool.submit(_sharded, target, sharding)
             for width in NORM_WIDTHS:

@@ -68,7 +68,7 @@ def test_memory_grows_as_the_row(compiled, target, head_size):
 
 @each_target
 def test_nothing_stands_between_projections_and_kernels(compiled, target):
-    entry = {line["name"]: line for line in compiled[f"{target} projected"]}
+    entry = {line["name"]: line for line in compiled[f"{target} projected"]["entry"]}
     size = cases.ROWS * cases.PROJECTED_LENGTH * cases.HEADS * cases.PROJECTED_HEAD_SIZE
     allowed = {"parameter", "tuple", *FREE, MATMUL, KERNEL}
     assert {line["opcode"] for line in entry.values() if line["largest"] >= size} <= allowed
@@ -92,6 +92,12 @@ def test_nothing_stands_between_projections_and_kernels(compiled, target):
         ]
         assert MATMUL in receivers
         assert set(receivers) <= {MATMUL, KERNEL, "fusion"}  # the fusion: delta, from the output
+
+
+@each_target
+def test_the_projections_bias_costs_no_spill(compiled, target):
+    forward, backward = compiled[f"{target} projected"]["kernels"]
+    assert forward["spilled_bytes"] == backward["spilled_bytes"] == 0
 
 
 @each_target

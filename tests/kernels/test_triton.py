@@ -66,6 +66,33 @@ def test_kernels_are_the_reference(
         assert not our[padding].any()
 
 
+@pytest.mark.parametrize(
+    ("length", "block_size", "dtype"),
+    [(130, 64, "float32"), (96, 32, "float32"), (40, 64, "bfloat16")],
+)
+def test_projection_bias_is_added_and_has_its_gradient(length, block_size, dtype):
+    rng = np.random.default_rng(0)
+    qkv_BL3HD = normal(rng, 3, length, 3, 2, 32, dtype=dtype)
+    bias_3HD, d_out_BLHD = normal(rng, 3, 2, 32), normal(rng, 3, length, 2, 32, dtype=dtype)
+    ids_BL = packed_ids(rng, 3, length, 30)
+    ranges = block_ranges(ids_BL, block_size=block_size)
+
+    def both(backend):
+        def attend(qkv_BL3HD, bias_3HD):
+            return alibi_attention_qkv(
+                qkv_BL3HD, ids_BL, bias_3HD=bias_3HD, block_ranges=ranges, backend=backend
+            )
+
+        out_BLHD, backward = jax.vjp(jax.jit(attend), qkv_BL3HD, bias_3HD)
+        return out_BLHD, *backward(d_out_BLHD)
+
+    for our, expected in zip(both("interpret"), both("reference"), strict=True):
+        assert our.dtype == expected.dtype
+        our, expected = (np.asarray(x, np.float32) for x in (our, expected))
+        largest = np.abs(expected).max()
+        np.testing.assert_allclose(our, expected, atol=largest * TOLERANCE[dtype], rtol=0)
+
+
 def test_only_the_ranges_are_visited():
     """Keys outside of a query's range of blocks are never read: poison there does no harm."""
     ids_BL = jnp.asarray([[1] * 64 + [2] * 64 + [3] * 64])
@@ -112,6 +139,11 @@ def test_heads_of_a_mesh_have_their_own_slopes():
 )
 def test_what_triton_serves(case, reason):
     assert api._why_not_triton(*case) == reason
+
+
+def test_a_bias_of_another_shape_is_an_error():
+    with pytest.raises(ValueError, match=r"bias must be \(3, 2, 16\) like qkv, not \(2, 16\)"):
+        alibi_attention_qkv(jnp.zeros((1, 8, 3, 2, 16)), None, bias_3HD=jnp.zeros((2, 16)))
 
 
 def test_a_backend_that_can_not_serve_says_why():
