@@ -21,15 +21,15 @@ from collections.abc import Callable, Iterable
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from mosaicbert_jax import BertConfig, BertForMaskedLM
-from mosaicbert_jax.data.masking import predictions_per_row
 from mosaicbert_jax.modeling.dropout import row_keys
 from mosaicbert_jax.planning.compile_only import Program, compile_for, make_mesh
 from mosaicbert_jax.planning.gpus import GPUS, Gpu
 from mosaicbert_jax.planning.traffic import Instruction, Module, Work, parse
-from mosaicbert_jax.training import checkpoints, optimizer, sharding
+from mosaicbert_jax.planning.training_step import abstract_batch
+from mosaicbert_jax.training import checkpoints, optimizer
 from mosaicbert_jax.training.flops import model_flops_per_token
 
 MASKING_RATE = 0.3
@@ -72,22 +72,6 @@ _MOVES = {"copy", "transpose"}
 _ATTENTION_PRODUCTS = {"alibi_attention_forward": 2, "alibi_attention_backward": 7}  # L x L x D
 
 
-def abstract_batch(mesh: Mesh, rows: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes of a microbatch."""
-    slots = predictions_per_row(length, MASKING_RATE)
-    columns = {
-        "tokens_BL": (length, jnp.int32),
-        "segment_ids_BL": (length, jnp.int32),
-        "positions_BP": (slots, jnp.int32),
-        "labels_BP": (slots, jnp.int32),
-        "weights_BP": (slots, jnp.float32),
-    }
-    return {
-        name: jax.ShapeDtypeStruct((rows, width), dtype, sharding=sharding.by_rows(mesh))
-        for name, (width, dtype) in columns.items()
-    }
-
-
 def compile_gradients(gpu: Gpu, config: BertConfig, rows: int, length: int) -> Program:
     """Forward and backward of a microbatch."""
     graph, _ = nnx.split(nnx.eval_shape(lambda: BertForMaskedLM(config, rngs=nnx.Rngs(0))))
@@ -106,7 +90,8 @@ def compile_gradients(gpu: Gpu, config: BertConfig, rows: int, length: int) -> P
     params = checkpoints.abstract_params(config, replicated)
     seed = jax.ShapeDtypeStruct((), jnp.uint32, sharding=replicated)
     with jax.set_mesh(mesh):
-        return compile_for(gpu, gradients, params, abstract_batch(mesh, rows, length), seed)
+        batch = abstract_batch(mesh, rows, length, MASKING_RATE)
+        return compile_for(gpu, gradients, params, batch, seed)
 
 
 def compile_update(gpu: Gpu, config: BertConfig) -> Program:

@@ -98,11 +98,13 @@ class Program:
     Attributes:
       text: its optimised HLO.
       temporary_bytes: of device memory, on one device.
+      lasting_bytes: of its arguments, and of those results that do not take an argument's place.
       kernels: those whose names were asked for.
     """
 
     text: str
     temporary_bytes: int
+    lasting_bytes: int
     kernels: tuple[Kernel, ...]
 
     def entry(self) -> dict[str, Instruction]:
@@ -164,9 +166,12 @@ def compile_for(
             options |= {"xla_dump_to": folder, "xla_dump_emitter_re": "ptx"}
         compiled = lowered.compile(compiler_options=options)
         found = _kernels(pathlib.Path(folder), gpu, kernels) if kernels else ()
+    memory = compiled.memory_analysis()
+    results = memory.output_size_in_bytes - memory.alias_size_in_bytes
     return Program(
         text=compiled.as_text(),
-        temporary_bytes=compiled.memory_analysis().temp_size_in_bytes,
+        temporary_bytes=memory.temp_size_in_bytes,
+        lasting_bytes=memory.argument_size_in_bytes + results,
         kernels=found,
     )
 

@@ -2,7 +2,6 @@
 
 import functools
 
-from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from pallas_kernels.backends import choose_backend, target_platform
@@ -14,7 +13,6 @@ def cross_entropy_and_gradient(
     labels_N: Int[Array, "N"],
     weights_N: Float[Array, "N"],
     *,
-    gradient_dtype: DTypeLike,
     row_axes: tuple[str, ...] = (),
     backend: str = "auto",
 ) -> tuple[Float[Array, "N"], Bool[Array, "N"], Float[Array, "N V"]]:
@@ -26,14 +24,13 @@ def cross_entropy_and_gradient(
       logits_NV: float32, bfloat16 or float16; all is computed in float32.
       labels_N: int32, below V.
       weights_N: float32.
-      gradient_dtype: what the gradient is rounded to.
       row_axes: the axes of the mesh in use, if there is one, over which the rows are divided.
       backend: "triton", "xla", "interpret" or "auto"; see `pallas_kernels.backends`.
 
     Returns:
       loss_N: float32, without the weights.
       is_correct_N: whether no logit is above the label's.
-      d_logits_NV: (softmax - one at the label) · weight.
+      d_logits_NV: (softmax - one at the label) · weight, in the logits' dtype.
 
     Raises:
       ValueError: shapes that do not fit, or a backend that is not there or can't serve.
@@ -52,4 +49,4 @@ def cross_entropy_and_gradient(
         backend_function = functools.partial(
             triton.cross_entropy_and_gradient, row_axes=row_axes, interpret=chosen == "interpret"
         )
-    return backend_function(logits_NV, labels_N, weights_N, gradient_dtype=gradient_dtype)
+    return backend_function(logits_NV, labels_N, weights_N)

@@ -169,16 +169,14 @@ def compile_cross_entropy(target: str, devices: int) -> Program:
     rows = devices * PREDICTIONS
 
     def step(*operands):
-        return cross_entropy_and_gradient(
-            *operands, gradient_dtype=jnp.bfloat16, row_axes=("data",), backend="triton"
-        )
+        return cross_entropy_and_gradient(*operands, row_axes=("data",), backend="triton")
 
     by_rows = PartitionSpec("data")
     with jax.set_mesh(mesh):
         return compile_for(
             GPUS[target],
             step,
-            array(mesh, jnp.float32, rows, WORDS, spec=by_rows),
+            array(mesh, jnp.bfloat16, rows, WORDS, spec=by_rows),
             array(mesh, jnp.int32, rows, spec=by_rows),
             array(mesh, jnp.float32, rows, spec=by_rows),
             kernels="cross_entropy",

@@ -86,7 +86,7 @@ def test_ptx_and_what_ptxas_says(tmp_path, monkeypatch):
 
 
 def test_entry_computation_and_collectives():
-    program = Program(HLO, 0, ())
+    program = Program(HLO, 0, 0, ())
     assert program.collectives() == ["all-gather-start"]
     entry = program.entry()
     assert "copy.1" not in entry  # it is within a fusion

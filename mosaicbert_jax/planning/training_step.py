@@ -1,0 +1,82 @@
+"""The whole training step, compiled for GPUs that are not there."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+
+from mosaicbert_jax import BertConfig, BertForMaskedLM
+from mosaicbert_jax.data.masking import predictions_per_row
+from mosaicbert_jax.planning.compile_only import Program, compile_for, make_mesh
+from mosaicbert_jax.planning.gpus import Gpu
+from mosaicbert_jax.training import checkpoints, optimizer, sharding
+from mosaicbert_jax.training.step import TrainState, train_step
+
+
+def abstract_batch(
+    mesh: Mesh, rows: int, length: int, masking_rate: float
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of a batch."""
+    slots = predictions_per_row(length, masking_rate)
+    columns = {
+        "tokens_BL": (length, jnp.int32),
+        "segment_ids_BL": (length, jnp.int32),
+        "positions_BP": (slots, jnp.int32),
+        "labels_BP": (slots, jnp.int32),
+        "weights_BP": (slots, jnp.float32),
+    }
+    return {
+        name: jax.ShapeDtypeStruct((rows, width), dtype, sharding=sharding.by_rows(mesh))
+        for name, (width, dtype) in columns.items()
+    }
+
+
+def compile_training_step(
+    gpu: Gpu,
+    config: BertConfig,
+    *,
+    rows: int,
+    length: int,
+    masking_rate: float = 0.3,
+    microbatches: int = 1,
+    devices: int = 1,
+    kernels: str = "",
+) -> Program:
+    """Forward, backward and update of one batch, rows divided over the devices.
+
+    Args:
+      rows: of the batch, on all devices together.
+      kernels: see `compile_for`.
+    """
+    mesh = make_mesh(gpu, (devices,))
+    everywhere = sharding.replicated(mesh)
+    adam = optimizer.make_optimizer(
+        peak_learning_rate=5e-4, b1=0.9, b2=0.98, eps=1e-6, weight_decay=1e-5
+    )
+    params = nnx.State(checkpoints.abstract_params(config, everywhere))
+    state = TrainState(
+        params, jax.eval_shape(adam.init, params), jax.ShapeDtypeStruct((), jnp.int32)
+    )
+    learning_rate = jax.ShapeDtypeStruct((), jnp.float32)
+    dropout_key = jax.eval_shape(lambda: jax.random.key(0))
+    graph, _ = nnx.split(nnx.eval_shape(lambda: BertForMaskedLM(config, rngs=nnx.Rngs(0))))
+
+    def on_all(x):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere)
+
+    step = functools.partial(
+        train_step, graph=graph, optimizer=adam, microbatches=microbatches, row_shards=devices
+    )
+    with jax.set_mesh(mesh):
+        return compile_for(
+            gpu,
+            step,
+            jax.tree.map(on_all, state),
+            abstract_batch(mesh, rows, length, masking_rate),
+            on_all(learning_rate),
+            on_all(dropout_key),
+            kernels=kernels,
+            donate=(0,),
+        )
