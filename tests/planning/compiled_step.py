@@ -13,6 +13,7 @@ from mosaicbert_jax.planning.training_step import compile_training_step
 
 GPU, DEVICES, ROWS_OF_A_DEVICE, LENGTH = "a100-80gb", 8, 256, 128
 CONFIG = BertConfig.mosaicbert_base(dtype="bfloat16", hidden_dropout_prob=0.1)
+_KERNEL_CALL = re.compile(r'"__gpu\$xla\.gpu\.triton".*?op_name="[^"]*?(\w+)/pallas_call"')
 
 
 def main() -> None:
@@ -27,7 +28,7 @@ def main() -> None:
         "temporary_bytes": program.temporary_bytes,
         "lasting_bytes": program.lasting_bytes,
         "collectives": program.collectives(),
-        "kernels": collections.Counter(re.findall(r'(\w+)/pallas_call"', program.text)),
+        "kernels": collections.Counter(_KERNEL_CALL.findall(program.text)),
     }
     print(json.dumps(told))
 
