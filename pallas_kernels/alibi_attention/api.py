@@ -1,7 +1,6 @@
 """The public functions: they check, fill in defaults, and choose a backend."""
 
 import functools
-import logging
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
@@ -13,7 +12,7 @@ from pallas_kernels.alibi_attention.block_ranges import (
     default_block_size,
 )
 from pallas_kernels.alibi_attention.slopes import alibi_slopes
-from pallas_kernels.platform import target_platform
+from pallas_kernels.platform import choose_backend, target_platform
 
 BACKENDS = ("triton", "xla", "reference", "interpret")
 _find_block_ranges = block_ranges  # the public functions have an argument of that name
@@ -145,24 +144,11 @@ def _attention(
 
 @functools.cache  # so that a choice is logged once
 def _choose(backend: str, platform: str, head_size: int, dtype: str, drops: bool) -> str:
-    if backend not in ("auto", *BACKENDS):
-        raise ValueError(f"backend {backend!r} is not one of auto, {', '.join(BACKENDS)}")
-    why_not = _why_not_triton(platform, head_size, dtype, drops)
-    if backend == "triton" and why_not:
-        raise ValueError(f"backend 'triton' can't serve: {why_not}")
-    if backend == "interpret" and (why_not := _why_not_triton("gpu", head_size, dtype, drops)):
-        raise ValueError(f"backend 'interpret' can't serve: {why_not}")
-    if backend != "auto":
-        return backend
-    chosen = "xla" if why_not else "triton"
-    reason = why_not or f"the device is a {platform}, and nothing else is asked of it"
-    logging.getLogger(__name__).info("alibi_attention: auto takes %s, as %s", chosen, reason)
-    return chosen
+    no_kernel = _why_no_kernel(head_size, dtype, drops)
+    return choose_backend("alibi_attention", backend, BACKENDS, platform, no_kernel)
 
 
-def _why_not_triton(platform: str, head_size: int, dtype: str, drops: bool) -> str | None:
-    if platform != "gpu":
-        return f"the device is a {platform}, and triton's kernels are for NVIDIA GPUs"
+def _why_no_kernel(head_size: int, dtype: str, drops: bool) -> str | None:
     if head_size not in triton.HEAD_SIZES:
         return f"triton has head sizes {triton.HEAD_SIZES}, not {head_size}"
     if dtype not in triton.DTYPES:

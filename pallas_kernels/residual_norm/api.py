@@ -1,14 +1,14 @@
 """The public function: it checks, and chooses a backend."""
 
 import functools
-import logging
 
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
-from pallas_kernels.platform import target_platform
+from pallas_kernels.platform import choose_backend, target_platform
 from pallas_kernels.residual_norm import reference, triton
+from pallas_kernels.tokens import DTYPES
 
 BACKENDS = ("triton", "xla", "interpret")
 
@@ -81,28 +81,15 @@ def residual_norm(
 
 @functools.cache  # so that a choice is logged once
 def _choose(backend: str, platform: str, width: int, dtype: str, norm_dtype: str) -> str:
-    if backend not in ("auto", *BACKENDS):
-        raise ValueError(f"backend {backend!r} is not one of auto, {', '.join(BACKENDS)}")
-    why_not = _why_not_triton(platform, width, dtype, norm_dtype)
-    if backend == "triton" and why_not:
-        raise ValueError(f"backend 'triton' can't serve: {why_not}")
-    if backend == "interpret" and (why_not := _why_not_triton("gpu", width, dtype, norm_dtype)):
-        raise ValueError(f"backend 'interpret' can't serve: {why_not}")
-    if backend != "auto":
-        return backend
-    chosen = "xla" if why_not else "triton"
-    reason = why_not or f"the device is a {platform}, and nothing else is asked of it"
-    logging.getLogger(__name__).info("residual_norm: auto takes %s, as %s", chosen, reason)
-    return chosen
+    no_kernel = _why_no_kernel(width, dtype, norm_dtype)
+    return choose_backend("residual_norm", backend, BACKENDS, platform, no_kernel)
 
 
-def _why_not_triton(platform: str, width: int, dtype: str, norm_dtype: str) -> str | None:
-    if platform != "gpu":
-        return f"the device is a {platform}, and triton's kernels are for NVIDIA GPUs"
+def _why_no_kernel(width: int, dtype: str, norm_dtype: str) -> str | None:
     if width % triton.WIDTH_STEP or not 0 < width <= triton.WIDEST:
         return f"triton has multiples of {triton.WIDTH_STEP} up to {triton.WIDEST}, not {width}"
-    if dtype not in triton.DTYPES:
-        return f"triton has {', '.join(triton.DTYPES)}, not {dtype}"
+    if dtype not in DTYPES:
+        return f"triton has {', '.join(DTYPES)}, not {dtype}"
     if norm_dtype not in ("float32", dtype):
         return f"triton normalises {dtype} as float32 or {dtype}, not {norm_dtype}"
     return None

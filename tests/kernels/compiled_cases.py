@@ -13,7 +13,14 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from mosaicbert_jax.planning.compile_only import Program, compile_for, make_mesh
 from mosaicbert_jax.planning.gpus import GPUS
-from pallas_kernels import alibi_attention_qkv, alibi_slopes, block_ranges, residual_norm
+from pallas_kernels import (
+    alibi_attention_qkv,
+    alibi_slopes,
+    block_ranges,
+    geglu_linear,
+    matmul,
+    residual_norm,
+)
 
 ROWS, HEADS = 4, 12
 TARGETS = ("a100-80gb", "h100")
@@ -21,6 +28,7 @@ SHAPES = ((128, 64), (512, 64), (2048, 64), (8192, 64), (2048, 128), (8192, 128)
 SHARDINGS = {"rows": ((8,), ("data",)), "rows and heads": ((4, 2), ("data", "tensor"))}
 NORM_WIDTHS = (768, 1024)
 NORM_LENGTH, NORM_DEVICES = 128, 8
+GEGLU_WIDTHS, GEGLU_LENGTH, GEGLU_DEVICES = (3072, 4096), 2048, 8  # activations exceed weights
 PROJECTED_LENGTH, PROJECTED_HEAD_SIZE = 512, 64
 
 
@@ -151,9 +159,52 @@ def compile_norm(target: str, width: int, devices: int) -> Program:
         )
 
 
+def compile_geglu(target: str, width: int, devices: int) -> Program:
+    """A gated feed-forward without biases, and its gradients, rows divided over the devices."""
+    mesh = make_mesh(GPUS[target], (devices,))
+    rows, outer_width = devices * ROWS, width // 4
+
+    def step(x_BLE, input_EF, output_FE, d_y_BLE, seed):
+        def forward(x_BLE, input_EF, output_FE):
+            return geglu_linear(
+                matmul(x_BLE, input_EF),
+                output_FE,
+                dropout_rate=0.1,
+                dropout_keys_B=jax.random.split(jax.random.key(seed), rows),
+                row_axes=("data",),
+                backend="triton",
+            )
+
+        y_BLE, backward = jax.vjp(forward, x_BLE, input_EF, output_FE)
+        return y_BLE, *backward(d_y_BLE)
+
+    spec = PartitionSpec("data")
+    x_BLE = array(mesh, jnp.bfloat16, rows, GEGLU_LENGTH, outer_width, spec=spec)
+    with jax.set_mesh(mesh):
+        return compile_for(
+            GPUS[target],
+            step,
+            x_BLE,
+            array(mesh, jnp.float32, outer_width, 2 * width),
+            array(mesh, jnp.float32, width, outer_width),
+            x_BLE,
+            array(mesh, jnp.uint32),
+            kernels="geglu",
+        )
+
+
+def _geglu_of(target: str, width: int, devices: int) -> dict:
+    program = compile_geglu(target, width, devices)
+    return _summary_of(program, ROWS * GEGLU_LENGTH * width)
+
+
 def _norm_of(target: str, width: int, devices: int) -> dict:
     program = compile_norm(target, width, devices)
-    large = ROWS * NORM_LENGTH * width
+    return _summary_of(program, ROWS * NORM_LENGTH * width)
+
+
+def _summary_of(program: Program, large: int) -> dict:
+    """Besides its kernels what it does with arrays of so many elements or more."""
     return {
         "collectives": program.collectives(),
         "large": [line.opcode for line in program.entry().values() if line.largest >= large],
@@ -191,6 +242,10 @@ def main() -> None:
                 for devices in (1, NORM_DEVICES):
                     name = f"{target} norm {width} {devices}"
                     work[name] = pool.submit(_norm_of, target, width, devices)
+            for width in GEGLU_WIDTHS:
+                work[f"{target} geglu {width} 1"] = pool.submit(_geglu_of, target, width, 1)
+            name = f"{target} geglu {GEGLU_WIDTHS[0]} {GEGLU_DEVICES}"
+            work[name] = pool.submit(_geglu_of, target, GEGLU_WIDTHS[0], GEGLU_DEVICES)
             for shape in SHAPES:
                 work["{} {} {}".format(target, *shape)] = pool.submit(_kernels_of, target, *shape)
     print(json.dumps({name: future.result() for name, future in work.items()}))

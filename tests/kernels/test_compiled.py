@@ -124,3 +124,23 @@ def test_sharded_norm_adds_up_two_small_gradients_only(compiled, target, width):
     assert program["large"].count(KERNEL) == 2
     assert set(program["collectives"]) <= {"all-reduce", "all-reduce-start"}
     assert 1 <= len(program["collectives"]) <= 2
+
+
+@each_target
+@pytest.mark.parametrize("width", cases.GEGLU_WIDTHS)
+def test_geglu_passes_over_memory_once_a_direction(compiled, target, width):
+    program = compiled[f"{target} geglu {width} 1"]
+    names = [kernel["name"] for kernel in program["kernels"]]
+    assert names == ["geglu_backward", "geglu_forward"]
+    assert all(kernel["spilled_bytes"] == 0 for kernel in program["kernels"])
+    assert program["large"].count(KERNEL) == 2
+    assert set(program["large"]) <= {"parameter", "tuple", *FREE, MATMUL, KERNEL}
+
+
+@each_target
+def test_sharded_geglu_adds_up_the_gradients_of_weights_only(compiled, target):
+    program = compiled[f"{target} geglu {cases.GEGLU_WIDTHS[0]} {cases.GEGLU_DEVICES}"]
+    assert program["large"].count(KERNEL) == 2
+    assert set(program["large"]) <= {"parameter", "tuple", *FREE, MATMUL, KERNEL}
+    assert set(program["collectives"]) <= {"all-reduce", "all-reduce-start"}
+    assert 1 <= len(program["collectives"]) <= 2

@@ -10,15 +10,14 @@ import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from mosaicbert_jax import BertConfig, BertForMaskedLM, BertModel
-from mosaicbert_jax.modeling import layers
 from mosaicbert_jax.modeling.dropout import Site, dropout, row_keys, site_keys
 from pallas_kernels import residual_norm
+from pallas_kernels.platform import choose_backend
 from pallas_kernels.residual_norm import api
 from tests.kernels.attention_cases import normal
+from tests.kernels.gradient_cases import TOLERANCE, assert_close, values_and_gradients
 
 KEY = jax.random.key(7)
-TOLERANCE = {"float32": 5e-6, "bfloat16": 0.04, "float16": 5e-3}  # of the largest value
 
 
 def inputs(rows, length, width, dtype="float32"):
@@ -26,24 +25,6 @@ def inputs(rows, length, width, dtype="float32"):
     rng = np.random.default_rng(0)
     x_BLE, residual_BLE, d_y_BLE = (normal(rng, rows, length, width, dtype=dtype) for _ in "123")
     return (x_BLE, residual_BLE, 1 + normal(rng, width), normal(rng, width)), d_y_BLE
-
-
-def values_and_gradients(function, operands, d_y_BLE):
-    """The result, and the gradients of x, residual, scale and bias."""
-
-    @jax.jit
-    def run(operands, d_y_BLE):
-        y_BLE, backward = jax.vjp(function, *operands)
-        return y_BLE, *backward(d_y_BLE)
-
-    return run(operands, d_y_BLE)
-
-
-def assert_close(ours, true, tolerance):
-    for our, expected in zip(ours, true, strict=True):
-        assert our.dtype == expected.dtype
-        our, expected = (np.asarray(x, np.float32) for x in (our, expected))
-        np.testing.assert_allclose(our, expected, rtol=0, atol=tolerance * np.abs(expected).max())
 
 
 @pytest.mark.parametrize(
@@ -171,61 +152,6 @@ def test_any_mesh_gives_the_same(shape):
         np.testing.assert_array_equal(ours, whole)
 
 
-def test_a_model_by_kernels_is_the_model(monkeypatch):
-    config = BertConfig(
-        vocab_size=64,
-        num_hidden_layers=2,
-        hidden_size=64,
-        num_attention_heads=2,
-        intermediate_size=32,
-        hidden_dropout_prob=0.1,
-    )
-    graph, params = nnx.split(BertForMaskedLM(config, rngs=nnx.Rngs(0)))
-    rng = np.random.default_rng(0)
-    integers = {"tokens_BL": 9, "positions_BP": 3, "labels_BP": 3}
-    batch = {name: jnp.asarray(rng.integers(0, 9, (2, n))) for name, n in integers.items()}
-    batch |= {"segment_ids_BL": jnp.ones((2, 9), jnp.int32), "weights_BP": jnp.ones((2, 3))}
-
-    def gradients():
-        def loss(params):
-            return nnx.merge(graph, params).loss(**batch, dropout_key=KEY)[0]
-
-        return jax.tree.leaves(jax.jit(jax.value_and_grad(loss))(params))
-
-    plain = gradients()
-    monkeypatch.setattr(api, "_choose", lambda *_: "interpret")
-    assert_close(gradients(), plain, 1e-5)
-
-
-def test_each_layer_drops_at_its_own_place(monkeypatch):
-    config = BertConfig(
-        vocab_size=8,
-        num_hidden_layers=2,
-        hidden_size=8,
-        num_attention_heads=2,
-        intermediate_size=8,
-        hidden_dropout_prob=0.1,
-    )
-    asked = []
-
-    def record(*operands, **options):
-        asked.append((options["dropout_rate"], options["dropout_keys_B"], options["row_axes"]))
-        return residual_norm(*operands, **options)
-
-    monkeypatch.setattr(layers, "residual_norm", record)
-    keys_B = row_keys(KEY, 2)
-    model = BertModel(config, rngs=nnx.Rngs(0))
-    model(jnp.zeros((2, 3), jnp.int32), dropout_key=keys_B)
-    for layer in range(2):
-        (rate, drawn_B, axes), after_feed_forward = asked[2 * layer : 2 * layer + 2]
-        assert (rate, axes) == (0.1, ("data",))
-        assert (drawn_B == site_keys(keys_B, layer, Site.HIDDEN)).all()
-        assert after_feed_forward == (0.0, None, ("data",))
-    asked.clear()
-    model(jnp.zeros((2, 3), jnp.int32))
-    assert asked == [(0.0, None, ("data",))] * 4
-
-
 @pytest.mark.parametrize(
     ("case", "chosen", "reason"),
     [
@@ -240,7 +166,7 @@ def test_each_layer_drops_at_its_own_place(monkeypatch):
 )
 def test_auto_says_once_what_it_takes_and_why(caplog, case, chosen, reason):
     api._choose.cache_clear()
-    with caplog.at_level(logging.INFO, logger=api.__name__):
+    with caplog.at_level(logging.INFO, logger=choose_backend.__module__):
         assert [api._choose("auto", *case) for _ in range(2)] == [chosen] * 2
     (message,) = [record.message for record in caplog.records]
     assert f"auto takes {chosen}" in message

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from pallas_kernels import alibi_attention, alibi_attention_qkv, alibi_slopes, block_ranges
 from pallas_kernels.alibi_attention import api, triton
+from pallas_kernels.platform import choose_backend
 from tests.kernels.attention_cases import normal, packed_ids
 
 TOLERANCE = {"float32": 2e-5, "bfloat16": 0.06, "float16": 6e-3}
@@ -115,7 +116,7 @@ def test_heads_of_a_mesh_have_their_own_slopes():
 )
 def test_auto_says_once_what_it_takes_and_why(caplog, case, chosen, reason):
     api._choose.cache_clear()
-    with caplog.at_level(logging.INFO, logger=api.__name__):
+    with caplog.at_level(logging.INFO, logger=choose_backend.__module__):
         assert [api._choose("auto", *case) for _ in range(2)] == [chosen] * 2
     (message,) = [record.message for record in caplog.records]
     assert f"auto takes {chosen}" in message
