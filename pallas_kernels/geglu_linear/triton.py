@@ -81,15 +81,16 @@ _geglu_linear.defvjp(_forward, _backward)
 
 def _product(settings: Settings, gate_up_BL2F, words):
     def call(gate_up_BL2F, words):
-        rows, length, width = shape = _shape_of_product(gate_up_BL2F)
+        rows, length, both = gate_up_BL2F.shape
+        shape = rows, length, both // 2
         product_NF = pl.pallas_call(
             functools.partial(_forward_kernel, settings, shape),
             grid=_grid(shape),
-            out_shape=jax.ShapeDtypeStruct((rows * length, width), gate_up_BL2F.dtype),
+            out_shape=jax.ShapeDtypeStruct((rows * length, both // 2), gate_up_BL2F.dtype),
             compiler_params=_LAUNCH,
             interpret=settings.interpret,
             name="geglu_forward",
-        )(gate_up_BL2F.reshape(rows * length, 2 * width), *words)
+        )(gate_up_BL2F.reshape(rows * length, both), *words)
         return product_NF.reshape(shape)
 
     return on_own_rows(settings.row_axes, call, (gate_up_BL2F, words))
@@ -113,11 +114,6 @@ def _gradient_and_product(settings: Settings, gate_up_BL2F, d_product_BLF, words
         return d_gate_up_N2F.reshape(gate_up_BL2F.shape), product_NF.reshape(shape)
 
     return on_own_rows(settings.row_axes, call, (gate_up_BL2F, d_product_BLF, words))
-
-
-def _shape_of_product(gate_up_BL2F) -> tuple[int, int, int]:
-    rows, length, both = gate_up_BL2F.shape
-    return rows, length, both // 2
 
 
 def _columns_at_once(width: int) -> int:

@@ -63,12 +63,14 @@ def test_the_normal_distribution_is_exact_to_3e_7():
     np.testing.assert_allclose(density_T, true_T, rtol=0, atol=1e-7)
 
 
-@pytest.mark.parametrize("rate", [0.1, 0.7])
-def test_kernels_drop_what_dropout_drops(rate):
+@pytest.mark.parametrize(("rate", "dtype"), [(0.1, "float32"), (0.7, "bfloat16")])
+def test_kernels_drop_what_dropout_drops_and_round_as_it_does(rate, dtype):
     rows, length, width = 3, 11, 192
     keys_B = row_keys(KEY, rows)
-    ones_BLF = jnp.ones((rows, length, width))
-    kept_BLF = dropout(ones_BLF, rate, keys_B, layer=2, site=Site.FEED_FORWARD) != 0
+    drop = functools.partial(dropout, rate=rate, keys_B=keys_B, layer=2, site=Site.FEED_FORWARD)
+    rng = np.random.default_rng(0)
+    up_BLF, d_out_BLF = (normal(rng, rows, length, width, dtype=dtype) for _ in "12")
+    eights_BLF = jnp.full_like(up_BLF, 8)  # GELU(8) is 8, and its derivative 1
     product_BLF, backward = jax.vjp(
         functools.partial(
             geglu_linear,
@@ -77,11 +79,14 @@ def test_kernels_drop_what_dropout_drops(rate):
             dropout_keys_B=site_keys(keys_B, 2, Site.FEED_FORWARD),
             backend="interpret",
         ),
-        jnp.ones((rows, length, 2 * width)),
+        jnp.concatenate([eights_BLF, up_BLF], axis=-1),
     )
-    np.testing.assert_array_equal(product_BLF != 0, kept_BLF)
-    for d_half_BLF in jnp.split(backward(ones_BLF)[0], 2, axis=-1):
-        np.testing.assert_array_equal(d_half_BLF != 0, kept_BLF)
+    d_gate_BLF, d_up_BLF = jnp.split(backward(d_out_BLF)[0], 2, axis=-1)
+    ours = product_BLF, d_gate_BLF, d_up_BLF
+    true = drop(8 * up_BLF), up_BLF * drop(d_out_BLF), 8 * drop(d_out_BLF)
+    for our, expected in zip(ours, true, strict=True):
+        our, expected = (np.asarray(x, np.float32) for x in (our, expected))
+        np.testing.assert_allclose(our, expected, rtol=1e-6, atol=0)
 
 
 def test_neither_product_nor_mask_is_kept():
