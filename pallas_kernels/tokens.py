@@ -59,10 +59,13 @@ class Tile:
         place = ref.at[self.token_T[:, None], first_column + self.column_1W]
         plgpu.store(place, value_TW.astype(ref.dtype), mask=self.within_TW)
 
-    def dropout(self, rate: float, word_refs, x_TW, dtype):
-        """`drop_elements` on float32 values, rounded where that function rounds in that dtype."""
+    def dropout(self, rate: float, word_refs, dtype):
+        """`drop_elements`, for any number of (T, W) in float32: they have one mask.
+
+        Values are rounded where that function rounds in that dtype.
+        """
         if not word_refs:
-            return x_TW
+            return lambda x_TW: x_TW
         rows, length, width = self.shape
         # Keys are fetched by one axis: by two, each thread would fetch them for all its elements.
         row_T = self.token_T // length
@@ -70,8 +73,12 @@ class Tile:
         words = (plgpu.load(ref.at[row_T], mask=there_T, other=0)[:, None] for ref in word_refs)
         place_T1 = (self.token_T % length * width)[:, None]
         counters_TW = (place_T1 + self.column_1W).astype(jnp.uint32)
-        bits_TW = mixed_bits(*words, counters_TW)
+        kept_TW = mixed_bits(*words, counters_TW) >= drop_threshold(rate)
         # The rate as rounded there; a product, as a quotient costs several instructions.
-        scaled_TW = x_TW * (1.0 / float(np.asarray(1.0 - rate, dtype)))
-        x_TW = scaled_TW.astype(dtype).astype(jnp.float32)
-        return jnp.where(bits_TW >= drop_threshold(rate), x_TW, 0.0)
+        scale = 1.0 / float(np.asarray(1.0 - rate, dtype))
+
+        def drop(x_TW):
+            scaled_TW = (x_TW * scale).astype(dtype).astype(jnp.float32)
+            return jnp.where(kept_TW, scaled_TW, 0.0)
+
+        return drop

@@ -150,29 +150,27 @@ def _normal(x_TW):
     return jnp.where(x_TW < 0, tail_TW, 1.0 - tail_TW), density_TW
 
 
-def _dropped_product(settings: Settings, tile: Tile, word_refs, gelu_TW, up_TW, dtype):
-    product_TW = (gelu_TW * up_TW).astype(dtype).astype(jnp.float32)
-    return tile.dropout(settings.dropout_rate, word_refs, product_TW, dtype)
+def _rounded(x_TW, dtype):
+    return x_TW.astype(dtype).astype(jnp.float32)
 
 
 def _forward_kernel(settings, shape, gate_up_ref, *refs):
     *word_refs, product_ref = refs
-    tile = _tile(shape)
+    tile, dtype = _tile(shape), product_ref.dtype
+    drop = tile.dropout(settings.dropout_rate, word_refs, dtype)
     gate_TW, up_TW = tile.load(gate_up_ref), tile.load(gate_up_ref, shape[2])
-    gelu_TW = gate_TW * _normal(gate_TW)[0]
-    product_TW = _dropped_product(settings, tile, word_refs, gelu_TW, up_TW, product_ref.dtype)
-    tile.store(product_ref, product_TW)
+    phi_TW, _ = _normal(gate_TW)
+    tile.store(product_ref, drop(_rounded(gate_TW * phi_TW * up_TW, dtype)))
 
 
 def _backward_kernel(settings, shape, gate_up_ref, d_product_ref, *refs):
     *word_refs, d_gate_up_ref, product_ref = refs
     tile, dtype = _tile(shape), product_ref.dtype
+    drop = tile.dropout(settings.dropout_rate, word_refs, dtype)
     gate_TW, up_TW = tile.load(gate_up_ref), tile.load(gate_up_ref, shape[2])
-    d_product_TW = tile.load(d_product_ref)
-    d_product_TW = tile.dropout(settings.dropout_rate, word_refs, d_product_TW, dtype)
+    d_product_TW = drop(tile.load(d_product_ref))
     phi_TW, density_TW = _normal(gate_TW)
     gelu_TW = gate_TW * phi_TW
     tile.store(d_gate_up_ref, d_product_TW * up_TW * (phi_TW + gate_TW * density_TW))
     tile.store(d_gate_up_ref, d_product_TW * gelu_TW, shape[2])
-    product_TW = _dropped_product(settings, tile, word_refs, gelu_TW, up_TW, dtype)
-    tile.store(product_ref, product_TW)
+    tile.store(product_ref, drop(_rounded(gelu_TW * up_TW, dtype)))

@@ -147,8 +147,8 @@ class _Tile(Tile):
 def _forward_kernel(settings, shape, x_ref, residual_ref, scale_ref, bias_ref, *refs):
     *word_refs, sum_ref, y_ref = refs
     tile = _Tile.at(pl.program_id(0) * _tokens_at_once(shape[2]), shape)
-    x_TW = tile.dropout(settings.dropout_rate, word_refs, tile.load(x_ref), x_ref.dtype)
-    sum_TW = (x_TW + tile.load(residual_ref)).astype(sum_ref.dtype)
+    drop = tile.dropout(settings.dropout_rate, word_refs, x_ref.dtype)
+    sum_TW = (drop(tile.load(x_ref)) + tile.load(residual_ref)).astype(sum_ref.dtype)
     tile.store(sum_ref, sum_TW)
     normalised_TW, _ = tile.normalised(settings, sum_TW.astype(jnp.float32))
     scale_1W, bias_1W = tile.load_parameter(scale_ref), tile.load_parameter(bias_ref)
@@ -173,10 +173,8 @@ def _backward_kernel(settings, shape, d_y_ref, sum_ref, scale_ref, *refs):
         d_sum_TW = (d_from_mean_TW * factor_T1).astype(d_sum_ref.dtype)
         tile.store(d_sum_ref, d_sum_TW)
         for d_x_ref in d_x_refs:
-            d_sum_TW = d_sum_TW.astype(jnp.float32)
-            tile.store(
-                d_x_ref, tile.dropout(settings.dropout_rate, word_refs, d_sum_TW, d_x_ref.dtype)
-            )
+            drop = tile.dropout(settings.dropout_rate, word_refs, d_x_ref.dtype)
+            tile.store(d_x_ref, drop(d_sum_TW.astype(jnp.float32)))
         return d_scale_TW + d_y_TW * normalised_TW, d_bias_TW + d_y_TW
 
     zeros_TW = jnp.zeros((at_once, pl.next_power_of_2(shape[2])), jnp.float32)
