@@ -70,7 +70,7 @@ def test_kernels_drop_what_dropout_drops_and_round_as_it_does(rate, dtype):
     drop = functools.partial(dropout, rate=rate, keys_B=keys_B, layer=2, site=Site.FEED_FORWARD)
     rng = np.random.default_rng(0)
     up_BLF, d_out_BLF = (normal(rng, rows, length, width, dtype=dtype) for _ in "12")
-    eights_BLF = jnp.full_like(up_BLF, 8)  # GELU(8) is 8, and its derivative 1
+    nines_BLF = jnp.full_like(up_BLF, 9)  # GELU(9) is 9, and its derivative 1
     product_BLF, backward = jax.vjp(
         functools.partial(
             geglu_linear,
@@ -79,11 +79,11 @@ def test_kernels_drop_what_dropout_drops_and_round_as_it_does(rate, dtype):
             dropout_keys_B=site_keys(keys_B, 2, Site.FEED_FORWARD),
             backend="interpret",
         ),
-        jnp.concatenate([eights_BLF, up_BLF], axis=-1),
+        jnp.concatenate([nines_BLF, up_BLF], axis=-1),
     )
     d_gate_BLF, d_up_BLF = jnp.split(backward(d_out_BLF)[0], 2, axis=-1)
     ours = product_BLF, d_gate_BLF, d_up_BLF
-    true = drop(8 * up_BLF), up_BLF * drop(d_out_BLF), 8 * drop(d_out_BLF)
+    true = drop(9 * up_BLF), up_BLF * drop(d_out_BLF), 9 * drop(d_out_BLF)
     for our, expected in zip(ours, true, strict=True):
         our, expected = (np.asarray(x, np.float32) for x in (our, expected))
         np.testing.assert_allclose(our, expected, rtol=1e-6, atol=0)
