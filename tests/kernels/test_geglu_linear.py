@@ -1,7 +1,6 @@
 """The kernels of geglu_linear, by JAX's interpreter, against plain JAX."""
 
 import functools
-import logging
 import math
 
 import jax
@@ -12,8 +11,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from mosaicbert_jax.modeling.dropout import Site, dropout, row_keys, site_keys
 from pallas_kernels import geglu_linear
-from pallas_kernels.geglu_linear import api, triton
-from pallas_kernels.platform import choose_backend
+from pallas_kernels.geglu_linear import triton
 from tests.kernels.attention_cases import normal
 from tests.kernels.gradient_cases import TOLERANCE, assert_close, values_and_gradients
 
@@ -121,27 +119,6 @@ def test_any_mesh_gives_the_same(shape):
             functools.partial(function, keys_B), placed, jax.device_put(d_out_BLE, by_rows)
         )
     assert_close(divided, alone, 1e-6)
-
-
-@pytest.mark.parametrize(
-    ("case", "chosen", "reason"),
-    [
-        (("gpu", 3072, "bfloat16"), "triton", "the device is a gpu"),
-        (("gpu", 96, "bfloat16"), "xla", "multiples of 64, not 96"),
-        (("gpu", 3072, "float64"), "xla", "float32, bfloat16, float16, not float64"),
-        (("cpu", 3072, "float32"), "xla", "the device is a cpu"),
-    ],
-)
-def test_auto_says_once_what_it_takes_and_why(caplog, case, chosen, reason):
-    api._choose.cache_clear()
-    with caplog.at_level(logging.INFO, logger=choose_backend.__module__):
-        assert [api._choose("auto", *case) for _ in range(2)] == [chosen] * 2
-    (message,) = [record.message for record in caplog.records]
-    assert f"geglu_linear: auto takes {chosen}" in message
-    assert reason in message
-    if chosen == "xla":
-        with pytest.raises(ValueError, match=f"'triton' can't serve: .*{reason}"):
-            api._choose("triton", *case)
 
 
 def test_what_does_not_fit_is_said():

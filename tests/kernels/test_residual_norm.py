@@ -1,7 +1,6 @@
 """The kernels of residual_norm, by JAX's interpreter, against plain JAX; and that against flax."""
 
 import functools
-import logging
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +11,6 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from mosaicbert_jax.modeling.dropout import Site, dropout, row_keys, site_keys
 from pallas_kernels import residual_norm
-from pallas_kernels.platform import choose_backend
-from pallas_kernels.residual_norm import api
 from tests.kernels.attention_cases import normal
 from tests.kernels.gradient_cases import TOLERANCE, assert_close, values_and_gradients
 
@@ -150,30 +147,6 @@ def test_any_mesh_gives_the_same(shape):
     assert_close(divided, alone, 1e-6)
     for ours, whole in zip(divided[:3], alone[:3], strict=True):
         np.testing.assert_array_equal(ours, whole)
-
-
-@pytest.mark.parametrize(
-    ("case", "chosen", "reason"),
-    [
-        (("gpu", 768, "bfloat16", "float32"), "triton", "the device is a gpu"),
-        (("gpu", 768, "bfloat16", "bfloat16"), "triton", "the device is a gpu"),
-        (("gpu", 96, "bfloat16", "float32"), "xla", "multiples of 64 up to 4096, not 96"),
-        (("gpu", 8192, "bfloat16", "float32"), "xla", "multiples of 64 up to 4096, not 8192"),
-        (("gpu", 768, "float64", "float32"), "xla", "float32, bfloat16, float16, not float64"),
-        (("gpu", 768, "float32", "bfloat16"), "xla", "float32 as float32 or float32, not bfloat"),
-        (("cpu", 768, "float32", "float32"), "xla", "the device is a cpu"),
-    ],
-)
-def test_auto_says_once_what_it_takes_and_why(caplog, case, chosen, reason):
-    api._choose.cache_clear()
-    with caplog.at_level(logging.INFO, logger=choose_backend.__module__):
-        assert [api._choose("auto", *case) for _ in range(2)] == [chosen] * 2
-    (message,) = [record.message for record in caplog.records]
-    assert f"auto takes {chosen}" in message
-    assert reason in message
-    if chosen == "xla":
-        with pytest.raises(ValueError, match=f"'triton' can't serve: .*{reason}"):
-            api._choose("triton", *case)
 
 
 def test_what_does_not_fit_is_said():

@@ -1,7 +1,5 @@
 """The Triton kernels, by JAX's interpreter, against the reference; and the choice of backend."""
 
-import logging
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,8 +8,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from pallas_kernels import alibi_attention, alibi_attention_qkv, alibi_slopes, block_ranges
-from pallas_kernels.alibi_attention import api, triton
-from pallas_kernels.platform import choose_backend
+from pallas_kernels.alibi_attention import triton
 from tests.kernels.attention_cases import normal, packed_ids
 
 TOLERANCE = {"float32": 2e-5, "bfloat16": 0.06, "float16": 6e-3}
@@ -102,28 +99,6 @@ def test_heads_of_a_mesh_have_their_own_slopes():
         qkv_BL3HD[:, :, :, 2:4], None, slopes_H=alibi_slopes(6)[2:4], backend="interpret"
     )
     np.testing.assert_array_equal(part, whole[:, :, 2:4])
-
-
-@pytest.mark.parametrize(
-    ("case", "chosen", "reason"),
-    [
-        (("gpu", 64, "bfloat16", False), "triton", "the device is a gpu"),
-        (("gpu", 64, "bfloat16", True), "xla", "triton has no attention dropout"),
-        (("gpu", 48, "bfloat16", False), "xla", r"head sizes \(32, 64, 128\), not 48"),
-        (("gpu", 64, "float64", False), "xla", "float32, bfloat16, float16, not float64"),
-        (("cpu", 64, "float32", False), "xla", "the device is a cpu"),
-    ],
-)
-def test_auto_says_once_what_it_takes_and_why(caplog, case, chosen, reason):
-    api._choose.cache_clear()
-    with caplog.at_level(logging.INFO, logger=choose_backend.__module__):
-        assert [api._choose("auto", *case) for _ in range(2)] == [chosen] * 2
-    (message,) = [record.message for record in caplog.records]
-    assert f"auto takes {chosen}" in message
-    assert api._choose(chosen, *case) == chosen
-    if chosen == "xla":
-        with pytest.raises(ValueError, match=f"'triton' can't serve: .*{reason}"):
-            api._choose("triton", *case)
 
 
 def test_a_backend_that_can_not_serve_says_why():
