@@ -11,6 +11,7 @@ import logging
 import jax
 
 BACKENDS = ("triton", "xla", "interpret")
+DTYPES = ("float32", "bfloat16", "float16")  # of what "triton" computes with
 
 
 def target_platform() -> str:

@@ -9,8 +9,9 @@ from mosaicbert_jax.modeling.checkpoint_methods import PretrainedMixin
 from mosaicbert_jax.modeling.config import BertConfig
 from mosaicbert_jax.modeling.dropout import Site, dropout, row_keys
 from mosaicbert_jax.modeling.encoder import BertModel
-from mosaicbert_jax.modeling.layers import gelu, layer_norm, linear
+from mosaicbert_jax.modeling.layers import layer_norm, linear
 from mosaicbert_jax.modeling.loss import masked_lm_loss
+from pallas_kernels import gelu
 
 
 class MaskedLMHead(nnx.Module):

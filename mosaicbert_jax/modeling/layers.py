@@ -11,38 +11,19 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, Key
 
 from mosaicbert_jax.modeling.config import BertConfig
-from mosaicbert_jax.modeling.dropout import Site, dropout, site_keys
-from pallas_kernels import BlockRanges, alibi_attention_qkv, alibi_slopes, residual_norm
+from mosaicbert_jax.modeling.dropout import Site, site_keys
+from pallas_kernels import (
+    BlockRanges,
+    alibi_attention_qkv,
+    alibi_slopes,
+    geglu_linear,
+    gelu,
+    matmul,
+    residual_norm,
+)
 
 ROW_AXES = ("data",)  # the mesh axes over which rows are divided
 HEAD_AXIS = "tensor"  # the one over which heads are, in a mesh that has it
-
-
-@jax.custom_vjp
-def matmul(x_BLI: Float[Array, "... I"], kernel_IO: Float[Array, "I O"]) -> Float[Array, "... O"]:
-    """x · kernel in x's dtype, with its two gradients written as the products that they are.
-
-    JAX's own rule computes the kernel's gradient transposed and turns it round, for which XLA's CPU
-    compiler writes transposed copies of the activations. And it would round that gradient to x's
-    dtype: here it leaves the product in the kernel's, float32, in which microbatches are summed.
-    """
-    return jnp.matmul(x_BLI, kernel_IO.astype(x_BLI.dtype))
-
-
-def _matmul_backward(saved, d_out_BLO):
-    x_BLI, kernel_IO = saved
-    x_NI = x_BLI.reshape(-1, x_BLI.shape[-1])
-    d_out_NO = d_out_BLO.reshape(-1, d_out_BLO.shape[-1])
-    d_x_NI = jax.lax.dot_general(
-        d_out_NO, kernel_IO.astype(d_out_NO.dtype), (((1,), (1,)), ((), ()))
-    )
-    d_kernel_IO = jax.lax.dot_general(
-        x_NI, d_out_NO, (((0,), (0,)), ((), ())), preferred_element_type=kernel_IO.dtype
-    )
-    return d_x_NI.reshape(x_BLI.shape), d_kernel_IO
-
-
-matmul.defvjp(lambda x, kernel: (matmul(x, kernel), (x, kernel)), _matmul_backward)
 
 
 def _promote_all_but_kernel(arrays, *, dtype):
@@ -107,15 +88,6 @@ def norm_of_sum(
         dropout_keys_B=keys_B,
         row_axes=ROW_AXES,
     )
-
-
-def gelu(x: jax.Array) -> jax.Array:
-    """GELU in its exact form, x Φ(x) with erf (Hendrycks and Gimpel, 2016, arXiv:1606.08415).
-
-    Not jax.nn.gelu, whose erfc keeps a relative precision that x Φ(x) + residual cannot use and
-    which costs an exponential more.
-    """
-    return 0.5 * x * (1.0 + jax.lax.erf(x * 0.5**0.5))
 
 
 def gather_columns(
@@ -213,15 +185,14 @@ class FeedForward(nnx.Module):
         projected = self.input(x_BLE)
         if not self.gated:
             return matmul(gelu(projected), self.output.kernel[...])
-        gate_BLF, up_BLF = jnp.split(projected, 2, axis=-1)
-        product_BLF = dropout(
-            gelu(gate_BLF) * up_BLF,
-            self.config.hidden_dropout_prob,
-            keys_B,
-            layer=layer,
-            site=Site.FEED_FORWARD,
+        rate = self.config.hidden_dropout_prob if keys_B is not None else 0.0
+        return geglu_linear(
+            projected,
+            self.output.kernel[...],
+            dropout_rate=rate,
+            dropout_keys_B=site_keys(keys_B, layer, Site.FEED_FORWARD) if rate else None,
+            row_axes=ROW_AXES,
         )
-        return matmul(product_BLF, self.output.kernel[...])
 
 
 class EncoderLayer(nnx.Module):

@@ -11,7 +11,7 @@ from pallas_kernels.alibi_attention.block_ranges import (
     default_block_size,
 )
 from pallas_kernels.alibi_attention.slopes import alibi_slopes
-from pallas_kernels.backends import choose_backend, target_platform
+from pallas_kernels.backends import DTYPES, choose_backend, target_platform
 
 BACKENDS = (*backends.BACKENDS, "reference")
 _find_block_ranges = block_ranges  # the public functions have an argument of that name
@@ -169,8 +169,8 @@ def _attention(
 def _why_not_triton(head_size: int, dtype: str, drops: bool) -> str | None:
     if head_size not in triton.HEAD_SIZES:
         return f"triton has head sizes {triton.HEAD_SIZES}, not {head_size}"
-    if dtype not in triton.DTYPES:
-        return f"triton has {', '.join(triton.DTYPES)}, not {dtype}"
+    if dtype not in DTYPES:
+        return f"triton has {', '.join(DTYPES)}, not {dtype}"
     if drops:
         return "triton has no attention dropout"
     return None

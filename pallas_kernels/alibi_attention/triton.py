@@ -28,7 +28,6 @@ from jaxtyping import Array, Float, Int
 from pallas_kernels.alibi_attention.block_ranges import BlockRanges
 
 HEAD_SIZES = (32, 64, 128)
-DTYPES = ("float32", "bfloat16", "float16")
 BLOCK_SIZES = (16, 32, 64, 128)
 _LOG2_E = math.log2(math.e)
 

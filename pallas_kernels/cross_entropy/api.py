@@ -4,7 +4,7 @@ import functools
 
 from jaxtyping import Array, Bool, Float, Int
 
-from pallas_kernels.backends import choose_backend, target_platform
+from pallas_kernels.backends import DTYPES, choose_backend, target_platform
 from pallas_kernels.cross_entropy import reference, triton
 
 
@@ -39,8 +39,8 @@ def cross_entropy_and_gradient(
         given = f"{logits_NV.shape}, {labels_N.shape} and {weights_N.shape}"
         raise ValueError(f"logits, labels and weights must be (N, V), (N,) and (N,), not {given}")
     why_not_triton = None
-    if logits_NV.dtype.name not in triton.DTYPES:
-        why_not_triton = f"triton has {', '.join(triton.DTYPES)}, not {logits_NV.dtype}"
+    if logits_NV.dtype.name not in DTYPES:
+        why_not_triton = f"triton has {', '.join(DTYPES)}, not {logits_NV.dtype}"
     chosen = choose_backend(
         "cross_entropy_and_gradient", backend, target_platform(), why_not_triton
     )

@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
-from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-DTYPES = ("float32", "bfloat16", "float16")
+from pallas_kernels.tokens import on_own_rows
+
 _WORDS_AT_ONCE = 4096
 _LAUNCH = plgpu.CompilerParams(num_warps=32, num_stages=1)  # two programs fill a core
 
@@ -44,10 +44,7 @@ def cross_entropy_and_gradient(
         )(logits_NV, labels_N, weights_N)
         return loss_N, excess_N <= 0, d_logits_NV
 
-    if row_axes and not jax.sharding.get_abstract_mesh().empty:
-        rows = PartitionSpec(row_axes)
-        call = jax.shard_map(call, in_specs=rows, out_specs=rows, check_vma=False)
-    return call(logits_NV, labels_N, weights_N)
+    return on_own_rows(row_axes, call, (logits_NV, labels_N, weights_N))
 
 
 def _kernel(words, logits_ref, label_ref, weight_ref, loss_ref, excess_ref, d_logits_ref):

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
-from pallas_kernels.backends import choose_backend, target_platform
+from pallas_kernels.backends import DTYPES, choose_backend, target_platform
 from pallas_kernels.residual_norm import reference, triton
 
 
@@ -84,8 +84,8 @@ def residual_norm(
 def _why_not_triton(width: int, dtype: str, norm_dtype: str) -> str | None:
     if width % triton.WIDTH_STEP or not 0 < width <= triton.WIDEST:
         return f"triton has multiples of {triton.WIDTH_STEP} up to {triton.WIDEST}, not {width}"
-    if dtype not in triton.DTYPES:
-        return f"triton has {', '.join(triton.DTYPES)}, not {dtype}"
+    if dtype not in DTYPES:
+        return f"triton has {', '.join(DTYPES)}, not {dtype}"
     if norm_dtype not in ("float32", dtype):
         return f"triton normalises {dtype} as float32 or {dtype}, not {norm_dtype}"
     return None

@@ -16,15 +16,12 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
-from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Key
 
-from pallas_kernels.random_bits import drop_threshold, mixed_bits, words_of
+from pallas_kernels.tokens import Tile, dropout_words, on_own_rows
 
-DTYPES = ("float32", "bfloat16", "float16")
 WIDTH_STEP, WIDEST = 64, 4096
 _ELEMENTS = 2048  # T · W: 8 a thread, which in bfloat16 are one load of 16 bytes
 _TOKENS_OF_A_PROGRAM = 64  # backward; the sums for scale and biases are then 5 % of what it moves
@@ -65,10 +62,7 @@ def residual_norm(
     interpret: bool = False,
 ) -> Float[Array, "B L E"]:
     """See `api.residual_norm`."""
-    words = ()
-    if dropout_rate:
-        words_B2 = words_of(dropout_keys_B)
-        words = words_B2[:, 0], words_B2[:, 1]
+    words = dropout_words(dropout_rate, dropout_keys_B)
     scale_E, bias_E = (p.astype(norm_dtype).astype(jnp.float32) for p in (scale_E, bias_E))
     # Rounded, and left float32 as are the gradients' sums.
     x_biases = () if x_bias_E is None else (x_bias_E.astype(x_BLE.dtype).astype(jnp.float32),)
@@ -96,7 +90,7 @@ def _norm_forward(settings: Settings, x_BLE, residual_BLE, vectors, words):
         return sum_NE.reshape(x_BLE.shape), y_NE.reshape(x_BLE.shape)
 
     divided = (x_BLE, residual_BLE, words)
-    sum_BLE, y_BLE = _on_own_rows(settings, call, divided, vectors)
+    sum_BLE, y_BLE = on_own_rows(settings.row_axes, call, divided, vectors)
     return y_BLE, (sum_BLE, vectors[0], words)
 
 
@@ -119,7 +113,9 @@ def _norm_backward(settings: Settings, saved, d_y_BLE):
         return d_vectors_GE, [d_NE_.reshape(d_y_BLE.shape) for d_NE_ in d_NE]
 
     sum_BLE, scale_E, words = saved
-    d_vectors_GE, d_BLE = _on_own_rows(settings, call, (d_y_BLE, sum_BLE, words), (scale_E,))
+    d_vectors_GE, d_BLE = on_own_rows(
+        settings.row_axes, call, (d_y_BLE, sum_BLE, words), (scale_E,)
+    )
     # d_residual, and d_x if dropout makes it another.
     return d_BLE[-1], d_BLE[0], tuple(d_GE.sum(axis=0) for d_GE in d_vectors_GE), None
 
@@ -127,69 +123,22 @@ def _norm_backward(settings: Settings, saved, d_y_BLE):
 _norm.defvjp(_norm_forward, _norm_backward)
 
 
-def _on_own_rows(settings: Settings, call, divided: tuple, everywhere: tuple):
-    """call(*divided, *everywhere), by each device for its part of the first; so are its results."""
-    if settings.row_axes and not jax.sharding.get_abstract_mesh().empty:
-        rows, whole = PartitionSpec(settings.row_axes), PartitionSpec()
-        in_specs = (rows,) * len(divided) + (whole,) * len(everywhere)
-        call = jax.shard_map(call, in_specs=in_specs, out_specs=rows, check_vma=False)
-    return call(*divided, *everywhere)
-
-
 def _tokens_at_once(width: int) -> int:
     return max(1, _ELEMENTS // pl.next_power_of_2(width))
 
 
-@dataclasses.dataclass(frozen=True)
-class _Tile:
-    """T tokens of (N, E), of which the last may not be there, as may the last columns not be."""
+class _Tile(Tile):
+    """Some tokens, with all their columns and those that fill the width up."""
 
-    start: jax.Array
-    shape: tuple[int, int, int]  # B, L, E
-
-    @property
-    def token_T(self):
-        return self.start + jnp.arange(_tokens_at_once(self.shape[2]))
-
-    @property
-    def column_1W(self):
-        return jnp.arange(pl.next_power_of_2(self.shape[2]))[None, :]
-
-    @property
-    def within_TW(self):
-        rows, length, width = self.shape
-        return (self.token_T < rows * length)[:, None] & (self.column_1W < width)
-
-    def load(self, ref):
-        """float32; zeros where there is nothing."""
-        place = ref.at[self.token_T[:, None], self.column_1W]
-        return plgpu.load(place, mask=self.within_TW, other=0.0).astype(jnp.float32)
-
-    def store(self, ref, value_TW) -> None:
-        place = ref.at[self.token_T[:, None], self.column_1W]
-        plgpu.store(place, value_TW.astype(ref.dtype), mask=self.within_TW)
+    @classmethod
+    def at(cls, first_token, shape: tuple[int, int, int]) -> "_Tile":
+        token_T = first_token + jnp.arange(_tokens_at_once(shape[2]))
+        return cls(token_T, jnp.arange(pl.next_power_of_2(shape[2]))[None, :], shape)
 
     def load_parameter(self, ref):
         """(1, W) of a ref over E."""
         mask_1W = self.column_1W < self.shape[2]
         return plgpu.load(ref.at[self.column_1W], mask=mask_1W, other=0.0)
-
-    def dropout(self, settings: Settings, word_refs, x_TW, dtype):
-        """`drop_elements` on float32 values, rounded where that function rounds."""
-        if not word_refs:
-            return x_TW
-        rows, length, width = self.shape
-        # Keys are fetched by one axis: by two, each thread would fetch them for all its elements.
-        row_T = self.token_T // length
-        there_T = row_T < rows
-        words = (plgpu.load(ref.at[row_T], mask=there_T, other=0)[:, None] for ref in word_refs)
-        place_T1 = (self.token_T % length * width)[:, None]
-        counters_TW = (place_T1 + self.column_1W).astype(jnp.uint32)
-        bits_TW = mixed_bits(*words, counters_TW)
-        # The rate as rounded there; a product, as a quotient costs several instructions.
-        scaled_TW = x_TW * (1.0 / float(np.asarray(1.0 - settings.dropout_rate, dtype)))
-        x_TW = scaled_TW.astype(dtype).astype(jnp.float32)
-        return jnp.where(bits_TW >= drop_threshold(settings.dropout_rate), x_TW, 0.0)
 
     def mean(self, x_TW):
         """Over the columns, (T, 1); those that are not there must be 0."""
@@ -205,13 +154,13 @@ class _Tile:
 def _forward_kernel(settings, shape, x_ref, residual_ref, scale_ref, bias_ref, *refs):
     *more_refs, sum_ref, y_ref = refs
     x_bias_refs, word_refs = more_refs[: settings.has_x_bias], more_refs[settings.has_x_bias :]
-    tile = _Tile(pl.program_id(0) * _tokens_at_once(shape[2]), shape)
+    tile = _Tile.at(pl.program_id(0) * _tokens_at_once(shape[2]), shape)
     x_TW = tile.load(x_ref)
     for x_bias_ref in x_bias_refs:
         x_TW += tile.load_parameter(x_bias_ref)
         x_TW = x_TW.astype(x_ref.dtype).astype(jnp.float32)
-    x_TW = tile.dropout(settings, word_refs, x_TW, x_ref.dtype)
-    sum_TW = (x_TW + tile.load(residual_ref)).astype(sum_ref.dtype)
+    drop = tile.dropout(settings.dropout_rate, word_refs, x_ref.dtype)
+    sum_TW = (drop(x_TW) + tile.load(residual_ref)).astype(sum_ref.dtype)
     tile.store(sum_ref, sum_TW)
     normalised_TW, _ = tile.normalised(settings, sum_TW.astype(jnp.float32))
     scale_1W, bias_1W = tile.load_parameter(scale_ref), tile.load_parameter(bias_ref)
@@ -224,10 +173,10 @@ def _backward_kernel(settings, shape, d_y_ref, sum_ref, scale_ref, *refs):
     d_vector_refs, (d_sum_ref, *d_x_refs) = refs[:vectors], refs[vectors:]
     at_once = _tokens_at_once(shape[2])
     first = pl.program_id(0) * _TOKENS_OF_A_PROGRAM
-    scale_1W = _Tile(first, shape).load_parameter(scale_ref)
+    scale_1W = _Tile.at(first, shape).load_parameter(scale_ref)
 
     def meet(step, sums):
-        tile = _Tile(first + step * at_once, shape)
+        tile = _Tile.at(first + step * at_once, shape)
         d_y_TW = tile.load(d_y_ref)
         normalised_TW, factor_T1 = tile.normalised(settings, tile.load(sum_ref))
         d_normalised_TW = d_y_TW * scale_1W
@@ -237,7 +186,7 @@ def _backward_kernel(settings, shape, d_y_ref, sum_ref, scale_ref, *refs):
         tile.store(d_sum_ref, d_sum_TW)
         d_x_TW = d_sum_TW.astype(jnp.float32)
         for d_x_ref in d_x_refs:
-            d_x_TW = tile.dropout(settings, word_refs, d_x_TW, d_x_ref.dtype)
+            d_x_TW = tile.dropout(settings.dropout_rate, word_refs, d_x_ref.dtype)(d_x_TW)
             tile.store(d_x_ref, d_x_TW)
         d_vectors_TW = d_y_TW * normalised_TW, d_y_TW, d_x_TW
         return [sum_TW + d_TW for sum_TW, d_TW in zip(sums, d_vectors_TW, strict=False)]

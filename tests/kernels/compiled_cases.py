@@ -18,6 +18,8 @@ from pallas_kernels import (
     alibi_slopes,
     block_ranges,
     cross_entropy_and_gradient,
+    geglu_linear,
+    matmul,
     residual_norm,
 )
 
@@ -28,6 +30,7 @@ SHARDINGS = {"rows": ((8,), ("data",)), "rows and heads": ((4, 2), ("data", "ten
 NORM_WIDTHS = (768, 1024)
 NORM_LENGTH, DEVICES = 128, 8
 PREDICTIONS, WORDS = 2048, 30_528
+GEGLU_WIDTHS, GEGLU_LENGTH = (3072, 4096), 2048  # activations exceed weights
 PROJECTED_LENGTH, PROJECTED_HEAD_SIZE = 512, 64
 
 
@@ -183,12 +186,56 @@ def compile_cross_entropy(target: str, devices: int) -> Program:
         )
 
 
+def compile_geglu(target: str, width: int, devices: int) -> Program:
+    """A gated feed-forward without biases, and its gradients, rows divided over the devices."""
+    mesh = make_mesh(GPUS[target], (devices,))
+    rows, outer_width = devices * ROWS, width // 4
+
+    def step(x_BLE, input_EF, output_FE, d_y_BLE, seed):
+        def forward(x_BLE, input_EF, output_FE):
+            return geglu_linear(
+                matmul(x_BLE, input_EF),
+                output_FE,
+                dropout_rate=0.1,
+                dropout_keys_B=jax.random.split(jax.random.key(seed), rows),
+                row_axes=("data",),
+                backend="triton",
+            )
+
+        y_BLE, backward = jax.vjp(forward, x_BLE, input_EF, output_FE)
+        return y_BLE, *backward(d_y_BLE)
+
+    spec = PartitionSpec("data")
+    x_BLE = array(mesh, jnp.bfloat16, rows, GEGLU_LENGTH, outer_width, spec=spec)
+    with jax.set_mesh(mesh):
+        return compile_for(
+            GPUS[target],
+            step,
+            x_BLE,
+            array(mesh, jnp.float32, outer_width, 2 * width),
+            array(mesh, jnp.float32, width, outer_width),
+            x_BLE,
+            array(mesh, jnp.uint32),
+            kernels="geglu",
+        )
+
+
+def _cross_entropy_of(target: str, devices: int) -> dict:
+    return _summary_of(compile_cross_entropy(target, devices), PREDICTIONS * WORDS)
+
+
+def _geglu_of(target: str, width: int, devices: int) -> dict:
+    program = compile_geglu(target, width, devices)
+    return _summary_of(program, ROWS * GEGLU_LENGTH * width)
+
+
 def _norm_of(target: str, width: int, devices: int) -> dict:
-    return _large_of(compile_norm(target, width, devices), ROWS * NORM_LENGTH * width)
+    program = compile_norm(target, width, devices)
+    return _summary_of(program, ROWS * NORM_LENGTH * width)
 
 
-def _large_of(program: Program, large: int) -> dict:
-    """What a program does with arrays of at least `large` elements."""
+def _summary_of(program: Program, large: int) -> dict:
+    """Besides its kernels what it does with arrays of so many elements or more."""
     return {
         "collectives": program.collectives(),
         "large": [line.opcode for line in program.entry().values() if line.largest >= large],
@@ -231,10 +278,12 @@ def main() -> None:
                     name = f"{target} norm {width} {devices}"
                     work[name] = pool.submit(_norm_of, target, width, devices)
             for devices in (1, DEVICES):
-                work[f"{target} cross-entropy {devices}"] = pool.submit(
-                    lambda *case: _large_of(compile_cross_entropy(*case), PREDICTIONS * WORDS),
-                    *(target, devices),
-                )
+                name = f"{target} cross-entropy {devices}"
+                work[name] = pool.submit(_cross_entropy_of, target, devices)
+            for width in GEGLU_WIDTHS:
+                work[f"{target} geglu {width} 1"] = pool.submit(_geglu_of, target, width, 1)
+            name = f"{target} geglu {GEGLU_WIDTHS[0]} {DEVICES}"
+            work[name] = pool.submit(_geglu_of, target, GEGLU_WIDTHS[0], DEVICES)
             for shape in SHAPES:
                 work["{} {} {}".format(target, *shape)] = pool.submit(_kernels_of, target, *shape)
     print(json.dumps({name: future.result() for name, future in work.items()}))

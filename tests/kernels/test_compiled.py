@@ -142,3 +142,23 @@ def test_cross_entropy_reads_logits_once_and_writes_a_gradient(compiled, target,
     working = [opcode for opcode in program["large"] if opcode not in ("parameter", "tuple", *FREE)]
     assert working == [KERNEL]
     assert not program["collectives"]
+
+
+@each_target
+@pytest.mark.parametrize("width", cases.GEGLU_WIDTHS)
+def test_geglu_passes_over_memory_once_a_direction(compiled, target, width):
+    program = compiled[f"{target} geglu {width} 1"]
+    names = [kernel["name"] for kernel in program["kernels"]]
+    assert names == ["geglu_backward", "geglu_forward"]
+    assert all(kernel["spilled_bytes"] == 0 for kernel in program["kernels"])
+    assert program["large"].count(KERNEL) == 2
+    assert set(program["large"]) <= {"parameter", "tuple", *FREE, MATMUL, KERNEL}
+
+
+@each_target
+def test_sharded_geglu_adds_up_the_gradients_of_weights_only(compiled, target):
+    program = compiled[f"{target} geglu {cases.GEGLU_WIDTHS[0]} {cases.DEVICES}"]
+    assert program["large"].count(KERNEL) == 2
+    assert set(program["large"]) <= {"parameter", "tuple", *FREE, MATMUL, KERNEL}
+    assert set(program["collectives"]) <= {"all-reduce", "all-reduce-start"}
+    assert 1 <= len(program["collectives"]) <= 2

@@ -9,15 +9,13 @@ import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from mosaicbert_jax import BertConfig, BertForMaskedLM, BertModel
-from mosaicbert_jax.modeling import layers
 from mosaicbert_jax.modeling.dropout import Site, dropout, row_keys, site_keys
 from pallas_kernels import residual_norm
 from pallas_kernels.residual_norm import api
 from tests.kernels.attention_cases import normal
+from tests.kernels.gradient_cases import TOLERANCE, assert_close, values_and_gradients
 
 KEY = jax.random.key(7)
-TOLERANCE = {"float32": 5e-6, "bfloat16": 0.04, "float16": 5e-3}  # of the largest value
 
 
 def inputs(rows, length, width, dtype="float32"):
@@ -32,24 +30,6 @@ def norm(x_BLE, residual_BLE, scale_E, bias_E, x_bias_E=None, **options):
     """residual_norm, all arrays by their places."""
     options = {"epsilon": 1e-5, "backend": "interpret"} | options
     return residual_norm(x_BLE, residual_BLE, scale_E, bias_E, x_bias_E=x_bias_E, **options)
-
-
-def values_and_gradients(function, operands, d_y_BLE):
-    """The result, and the gradients of the operands."""
-
-    @jax.jit
-    def run(operands, d_y_BLE):
-        y_BLE, backward = jax.vjp(function, *operands)
-        return y_BLE, *backward(d_y_BLE)
-
-    return run(operands, d_y_BLE)
-
-
-def assert_close(ours, true, tolerance):
-    for our, expected in zip(ours, true, strict=True):
-        assert our.dtype == expected.dtype
-        our, expected = (np.asarray(x, np.float32) for x in (our, expected))
-        np.testing.assert_allclose(our, expected, rtol=0, atol=tolerance * np.abs(expected).max())
 
 
 @pytest.mark.parametrize(
@@ -155,70 +135,6 @@ def test_any_mesh_gives_the_same(shape):
     assert_close(divided, alone, 1e-6)
     for ours, whole in zip(divided[:3], alone[:3], strict=True):
         np.testing.assert_array_equal(ours, whole)
-
-
-def test_a_model_by_kernels_is_the_model(monkeypatch):
-    config = BertConfig(
-        vocab_size=64,
-        num_hidden_layers=2,
-        hidden_size=64,
-        num_attention_heads=2,
-        intermediate_size=32,
-        hidden_dropout_prob=0.1,
-    )
-    graph, params = nnx.split(BertForMaskedLM(config, rngs=nnx.Rngs(0)))
-    rng = np.random.default_rng(0)
-    integers = {"tokens_BL": 9, "positions_BP": 3, "labels_BP": 3}
-    batch = {name: jnp.asarray(rng.integers(0, 9, (2, n))) for name, n in integers.items()}
-    batch |= {"segment_ids_BL": jnp.ones((2, 9), jnp.int32), "weights_BP": jnp.ones((2, 3))}
-
-    def gradients():
-        def loss(params):
-            return nnx.merge(graph, params).loss(**batch, dropout_key=KEY)[0]
-
-        return jax.tree.leaves(jax.jit(jax.value_and_grad(loss))(params))
-
-    plain = gradients()
-    monkeypatch.setattr(api, "choose_backend", lambda *_: "interpret")
-    assert_close(gradients(), plain, 1e-5)
-
-
-@pytest.mark.parametrize("feed_forward", ["geglu", "gelu"])
-def test_each_layer_drops_at_its_own_place(monkeypatch, feed_forward):
-    config = BertConfig(
-        vocab_size=8,
-        num_hidden_layers=2,
-        hidden_size=8,
-        num_attention_heads=2,
-        intermediate_size=8,
-        feed_forward=feed_forward,
-        hidden_dropout_prob=0.1,
-    )
-    asked = []
-
-    def record(*operands, **options):
-        asked.append((options["dropout_rate"], options["dropout_keys_B"], options["row_axes"]))
-        return residual_norm(*operands, **options)
-
-    monkeypatch.setattr(layers, "residual_norm", record)
-    keys_B = row_keys(KEY, 2)
-    model = BertModel(config, rngs=nnx.Rngs(0))
-    model(jnp.zeros((2, 3), jnp.int32), dropout_key=keys_B)
-    of_embeddings, *of_layers = asked
-    quiet = (0.0, None, ("data",))
-    assert of_embeddings == quiet  # which drop what it gives
-    for layer in range(2):
-        (rate, drawn_B, axes), after_feed_forward = of_layers[2 * layer : 2 * layer + 2]
-        assert (rate, axes) == (0.1, ("data",))
-        assert (drawn_B == site_keys(keys_B, layer, Site.HIDDEN)).all()
-        if feed_forward == "gelu":
-            assert after_feed_forward[0] == 0.1
-            assert (after_feed_forward[1] == site_keys(keys_B, layer, Site.FEED_FORWARD)).all()
-        else:
-            assert after_feed_forward == quiet
-    asked.clear()
-    model(jnp.zeros((2, 3), jnp.int32))
-    assert asked == [quiet] * 5
 
 
 @pytest.mark.parametrize(

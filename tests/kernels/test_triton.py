@@ -8,7 +8,8 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from pallas_kernels import alibi_attention, alibi_attention_qkv, alibi_slopes, block_ranges
-from pallas_kernels.alibi_attention import api, triton
+from pallas_kernels.alibi_attention import api
+from pallas_kernels.backends import DTYPES
 from tests.kernels.attention_cases import normal, packed_ids
 
 TOLERANCE = {"float32": 2e-5, "bfloat16": 0.06, "float16": 6e-3}
@@ -36,7 +37,7 @@ def values_and_gradients(qkv_BL3HD, ids_BL, d_out_BLHD, packed, **options):
     heads=st.sampled_from([1, 2, 6, 12, 16]),
     head_size=st.sampled_from([32, 64, 128]),
     longest=st.sampled_from([1, 20, 130]),
-    dtype=st.sampled_from(triton.DTYPES),
+    dtype=st.sampled_from(DTYPES),
     block_size=st.sampled_from([None, 32, 128]),
     packed=st.booleans(),
     bias=st.booleans(),

@@ -1,0 +1,1 @@
+"""GELU of one half times the other, dropout, and the linear map that follows."""

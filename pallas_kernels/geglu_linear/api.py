@@ -1,0 +1,66 @@
+"""The public function: it checks, and chooses a backend."""
+
+import functools
+
+from jaxtyping import Array, Float, Key
+
+from pallas_kernels.backends import DTYPES, choose_backend, target_platform
+from pallas_kernels.geglu_linear import reference, triton
+
+
+def geglu_linear(
+    gate_up_BL2F: Float[Array, "B L 2*F"],
+    kernel_FE: Float[Array, "F E"],
+    *,
+    dropout_rate: float = 0.0,
+    dropout_keys_B: Key[Array, "B"] | None = None,
+    row_axes: tuple[str, ...] = (),
+    backend: str = "auto",
+) -> Float[Array, "B L E"]:
+    """dropout(GELU(gate) · up) @ kernel, [gate | up] = gate_up: a gated feed-forward's second half.
+
+    GeGLU (Shazeer, 2020, arXiv:2002.05202) with the exact GELU. Differentiable in both. The linear
+    map is part of it since its gradient needs the product: kept from forward by "xla", written
+    again in backward by the kernels, which keep gate_up alone.
+
+    Args:
+      gate_up_BL2F: float32, bfloat16 or float16. The product is rounded to its dtype.
+      kernel_FE: float32, cast to gate_up's dtype for the matrix product; its gradient is not.
+      dropout_rate: probability of dropping an element of the product.
+      dropout_keys_B: a typed JAX key a row; needed if dropout_rate is not 0. The elements dropped
+        are those of `drop_elements` on the product, whatever the backend.
+      row_axes: the axes of the mesh in use, if there is one, over which the rows are divided. Each
+        device then runs the kernels on its own; what is plain JAX the compiler divides by itself.
+      backend: "triton", "xla", "interpret" or "auto"; see `pallas_kernels.backends`.
+
+    Returns:
+      out_BLE, in gate_up's dtype.
+
+    Raises:
+      ValueError: shapes that do not fit, dropout without keys, or a backend that is not there or
+        can't serve.
+    """
+    width = kernel_FE.shape[0]
+    if gate_up_BL2F.ndim != 3 or kernel_FE.ndim != 2 or gate_up_BL2F.shape[-1] != 2 * width:
+        given = f"{gate_up_BL2F.shape}, {kernel_FE.shape}"
+        raise ValueError(f"gate_up and kernel must be (B, L, 2 F) and (F, E), not {given}")
+    if dropout_rate and dropout_keys_B is None:
+        raise ValueError("dropout_rate needs dropout_keys_B, one key a row")
+    why_not_triton = _why_not_triton(width, gate_up_BL2F.dtype.name)
+    chosen = choose_backend("geglu_linear", backend, target_platform(), why_not_triton)
+    backend_function = reference.geglu_linear
+    if chosen != "xla":
+        backend_function = functools.partial(
+            triton.geglu_linear, row_axes=row_axes, interpret=chosen == "interpret"
+        )
+    return backend_function(
+        gate_up_BL2F, kernel_FE, dropout_rate=dropout_rate, dropout_keys_B=dropout_keys_B
+    )
+
+
+def _why_not_triton(width: int, dtype: str) -> str | None:
+    if not width or width % triton.WIDTH_STEP:
+        return f"triton has multiples of {triton.WIDTH_STEP}, not {width}"
+    if dtype not in DTYPES:
+        return f"triton has {', '.join(DTYPES)}, not {dtype}"
+    return None

@@ -1,0 +1,51 @@
+"""A matrix product by the compiler, with its gradients as the products that they are."""
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+
+@jax.custom_vjp
+def matmul(x_BLI: Float[Array, "... I"], kernel_IO: Float[Array, "I O"]) -> Float[Array, "... O"]:
+    """x · kernel in x's dtype, with its two gradients written as the products that they are.
+
+    JAX's own rule computes the kernel's gradient transposed and turns it round, for which XLA's CPU
+    compiler writes transposed copies of the activations. And it would round that gradient to x's
+    dtype: here it leaves the product in the kernel's, float32, in which microbatches are summed.
+    """
+    return jnp.matmul(x_BLI, kernel_IO.astype(x_BLI.dtype))
+
+
+def gradient_of_input(
+    d_out_BLO: Float[Array, "... O"], kernel_IO: Float[Array, "I O"]
+) -> Float[Array, "... I"]:
+    """Of `matmul`, in d_out's dtype."""
+    d_out_NO = d_out_BLO.reshape(-1, d_out_BLO.shape[-1])
+    kernel_IO = kernel_IO.astype(d_out_NO.dtype)
+    d_x_NI = jax.lax.dot_general(d_out_NO, kernel_IO, (((1,), (1,)), ((), ())))
+    return d_x_NI.reshape(*d_out_BLO.shape[:-1], -1)
+
+
+def gradient_of_kernel(
+    x_BLI: Float[Array, "... I"], d_out_BLO: Float[Array, "... O"], dtype: DTypeLike
+) -> Float[Array, "I O"]:
+    """Of `matmul`, in the dtype asked for: the kernel's."""
+    x_NI = x_BLI.reshape(-1, x_BLI.shape[-1])
+    d_out_NO = d_out_BLO.reshape(-1, d_out_BLO.shape[-1])
+    return jax.lax.dot_general(
+        x_NI, d_out_NO, (((0,), (0,)), ((), ())), preferred_element_type=dtype
+    )
+
+
+def _forward(x_BLI, kernel_IO):
+    return matmul(x_BLI, kernel_IO), (x_BLI, kernel_IO)
+
+
+def _backward(saved, d_out_BLO):
+    x_BLI, kernel_IO = saved
+    d_x_BLI = gradient_of_input(d_out_BLO, kernel_IO)
+    return d_x_BLI, gradient_of_kernel(x_BLI, d_out_BLO, kernel_IO.dtype)
+
+
+matmul.defvjp(_forward, _backward)

@@ -1,0 +1,82 @@
+"""What kernels that work token by token share: a tile of an array (B, L, E), and its dropout.
+
+Shape letters: B rows, L row length, E width, N tokens of all rows, T tokens and W columns of
+a tile.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.pallas import triton as plgpu
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Key, UInt32
+
+from pallas_kernels.random_bits import drop_threshold, mixed_bits, words_of
+
+
+def dropout_words(
+    rate: float, keys_B: Key[Array, "B"] | None
+) -> tuple[()] | tuple[UInt32[Array, "B"], UInt32[Array, "B"]]:
+    """What a kernel takes of the rows' keys: nothing if nothing is dropped."""
+    if not rate:
+        return ()
+    words_B2 = words_of(keys_B)
+    return words_B2[:, 0], words_B2[:, 1]
+
+
+def on_own_rows(row_axes: tuple[str, ...], call, divided: tuple, everywhere: tuple = ()):
+    """call(*divided, *everywhere), by each device for its part of the first; so are its results."""
+    if row_axes and not jax.sharding.get_abstract_mesh().empty:
+        rows, whole = PartitionSpec(row_axes), PartitionSpec()
+        in_specs = (rows,) * len(divided) + (whole,) * len(everywhere)
+        call = jax.shard_map(call, in_specs=in_specs, out_specs=rows, check_vma=False)
+    return call(*divided, *everywhere)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tile:
+    """T tokens by W columns of an array (B, L, E); those past its ends are not there."""
+
+    token_T: jax.Array
+    column_1W: jax.Array
+    shape: tuple[int, int, int]  # B, L, E
+
+    @property
+    def within_TW(self):
+        rows, length, width = self.shape
+        return (self.token_T < rows * length)[:, None] & (self.column_1W < width)
+
+    def load(self, ref, first_column: int = 0):
+        """Of (N, E) within a ref that may have columns before; float32, 0 where nothing is."""
+        place = ref.at[self.token_T[:, None], first_column + self.column_1W]
+        return plgpu.load(place, mask=self.within_TW, other=0.0).astype(jnp.float32)
+
+    def store(self, ref, value_TW, first_column: int = 0) -> None:
+        place = ref.at[self.token_T[:, None], first_column + self.column_1W]
+        plgpu.store(place, value_TW.astype(ref.dtype), mask=self.within_TW)
+
+    def dropout(self, rate: float, word_refs, dtype):
+        """`drop_elements`, for any number of (T, W) in float32: they have one mask.
+
+        Values are rounded where that function rounds in that dtype.
+        """
+        if not word_refs:
+            return lambda x_TW: x_TW
+        rows, length, width = self.shape
+        # Keys are fetched by one axis: by two, each thread would fetch them for all its elements.
+        row_T = self.token_T // length
+        there_T = row_T < rows
+        words = (plgpu.load(ref.at[row_T], mask=there_T, other=0)[:, None] for ref in word_refs)
+        place_T1 = (self.token_T % length * width)[:, None]
+        counters_TW = (place_T1 + self.column_1W).astype(jnp.uint32)
+        kept_TW = mixed_bits(*words, counters_TW) >= drop_threshold(rate)
+        # The rate as rounded there; a product, as a quotient costs several instructions.
+        scale = 1.0 / float(np.asarray(1.0 - rate, dtype))
+
+        def drop(x_TW):
+            scaled_TW = (x_TW * scale).astype(dtype).astype(jnp.float32)
+            return jnp.where(kept_TW, scaled_TW, 0.0)
+
+        return drop
