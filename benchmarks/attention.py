@@ -93,6 +93,7 @@ def implementations(kernels: str, length: int) -> Iterator[tuple[str, Callable]]
     if length <= 2048:  # beyond, the dense bias alone takes gigabytes
         yield "jax.nn.dot_product_attention, xla, dense bias", dense_attention("xla")
         yield "jax.nn.dot_product_attention, cudnn, dense bias", dense_attention("cudnn")
+        yield "tokamax, triton, dense bias", dense_attention("tokamax")
     yield "jax's Pallas mha, no ALiBi", pallas_mha
 
 
@@ -105,19 +106,25 @@ def attend(backend: str, block_size: int | None = None) -> Callable:
 
 
 def dense_attention(implementation: str) -> Callable:
+    """By functions that take bias and mask as arrays: jax.nn's "xla" and "cudnn", and "tokamax"."""
+
     def function(qkv_BL3HD, segment_ids_BL):
+        attention = jax.nn.dot_product_attention
+        if implementation == "tokamax":
+            from tokamax import dot_product_attention as attention  # if it is installed
+
         q, k, v = (qkv_BL3HD[:, :, part] for part in range(3))
         column_L = jnp.arange(q.shape[1])
         distance_LL = jnp.abs(column_L[:, None] - column_L)
         bias_HLL = -alibi_slopes(HEADS)[:, None, None] * distance_LL
         same_BLL = segment_ids_BL[:, :, None] == segment_ids_BL[:, None, :]
-        out_BLHD = jax.nn.dot_product_attention(
+        out_BLHD = attention(
             q,
             k,
             v,
             bias=bias_HLL[None].astype(q.dtype),
             mask=same_BLL[:, None],
-            implementation=implementation,
+            implementation="triton" if implementation == "tokamax" else implementation,
         )
         return jnp.where((segment_ids_BL != 0)[:, :, None, None], out_BLHD, 0)
 
