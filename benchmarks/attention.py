@@ -153,7 +153,7 @@ def segment_ids(random, rows: int, length: int, kind: str) -> jax.Array:
         return jnp.ones((rows, length), jnp.int32)
     ids_BL = np.zeros((rows, length), np.int32)
     for ids_L in ids_BL:
-        lengths = np.clip(random.lognormal(4.5, 0.6, length), 2, 128).astype(int)
+        lengths = np.clip(random.lognormal(4.5, 0.6, length), 2, min(128, length)).astype(int)
         ends = np.cumsum(lengths)
         ends = ends[ends <= length]
         ids_L[: ends[-1]] = np.repeat(np.arange(1, len(ends) + 1), lengths[: len(ends)])

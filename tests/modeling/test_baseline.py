@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from mosaicbert_jax import BertConfig, BertForMaskedLM, BertModel
+from mosaicbert_jax.modeling.layers import embedding
 
 SMALL = {
     "vocab_size": 64,
@@ -125,3 +126,15 @@ def test_bfloat16(layer_norm_dtype):
 
     gradients = nnx.jit(nnx.grad(loss))(low)
     assert {x.dtype for x in jax.tree.leaves(gradients)} == {jnp.dtype("float32")}
+
+
+def test_a_frequent_tokens_gradient_is_summed_in_float32():
+    """In bfloat16 a sum of ones stops at 256."""
+    word = embedding(BertConfig(**SMALL, dtype="bfloat16"), 8, rngs=nnx.Rngs(0))
+
+    def total(word):
+        rows = word(jnp.zeros((64, 64), jnp.int32)).astype(jnp.bfloat16)
+        return rows.astype(jnp.float32).sum()
+
+    gradient_VE = nnx.grad(total)(word).embedding[...]
+    np.testing.assert_array_equal(gradient_VE[0], 4096)
