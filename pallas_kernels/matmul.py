@@ -7,32 +7,37 @@ from jaxtyping import Array, Float
 
 
 @jax.custom_vjp
-def matmul(x_BLI: Float[Array, "... I"], kernel_IO: Float[Array, "I O"]) -> Float[Array, "... O"]:
+def matmul(x_BLI: Float[Array, "... I"], kernel_IO: Float[Array, "I *O"]) -> Float[Array, "..."]:
     """x · kernel in x's dtype, with its two gradients written as the products that they are.
+
+    The kernel may have several axes of outputs, (3, H, D) say, of which a mesh may divide any.
 
     JAX's own rule computes the kernel's gradient transposed and turns it round, for which XLA's CPU
     compiler writes transposed copies of the activations. And it would round that gradient to x's
     dtype: here it leaves the product in the kernel's, float32, in which microbatches are summed.
     """
-    return jnp.matmul(x_BLI, kernel_IO.astype(x_BLI.dtype))
+    return jnp.tensordot(x_BLI, kernel_IO.astype(x_BLI.dtype), 1)
 
 
 def gradient_of_input(
-    d_out_BLO: Float[Array, "... O"], kernel_IO: Float[Array, "I O"]
+    d_out_BLO: Float[Array, "..."], kernel_IO: Float[Array, "I *O"]
 ) -> Float[Array, "... I"]:
     """Of `matmul`, in d_out's dtype."""
-    d_out_NO = d_out_BLO.reshape(-1, d_out_BLO.shape[-1])
-    kernel_IO = kernel_IO.astype(d_out_NO.dtype)
-    d_x_NI = jax.lax.dot_general(d_out_NO, kernel_IO, (((1,), (1,)), ((), ())))
-    return d_x_NI.reshape(*d_out_BLO.shape[:-1], -1)
+    outer = d_out_BLO.shape[: d_out_BLO.ndim - kernel_IO.ndim + 1]
+    d_out_NO = d_out_BLO.reshape(-1, *kernel_IO.shape[1:])
+    outputs = tuple(range(1, kernel_IO.ndim))
+    d_x_NI = jax.lax.dot_general(
+        d_out_NO, kernel_IO.astype(d_out_NO.dtype), ((outputs, outputs), ((), ()))
+    )
+    return d_x_NI.reshape(*outer, -1)
 
 
 def gradient_of_kernel(
-    x_BLI: Float[Array, "... I"], d_out_BLO: Float[Array, "... O"], dtype: DTypeLike
-) -> Float[Array, "I O"]:
+    x_BLI: Float[Array, "... I"], d_out_BLO: Float[Array, "..."], dtype: DTypeLike
+) -> Float[Array, "I *O"]:
     """Of `matmul`, in the dtype asked for: the kernel's."""
     x_NI = x_BLI.reshape(-1, x_BLI.shape[-1])
-    d_out_NO = d_out_BLO.reshape(-1, d_out_BLO.shape[-1])
+    d_out_NO = d_out_BLO.reshape(x_NI.shape[0], *d_out_BLO.shape[x_BLI.ndim - 1 :])
     return jax.lax.dot_general(
         x_NI, d_out_NO, (((0,), (0,)), ((), ())), preferred_element_type=dtype
     )

@@ -28,11 +28,16 @@ def dropout_words(
 
 def on_own_rows(row_axes: tuple[str, ...], call, divided: tuple, everywhere: tuple = ()):
     """call(*divided, *everywhere), by each device for its part of the first; so are its results."""
-    if row_axes and not jax.sharding.get_abstract_mesh().empty:
-        rows, whole = PartitionSpec(row_axes), PartitionSpec()
-        in_specs = (rows,) * len(divided) + (whole,) * len(everywhere)
-        call = jax.shard_map(call, in_specs=in_specs, out_specs=rows, check_vma=False)
-    return call(*divided, *everywhere)
+    rows, whole = PartitionSpec(row_axes), PartitionSpec()
+    in_specs = (rows,) * len(divided) + (whole,) * len(everywhere)
+    return on_own_parts(row_axes, call, in_specs, rows)(*divided, *everywhere)
+
+
+def on_own_parts(row_axes: tuple[str, ...], call, in_specs, out_specs):
+    """`call` by each device for its part of the operands, where a mesh in use divides rows."""
+    if not row_axes or jax.sharding.get_abstract_mesh().empty:
+        return call
+    return jax.shard_map(call, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,10 +62,13 @@ class Tile:
         place = ref.at[self.token_T[:, None], first_column + self.column_1W]
         plgpu.store(place, value_TW.astype(ref.dtype), mask=self.within_TW)
 
-    def dropout(self, rate: float, word_refs, dtype):
+    def dropout(self, rate: float, word_refs, dtype, *, columns_before=0, whole_width=None):
         """`drop_elements`, for any number of (T, W) in float32: they have one mask.
 
         Values are rounded where that function rounds in that dtype.
+
+        Args:
+          columns_before, whole_width: of the array that this one is a part of, if it is one.
         """
         if not word_refs:
             return lambda x_TW: x_TW
@@ -69,7 +77,7 @@ class Tile:
         row_T = self.token_T // length
         there_T = row_T < rows
         words = (plgpu.load(ref.at[row_T], mask=there_T, other=0)[:, None] for ref in word_refs)
-        place_T1 = (self.token_T % length * width)[:, None]
+        place_T1 = (self.token_T % length * (whole_width or width) + columns_before)[:, None]
         counters_TW = (place_T1 + self.column_1W).astype(jnp.uint32)
         kept_TW = mixed_bits(*words, counters_TW) >= drop_threshold(rate)
         # The rate as rounded there; a product, as a quotient costs several instructions.

@@ -22,8 +22,10 @@ from pallas_kernels import (
     residual_norm,
 )
 
-ROW_AXES = ("data",)  # the mesh axes over which rows are divided
-HEAD_AXIS = "tensor"  # the one over which heads are, in a mesh that has it
+# The axes of a mesh; every mesh in use has all three.
+ROW_AXES = ("data", "fsdp")  # over which the rows of a batch are divided
+FSDP_AXIS = "fsdp"
+WIDTH_AXIS = "tensor"  # over which heads and the feed-forward's width are
 
 
 def _promote_all_but_kernel(arrays, *, dtype):
@@ -90,6 +92,22 @@ def norm_of_sum(
     )
 
 
+def over_width(kernel: jax.Array, axis: int) -> jax.Array:
+    """A layer's kernel as it is used on a mesh: whole, but for `axis`, which tensor divides.
+
+    It is stored with its first axis divided over fsdp and tensor. The way between is in two steps,
+    first an exchange over tensor and then a gathering over fsdp, so that no device has it whole.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return kernel
+    before = (None,) * (axis - 1)
+    if axis:
+        exchanged = PartitionSpec(FSDP_AXIS, *before, WIDTH_AXIS)
+        kernel = jax.lax.with_sharding_constraint(kernel, exchanged)
+        return jax.lax.with_sharding_constraint(kernel, PartitionSpec(None, *before, WIDTH_AXIS))
+    return jax.lax.with_sharding_constraint(kernel, PartitionSpec(WIDTH_AXIS))
+
+
 def gather_columns(
     x_BLE: Float[Array, "B L E"], columns_BP: Int[Array, "B P"]
 ) -> Float[Array, "B P E"]:
@@ -118,7 +136,8 @@ class SelfAttention(nnx.Module):
         heads = config.num_attention_heads
         rows, length, width = x_BLE.shape
         shape = (3, heads, config.head_size)
-        qkv_BL3HD = matmul(x_BLE, self.qkv.kernel[...]).reshape(rows, length, *shape)
+        kernel_E3HD = over_width(self.qkv.kernel[...].reshape(width, *shape), 2)
+        qkv_BL3HD = matmul(x_BLE, kernel_E3HD)
         bias_3HD = self.qkv.bias[...].reshape(shape)
         rate = config.attention_probs_dropout_prob if keys_B is not None else 0.0
         alibi = config.position_embedding == "alibi"
@@ -140,20 +159,19 @@ class SelfAttention(nnx.Module):
         mesh = jax.sharding.get_abstract_mesh()
         if not mesh.empty:
             # Neither rows nor heads meet: each device attends to its own, with no communication.
-            rows_spec = PartitionSpec(ROW_AXES)
-            head_axis = HEAD_AXIS if HEAD_AXIS in mesh.axis_names else None
-            qkv_spec = PartitionSpec(*rows_spec, None, None, head_axis)
+            rows_spec, heads_spec = PartitionSpec(ROW_AXES), PartitionSpec(WIDTH_AXIS)
+            qkv_spec = PartitionSpec(ROW_AXES, None, None, WIDTH_AXIS)
             attend = jax.shard_map(
                 attend,
                 in_specs=(
                     qkv_spec,
-                    PartitionSpec(None, head_axis),
+                    PartitionSpec(None, WIDTH_AXIS),
                     rows_spec,
                     rows_spec,
-                    PartitionSpec(head_axis),
+                    heads_spec,
                     rows_spec,
                 ),
-                out_specs=PartitionSpec(*rows_spec, None, head_axis),
+                out_specs=PartitionSpec(ROW_AXES, None, WIDTH_AXIS),
                 check_vma=False,
             )
         context_BLHD = attend(
@@ -182,16 +200,19 @@ class FeedForward(nnx.Module):
         self, x_BLE: Float[Array, "B L E"], keys_B: Key[Array, "B"] | None, layer: int
     ) -> Float[Array, "B L E"]:
         """Without the output's bias, and without the dropout that BERT has behind it."""
-        projected = self.input(x_BLE)
+        output_FE = over_width(self.output.kernel[...], 0)
         if not self.gated:
-            return matmul(gelu(projected), self.output.kernel[...])
+            projected = matmul(x_BLE, over_width(self.input.kernel[...], 1))
+            return matmul(gelu(projected + self.input.bias[...].astype(x_BLE.dtype)), output_FE)
+        kernel_E2F = self.input.kernel[...].reshape(x_BLE.shape[-1], 2, -1)
         rate = self.config.hidden_dropout_prob if keys_B is not None else 0.0
         return geglu_linear(
-            projected,
-            self.output.kernel[...],
+            matmul(x_BLE, over_width(kernel_E2F, 2)),
+            output_FE,
             dropout_rate=rate,
             dropout_keys_B=site_keys(keys_B, layer, Site.FEED_FORWARD) if rate else None,
             row_axes=ROW_AXES,
+            width_axis=WIDTH_AXIS,
         )
 
 
@@ -226,7 +247,7 @@ class EncoderLayer(nnx.Module):
         rate = self.config.hidden_dropout_prob if keys_B is not None else 0.0
         x_BLE = norm_of_sum(
             self.attention_norm,
-            matmul(context_BLE, self.attention.output.kernel[...]),
+            matmul(context_BLE, over_width(self.attention.output.kernel[...], 0)),
             x_BLE,
             bias=self.attention.output.bias,
             dropout_rate=rate,

@@ -24,6 +24,7 @@ from jax.sharding import Mesh
 
 from mosaicbert_jax.errors import UserError
 from mosaicbert_jax.planning.gpus import Gpu
+from mosaicbert_jax.training.sharding import AXES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,13 +134,14 @@ _COLLECTIVES = (
 )
 
 
-def make_mesh(gpu: Gpu, shape: Sequence[int] = (1,), axes: Sequence[str] = ("data",)) -> Mesh:
-    """A mesh of GPUs that are not there."""
-    count = int(np.prod(shape))
+def make_mesh(gpu: Gpu, data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
+    """A mesh of GPUs that are not there; see `sharding.make_mesh`."""
+    shape = (data, fsdp, tensor)
+    count = math.prod(shape)
     topology = topologies.get_topology_desc(
         platform="cuda", target_config=gpu.description(), topology=f"1x1x{count}"
     )
-    return Mesh(np.array(topology.devices).reshape(shape), axes)
+    return Mesh(np.array(topology.devices).reshape(shape), AXES)
 
 
 def compile_for(

@@ -41,21 +41,24 @@ def compile_training_step(
     length: int,
     masking_rate: float = 0.3,
     microbatches: int = 1,
-    devices: int = 1,
+    data: int = 1,
+    fsdp: int = 1,
+    tensor: int = 1,
     kernels: str = "",
 ) -> Program:
-    """Forward, backward and update of one batch, rows divided over the devices.
+    """Forward, backward and update of one batch.
 
     Args:
       rows: of the batch, on all devices together.
+      data, fsdp, tensor: devices along the axes of the mesh.
       kernels: see `compile_for`.
     """
-    mesh = make_mesh(gpu, (devices,))
+    mesh = make_mesh(gpu, data, fsdp, tensor)
     everywhere = sharding.replicated(mesh)
     adam = optimizer.make_optimizer(
         peak_learning_rate=5e-4, b1=0.9, b2=0.98, eps=1e-6, weight_decay=1e-5
     )
-    params = nnx.State(checkpoints.abstract_params(config, everywhere))
+    params = checkpoints.abstract_params(config, everywhere)
     state = TrainState(
         params, jax.eval_shape(adam.init, params), jax.ShapeDtypeStruct((), jnp.int32)
     )
@@ -67,13 +70,13 @@ def compile_training_step(
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere)
 
     step = functools.partial(
-        train_step, graph=graph, optimizer=adam, microbatches=microbatches, row_shards=devices
+        train_step, graph=graph, optimizer=adam, microbatches=microbatches, row_shards=data * fsdp
     )
     with jax.set_mesh(mesh):
         return compile_for(
             gpu,
             step,
-            jax.tree.map(on_all, state),
+            sharding.stored(mesh, state),
             abstract_batch(mesh, rows, length, masking_rate),
             on_all(learning_rate),
             on_all(dropout_key),

@@ -72,7 +72,7 @@ def pretraining(model: BertConfig) -> ConfigDict:
                 "max_tokens": 10_000_000,  # of the validation split
             },
             "checkpoint": {"every": "1000ba", "keep": 2},
-            "mesh": {"data": -1},
+            "mesh": {"data": -1, "fsdp": 1, "tensor": 1},  # devices along each axis
             "log": {"every": 10, "wandb_project": placeholder(str)},
         }
     )

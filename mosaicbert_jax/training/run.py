@@ -59,7 +59,7 @@ class Run:
         dataset, validation = _open(config.data)
         metadata = dataset.metadata
         model = configuration.model_config(config, metadata)
-        mesh = sharding.make_mesh(config.mesh.data)
+        mesh = sharding.make_mesh(**config.mesh)
         shape = configuration.batch_shape(config, sharding.row_shards(mesh))
         record = workdir.record(config, model, dataset)
         if config.data.row_length < metadata.max_seq_len:
@@ -124,14 +124,10 @@ class Run:
 
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and shardings of the state, with nothing allocated."""
-        everywhere = sharding.replicated(self.mesh)
-        params = checkpoints.abstract_params(self.model, everywhere)
-
-        def placed(x):
-            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere)
-
-        optimizer_state = jax.tree.map(placed, jax.eval_shape(self.optimizer.init, params))
-        return TrainState(params, optimizer_state, placed(jax.ShapeDtypeStruct((), jnp.int32)))
+        params = checkpoints.abstract_params(self.model, sharding.replicated(self.mesh))
+        optimizer_state = jax.eval_shape(self.optimizer.init, params)
+        state = TrainState(params, optimizer_state, jax.ShapeDtypeStruct((), jnp.int32))
+        return sharding.stored(self.mesh, state)
 
 
 def _open(

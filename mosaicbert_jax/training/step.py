@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int, Key
 from mosaicbert_jax.modeling.dropout import row_keys
 from mosaicbert_jax.modeling.layers import ROW_AXES
 from mosaicbert_jax.training import optimizer as optimizers
+from mosaicbert_jax.training import sharding
 
 Batch = dict[str, jax.Array]
 
@@ -98,7 +99,7 @@ def evaluation_step(
 
 
 def _model_loss(graph, params, batch, keys_B, row_shards):
-    model = nnx.merge(graph, params)
+    model = nnx.merge(graph, sharding.at_use(params))
     return model.loss(
         batch["tokens_BL"],
         batch["segment_ids_BL"],

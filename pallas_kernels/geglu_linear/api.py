@@ -9,12 +9,13 @@ from pallas_kernels.geglu_linear import reference, triton
 
 
 def geglu_linear(
-    gate_up_BL2F: Float[Array, "B L 2*F"],
+    gate_up_BL2F: Float[Array, "B L 2 F"],
     kernel_FE: Float[Array, "F E"],
     *,
     dropout_rate: float = 0.0,
     dropout_keys_B: Key[Array, "B"] | None = None,
     row_axes: tuple[str, ...] = (),
+    width_axis: str | None = None,
     backend: str = "auto",
 ) -> Float[Array, "B L E"]:
     """dropout(GELU(gate) · up) @ kernel, [gate | up] = gate_up: a gated feed-forward's second half.
@@ -31,6 +32,7 @@ def geglu_linear(
         are those of `drop_elements` on the product, whatever the backend.
       row_axes: the axes of the mesh in use, if there is one, over which the rows are divided. Each
         device then runs the kernels on its own; what is plain JAX the compiler divides by itself.
+      width_axis: that over which F is.
       backend: "triton", "xla", "interpret" or "auto"; see `pallas_kernels.backends`.
 
     Returns:
@@ -41,9 +43,9 @@ def geglu_linear(
         can't serve.
     """
     width = kernel_FE.shape[0]
-    if gate_up_BL2F.ndim != 3 or kernel_FE.ndim != 2 or gate_up_BL2F.shape[-1] != 2 * width:
+    if gate_up_BL2F.ndim != 4 or kernel_FE.ndim != 2 or gate_up_BL2F.shape[2:] != (2, width):
         given = f"{gate_up_BL2F.shape}, {kernel_FE.shape}"
-        raise ValueError(f"gate_up and kernel must be (B, L, 2 F) and (F, E), not {given}")
+        raise ValueError(f"gate_up and kernel must be (B, L, 2, F) and (F, E), not {given}")
     if dropout_rate and dropout_keys_B is None:
         raise ValueError("dropout_rate needs dropout_keys_B, one key a row")
     why_not_triton = _why_not_triton(width, gate_up_BL2F.dtype.name)
@@ -51,7 +53,10 @@ def geglu_linear(
     backend_function = reference.geglu_linear
     if chosen != "xla":
         backend_function = functools.partial(
-            triton.geglu_linear, row_axes=row_axes, interpret=chosen == "interpret"
+            triton.geglu_linear,
+            row_axes=row_axes,
+            width_axis=width_axis,
+            interpret=chosen == "interpret",
         )
     return backend_function(
         gate_up_BL2F, kernel_FE, dropout_rate=dropout_rate, dropout_keys_B=dropout_keys_B

@@ -16,10 +16,11 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
-from jaxtyping import Array, Float, Key
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float, Int32, Key
 
 from pallas_kernels.matmul import gradient_of_input, gradient_of_kernel, matmul
-from pallas_kernels.tokens import Tile, dropout_words, on_own_rows
+from pallas_kernels.tokens import Tile, dropout_words, on_own_parts
 
 WIDTH_STEP = 64
 _COLUMNS = 1024  # W at most
@@ -34,26 +35,29 @@ class Settings:
     Attributes:
       dropout_rate: 0 or more.
       row_axes: of the mesh in use, over which rows are divided.
+      width_axis: over which F is.
       interpret: run the kernels step by step with JAX's interpreter, on any platform.
     """
 
     dropout_rate: float
     row_axes: tuple[str, ...]
+    width_axis: str | None
     interpret: bool
 
 
 def geglu_linear(
-    gate_up_BL2F: Float[Array, "B L 2*F"],
+    gate_up_BL2F: Float[Array, "B L 2 F"],
     kernel_FE: Float[Array, "F E"],
     *,
     dropout_rate: float = 0.0,
     dropout_keys_B: Key[Array, "B"] | None = None,
     row_axes: tuple[str, ...] = (),
+    width_axis: str | None = None,
     interpret: bool = False,
 ) -> Float[Array, "B L E"]:
     """See `api.geglu_linear`."""
     words = dropout_words(dropout_rate, dropout_keys_B)
-    settings = Settings(dropout_rate, row_axes, interpret)
+    settings = Settings(dropout_rate, row_axes, width_axis, interpret)
     return _geglu_linear(settings, gate_up_BL2F, kernel_FE, words)
 
 
@@ -81,39 +85,70 @@ _geglu_linear.defvjp(_forward, _backward)
 
 def _product(settings: Settings, gate_up_BL2F, words):
     def call(gate_up_BL2F, words):
-        rows, length, both = gate_up_BL2F.shape
-        shape = rows, length, both // 2
+        rows, length, _, width = gate_up_BL2F.shape
+        shape, part = (rows, length, width), _Part.here(settings, width)
         product_NF = pl.pallas_call(
-            functools.partial(_forward_kernel, settings, shape),
+            functools.partial(_forward_kernel, settings, part.whole_width, shape),
             grid=_grid(shape),
-            out_shape=jax.ShapeDtypeStruct((rows * length, both // 2), gate_up_BL2F.dtype),
+            out_shape=jax.ShapeDtypeStruct((rows * length, width), gate_up_BL2F.dtype),
             compiler_params=_LAUNCH,
             interpret=settings.interpret,
             name="geglu_forward",
-        )(gate_up_BL2F.reshape(rows * length, both), *words)
+        )(gate_up_BL2F.reshape(rows * length, 2 * width), part.columns_before_1, *words)
         return product_NF.reshape(shape)
 
-    return on_own_rows(settings.row_axes, call, (gate_up_BL2F, words))
+    rows, in_halves, in_one = _specs(settings)
+    call = on_own_parts(settings.row_axes, call, (in_halves, rows), in_one)
+    return call(gate_up_BL2F, words)
 
 
 def _gradient_and_product(settings: Settings, gate_up_BL2F, d_product_BLF, words):
     def call(gate_up_BL2F, d_product_BLF, words):
         rows, length, width = shape = d_product_BLF.shape
+        part = _Part.here(settings, width)
         operands = (
             gate_up_BL2F.reshape(rows * length, 2 * width),
             d_product_BLF.reshape(rows * length, width),
         )
         d_gate_up_N2F, product_NF = pl.pallas_call(
-            functools.partial(_backward_kernel, settings, shape),
+            functools.partial(_backward_kernel, settings, part.whole_width, shape),
             grid=_grid(shape),
             out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in operands],
             compiler_params=_LAUNCH,
             interpret=settings.interpret,
             name="geglu_backward",
-        )(*operands, *words)
+        )(*operands, part.columns_before_1, *words)
         return d_gate_up_N2F.reshape(gate_up_BL2F.shape), product_NF.reshape(shape)
 
-    return on_own_rows(settings.row_axes, call, (gate_up_BL2F, d_product_BLF, words))
+    rows, in_halves, in_one = _specs(settings)
+    call = on_own_parts(settings.row_axes, call, (in_halves, in_one, rows), (in_halves, in_one))
+    return call(gate_up_BL2F, d_product_BLF, words)
+
+
+def _specs(settings: Settings) -> tuple[PartitionSpec, PartitionSpec, PartitionSpec]:
+    """Of the key words, of gate and up, and of their product."""
+    rows, width = settings.row_axes, settings.width_axis
+    return (
+        PartitionSpec(rows),
+        PartitionSpec(rows, None, None, width),
+        PartitionSpec(rows, None, width),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """Which columns of the whole product a device has: its dropout counts in the whole."""
+
+    columns_before_1: Int32[Array, "1"]
+    whole_width: int
+
+    @classmethod
+    def here(cls, settings: Settings, width: int) -> "_Part":
+        axis = settings.width_axis
+        if axis is None or jax.sharding.get_abstract_mesh().empty:
+            return cls(jnp.zeros(1, jnp.int32), width)
+        before = jax.lax.axis_index(axis) * width
+        return cls(before.astype(jnp.int32)[None], width * jax.lax.axis_size(axis))
 
 
 def _columns_at_once(width: int) -> int:
@@ -154,19 +189,21 @@ def _rounded(x_TW, dtype):
     return x_TW.astype(dtype).astype(jnp.float32)
 
 
-def _forward_kernel(settings, shape, gate_up_ref, *refs):
+def _forward_kernel(settings, whole_width, shape, gate_up_ref, before_ref, *refs):
     *word_refs, product_ref = refs
     tile, dtype = _tile(shape), product_ref.dtype
-    drop = tile.dropout(settings.dropout_rate, word_refs, dtype)
+    place = {"columns_before": before_ref[0], "whole_width": whole_width}
+    drop = tile.dropout(settings.dropout_rate, word_refs, dtype, **place)
     gate_TW, up_TW = tile.load(gate_up_ref), tile.load(gate_up_ref, shape[2])
     phi_TW, _ = _normal(gate_TW)
     tile.store(product_ref, drop(_rounded(gate_TW * phi_TW * up_TW, dtype)))
 
 
-def _backward_kernel(settings, shape, gate_up_ref, d_product_ref, *refs):
+def _backward_kernel(settings, whole_width, shape, gate_up_ref, d_product_ref, before_ref, *refs):
     *word_refs, d_gate_up_ref, product_ref = refs
     tile, dtype = _tile(shape), product_ref.dtype
-    drop = tile.dropout(settings.dropout_rate, word_refs, dtype)
+    place = {"columns_before": before_ref[0], "whole_width": whole_width}
+    drop = tile.dropout(settings.dropout_rate, word_refs, dtype, **place)
     gate_TW, up_TW = tile.load(gate_up_ref), tile.load(gate_up_ref, shape[2])
     d_product_TW = drop(tile.load(d_product_ref))
     phi_TW, density_TW = _normal(gate_TW)

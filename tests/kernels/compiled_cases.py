@@ -26,7 +26,7 @@ from pallas_kernels import (
 ROWS, HEADS = 4, 12
 TARGETS = ("a100-80gb", "h100")
 SHAPES = ((128, 64), (512, 64), (2048, 64), (8192, 64), (2048, 128), (8192, 128))  # length, head
-SHARDINGS = {"rows": ((8,), ("data",)), "rows and heads": ((4, 2), ("data", "tensor"))}
+SHARDINGS = {"rows": {"data": 8}, "rows and heads": {"data": 4, "tensor": 2}}
 NORM_WIDTHS = (768, 1024)
 NORM_LENGTH, DEVICES = 128, 8
 PREDICTIONS, WORDS = 2048, 30_528
@@ -102,10 +102,10 @@ def compile_between_projections(target: str) -> Program:
 
 def compile_sharded(target: str, sharding: str) -> Program:
     """On eight GPUs, each with its own rows, or its own rows and heads."""
-    mesh = make_mesh(GPUS[target], *SHARDINGS[sharding])
+    mesh = make_mesh(GPUS[target], **SHARDINGS[sharding])
     rows = PartitionSpec("data")
-    heads = "tensor" if "tensor" in mesh.axis_names else None
-    packed, unpacked = PartitionSpec("data", None, None, heads), PartitionSpec("data", None, heads)
+    packed = PartitionSpec("data", None, None, "tensor")
+    unpacked = PartitionSpec("data", None, "tensor")
 
     def attend_here(qkv_BL3HD, segment_ids_BL, slopes_H):
         return alibi_attention_qkv(qkv_BL3HD, segment_ids_BL, slopes_H=slopes_H, backend="triton")
@@ -114,7 +114,7 @@ def compile_sharded(target: str, sharding: str) -> Program:
         attend_sharded = jax.shard_map(
             attend_here,
             mesh=mesh,
-            in_specs=(packed, rows, PartitionSpec(heads)),
+            in_specs=(packed, rows, PartitionSpec("tensor")),
             out_specs=unpacked,
             check_vma=False,
         )
@@ -136,7 +136,7 @@ def compile_sharded(target: str, sharding: str) -> Program:
 
 def compile_norm(target: str, width: int, devices: int) -> Program:
     """LayerNorm of dropout(x) + residual, and its gradients, rows divided over the devices."""
-    mesh = make_mesh(GPUS[target], (devices,))
+    mesh = make_mesh(GPUS[target], devices)
     rows = devices * ROWS
 
     def step(x_BLE, residual_BLE, scale_E, bias_E, x_bias_E, d_y_BLE, seed):
@@ -168,7 +168,7 @@ def compile_norm(target: str, width: int, devices: int) -> Program:
 
 def compile_cross_entropy(target: str, devices: int) -> Program:
     """The losses of a chunk of predictions and the gradient of their logits."""
-    mesh = make_mesh(GPUS[target], (devices,))
+    mesh = make_mesh(GPUS[target], devices)
     rows = devices * PREDICTIONS
 
     def step(*operands):
@@ -188,7 +188,7 @@ def compile_cross_entropy(target: str, devices: int) -> Program:
 
 def compile_geglu(target: str, width: int, devices: int) -> Program:
     """A gated feed-forward without biases, and its gradients, rows divided over the devices."""
-    mesh = make_mesh(GPUS[target], (devices,))
+    mesh = make_mesh(GPUS[target], devices)
     rows, outer_width = devices * ROWS, width // 4
 
     def step(x_BLE, input_EF, output_FE, d_y_BLE, seed):

@@ -22,7 +22,7 @@ def main() -> None:
         CONFIG,
         rows=DEVICES * ROWS_OF_A_DEVICE,
         length=LENGTH,
-        devices=DEVICES,
+        data=DEVICES,
     )
     told = {
         "temporary_bytes": program.temporary_bytes,

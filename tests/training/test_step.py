@@ -132,7 +132,7 @@ def test_two_devices_as_one(microbatches):
     graph, state = start(small_model())
     batch, rate = make_batch(), jnp.float32(1e-2)
     one, one_metrics = step(state, batch, rate, KEY, graph)
-    mesh = sharding.make_mesh(2)
+    mesh = sharding.make_mesh()
     with jax.set_mesh(mesh):
         placed = sharding.place_batch(mesh, jax.tree.map(np.asarray, batch))
         whole = jax.device_put((state, rate, KEY), sharding.replicated(mesh))
