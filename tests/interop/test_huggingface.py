@@ -15,7 +15,7 @@ from mosaicbert_jax import (
     BertModel,
     UserError,
 )
-from mosaicbert_jax.interop.huggingface import tensor_names
+from mosaicbert_jax.interop.names import tensor_names
 from tests.golden_cases import FOLDER, Case
 
 
