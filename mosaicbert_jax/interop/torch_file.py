@@ -45,7 +45,7 @@ def read_torch_file(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         with zipfile.ZipFile(path) as archive:
             return _state_dict(_Archive(path, archive))
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, RuntimeError) as error:  # the second of one that is encrypted
         raise UserError(
             f"{path}: damaged, or not in the format that PyTorch writes since 1.6 ({error}); a "
             "file of an older one is converted by a PyTorch of today with "
@@ -82,8 +82,8 @@ class _Archive:
         return self._archive.read(info)
 
 
-# Named tuples, because of what a pickle can do to an object that it was given: set attributes, where
-# there is a __dict__, a __setattr__ or a __setstate__, of which these have none.
+# Named tuples, because of what a pickle can do to an object that it was given: set attributes,
+# where there is a __dict__, a __setattr__ or a __setstate__, of which these have none.
 class _StorageKind(NamedTuple):
     """What a class such as torch.FloatStorage stands for in the pickle."""
 
@@ -166,7 +166,7 @@ class _Unpickler(pickle.Unpickler):
 def _state_dict(archive: _Archive) -> dict[str, np.ndarray]:
     try:
         found = _Unpickler(archive).load()
-    except UserError:
+    except (UserError, zipfile.BadZipFile):
         raise
     except Exception as error:  # bytes that are no pickle raise whatever they come upon
         raise UserError(f"{archive.path}: its data.pkl cannot be read ({error})") from error

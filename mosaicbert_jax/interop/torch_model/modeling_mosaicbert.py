@@ -328,7 +328,9 @@ class MosaicBertWithHead(MosaicBertPreTrainedModel):
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """The mean cross-entropy over the labels that are not -100; 0, not NaN, without any."""
-        total = F.cross_entropy(logits.flatten(0, -2).float(), labels.flatten(), reduction="sum")
+        total = F.cross_entropy(
+            logits.flatten(0, -2).float(), labels.flatten().long(), reduction="sum"
+        )
         return total / (labels != -100).sum().clamp(min=1)
 
     @can_return_tuple
