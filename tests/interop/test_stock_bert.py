@@ -13,8 +13,8 @@ from mosaicbert_jax import (
     BertForTokenClassification,
     BertModel,
 )
-from mosaicbert_jax.interop.writing import stored_tensors
 from tests.interop.model_cases import SMALL, assert_same_parameters, call, random_model
+from tests.interop.published_layout import write_published
 from tests.interop.torch_cases import EMPTY_REPORT, batch, ids, load, torch, transformers
 
 LENGTHS = (24, 9, 1, 16)
@@ -105,30 +105,18 @@ def test_a_baseline_from_here_in_one_line_there(inputs, tmp_path):
 def test_mosaicbert_under_model_type_bert_is_known_by_its_tensors(prefix, tmp_path):
     """As it was published: with the original's config.json, in pytorch_model.bin."""
     here = random_model(BertForMaskedLM if prefix else BertModel, BertConfig(**SMALL))
-    published_layout(tmp_path, here, vocab_size=64)
-    again = type(here).from_pretrained(tmp_path)
+    write_published(tmp_path / "published", here, vocab_size=64)
+    again = type(here).from_pretrained(tmp_path / "published")
     assert (again.config.position_embedding, again.config.feed_forward) == ("alibi", "geglu")
     assert_same_parameters(here, again)
 
 
 def test_a_vocabulary_that_was_padded_after_the_config_was_written(tmp_path):
     here = random_model(BertForMaskedLM, BertConfig(**SMALL))
-    published_layout(tmp_path, here, vocab_size=58)
-    again = BertForMaskedLM.from_pretrained(tmp_path)
+    write_published(tmp_path / "published", here, vocab_size=58)
+    again = BertForMaskedLM.from_pretrained(tmp_path / "published")
     assert again.config.vocab_size == 64
     assert_same_parameters(here, again)
-
-
-def published_layout(folder, model, *, vocab_size):
-    fields = {**SMALL, "vocab_size": vocab_size}
-    config = transformers.BertConfig(
-        **fields, alibi_starting_size=512, attention_probs_dropout_prob=0.0
-    )
-    config.architectures = ["BertForMaskedLM"]
-    config.auto_map = {"AutoModelForMaskedLM": "bert_layers.BertForMaskedLM"}
-    config.save_pretrained(folder)
-    tensors = {name: torch.from_numpy(x) for name, x in stored_tensors(model).items()}
-    torch.save(tensors, folder / "pytorch_model.bin")
 
 
 def test_real_weights_give_the_same_sentence_embeddings():
