@@ -32,7 +32,11 @@ from mosaicbert_jax.interop.names import (
 from mosaicbert_jax.interop.weight_files import SAFETENSORS
 from mosaicbert_jax.modeling.encoder import BertModel
 
-_TORCH_FILES = ("configuration_mosaicbert.py", "modeling_mosaicbert.py")
+_TORCH_FILES = (
+    "configuration_mosaicbert.py",
+    "modeling_mosaicbert.py",
+    "padding_mosaicbert.py",
+)
 
 
 def save_model(

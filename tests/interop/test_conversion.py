@@ -86,7 +86,8 @@ def test_a_run_becomes_a_folder(run, exported):
     assert_same_parameters(BertForMaskedLM.from_pretrained(exported), model)
     assert {path.name for path in exported.iterdir()} == {
         "README.md", "config.json", "configuration_mosaicbert.py", "model.safetensors",
-        "modeling_mosaicbert.py", "tokenizer.json", "tokenizer_config.json", "vocab.txt",
+        "modeling_mosaicbert.py", "padding_mosaicbert.py", "tokenizer.json",
+        "tokenizer_config.json", "vocab.txt",
     }  # fmt: skip
     assert (exported / "vocab.txt").read_bytes() == (run / "tokenizer/vocab.txt").read_bytes()
 
