@@ -1,7 +1,5 @@
 """What people do with an exported model in PyTorch: train it on, save it, share it, ask it."""
 
-import io
-
 import numpy as np
 import pytest
 
@@ -9,7 +7,7 @@ from mosaicbert_jax import BertConfig, BertForMaskedLM, BertForSequenceClassific
 from mosaicbert_jax.data.tokenizer import load_tokenizer, train_tokenizer
 from mosaicbert_jax.interop.writing import stored_tensors
 from mosaicbert_jax.prediction import FillMask
-from tests.interop.model_cases import SMALL, call, random_model
+from tests.interop.model_cases import SMALL, assert_same_parameters, call, random_model
 from tests.interop.torch_cases import EMPTY_REPORT, load, torch, transformers
 
 TEXTS = ["The law of the nation is peace.", "The people of the state of the union."]
@@ -188,8 +186,10 @@ def test_losses_of_a_classifier(torch_model, folder):
     torch.testing.assert_close(regression(tokens_BL, labels=values_B).loss, expected)
 
 
-def test_nothing_to_learn_and_nothing_but_padding(torch_model):
+@pytest.mark.parametrize("traced", [False, True])
+def test_nothing_to_learn_and_nothing_but_padding(torch_model, traced, monkeypatch):
     """No label gives 0 and not NaN; labels may lie on padding; a row may be empty."""
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: traced)  # padding stays in then
     tokens_BL = torch.arange(5, 25).reshape(2, 10)
     mask_BL = torch.tensor([[1] * 7 + [0] * 3, [0] * 10])
     none_BL = torch.full((2, 10), -100)
@@ -215,11 +215,13 @@ def test_other_forms_of_input_and_output(torch_model, batch):
         torch_model(batch["input_ids"], batch["attention_mask"][:, :2])
 
 
+def test_shards_of_transformers_come_in(model, torch_model, tmp_path):
+    torch_model.save_pretrained(tmp_path / "sharded", max_shard_size="20KB")
+    assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 2
+    assert_same_parameters(BertForMaskedLM.from_pretrained(tmp_path / "sharded"), model)
+
+
 def test_torch_save_of_the_state_dict_comes_in(model, folder, torch_model, tmp_path):
-    buffer = io.BytesIO()
-    torch.save(torch_model.state_dict(), buffer)
-    (tmp_path / "pytorch_model.bin").write_bytes(buffer.getvalue())
+    torch.save(torch_model.state_dict(), tmp_path / "pytorch_model.bin")
     (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
-    found = stored_tensors(BertForMaskedLM.from_pretrained(tmp_path))
-    for name, tensor in stored_tensors(model).items():
-        np.testing.assert_array_equal(found[name], tensor)
+    assert_same_parameters(BertForMaskedLM.from_pretrained(tmp_path), model)
