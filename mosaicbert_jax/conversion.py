@@ -13,7 +13,7 @@ from mosaicbert_jax.interop.reading import load_model
 from mosaicbert_jax.interop.writing import save_model, write_tokenizer
 from mosaicbert_jax.modeling.heads import BertForMaskedLM
 from mosaicbert_jax.training import checkpoints, workdir
-from mosaicbert_jax.training.metrics import METRICS_FILE
+from mosaicbert_jax.training.metrics import METRICS_FILE, is_row_until
 
 
 def export_run(run: pathlib.Path, output: pathlib.Path, step: int | None = None) -> None:
@@ -103,12 +103,6 @@ def _texts(folder: pathlib.Path, digest: str) -> list[str] | None:
 
 def _last_evaluation(path: pathlib.Path, step: int) -> dict[str, Any] | None:
     """The last row of metrics.jsonl with an evaluation, up to a step."""
-    found = None
-    for number, line in enumerate(path.read_text().splitlines() if path.exists() else [], 1):
-        try:
-            row = json.loads(line)
-            if "eval_loss" in row and row["step"] <= step:
-                found = row
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}:{number}: not a row of metrics ({error!r})") from error
-    return found
+    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+    rows = [json.loads(line) for line in lines if is_row_until(line, step)]
+    return next((row for row in reversed(rows) if row.get("eval_loss") is not None), None)
