@@ -11,6 +11,7 @@ import io
 import math
 import pathlib
 import pickle
+import pickletools
 import zipfile
 from typing import Any, NamedTuple
 
@@ -129,7 +130,12 @@ class _Unpickler(pickle.Unpickler):
     """Admits what a state dict is made of. Every lookup and every storage goes through here."""
 
     def __init__(self, archive: _Archive):
-        super().__init__(io.BytesIO(archive.read("data.pkl")), encoding="utf-8")
+        data = archive.read("data.pkl")
+        for opcode, argument, _ in pickletools.genops(data):
+            # The library would make its table of remembered objects as long as the number says.
+            if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > len(data):
+                raise pickle.UnpicklingError(f"an object is number {argument} of those before it")
+        super().__init__(io.BytesIO(data), encoding="utf-8")
         self._archive = archive
         self._storages: dict[tuple, np.ndarray] = {}
 

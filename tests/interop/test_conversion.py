@@ -131,31 +131,27 @@ def test_the_card_says_what_the_run_did(run, exported, dataset):
     assert str(dataset) not in card
 
 
-def test_data_that_has_moved_is_not_described(run, tmp_path, corpus):
+def test_data_that_has_moved_or_changed_is_not_described(run, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
     record = json.loads((copy / "config.json").read_text())
-    digest = record["dataset"]["digest"]
+    path, digest = record["config"]["data"]["path"], record["dataset"]["digest"]
+    parts = [(path, digest, 0.5), (path, "c" * 64, 0.25), (str(tmp_path / "gone"), "f" * 64, 0.25)]
     record["dataset"] = {
         "mixture": {
-            "0": {"digest": digest, "weight": 0.75},
-            "1": {"digest": "f" * 64, "weight": 0.25},
+            str(index): {"digest": digest, "weight": weight}
+            for index, (_, digest, weight) in enumerate(parts)
         }
     }
-    record["config"]["data"] |= {
-        "path": None,
-        "mixture": [[record["config"]["data"]["path"], 3], [str(tmp_path / "gone"), 1]],
-    }
+    record["config"]["data"] |= {"path": None, "mixture": [[path, w] for path, _, w in parts]}
     (copy / "config.json").write_text(json.dumps(record))
     assert command("convert", copy, "--output", tmp_path / "out") == 0
     card = (tmp_path / "out" / "README.md").read_text()
-    assert (
-        f"75.0% of the sequences: a data set whose record has the sha256 `{digest}`, made" in card
-    )
-    assert (
-        f"25.0% of the sequences: a data set whose record has the sha256 `{'f' * 64}`. It" in card
-    )
-    assert "400 documents" in card
+    of = "of the sequences: a data set whose record has the sha256"
+    assert f"50.0% {of} `{digest}`, made of" in card
+    assert f"25.0% {of} `{'c' * 64}`. It was not at hand" in card
+    assert f"25.0% {of} `{'f' * 64}`. It was not at hand" in card
+    assert card.count("400 documents") == 1
 
 
 def test_a_folder_becomes_a_workdir_that_training_starts_from(

@@ -222,6 +222,10 @@ def test_archives_that_torch_does_not_write(path):
     write(path, {}, **{"data.pkl": b"\x80\x02garbage"})
     with pytest.raises(UserError, match=r"data\.pkl cannot be read"):
         read_torch_file(path)
+    # Dictionary, to be remembered as the object with number 2 147 483 647: 32 GB of table.
+    write(path, {}, **{"data.pkl": b"\x80\x02}r\xff\xff\xff\x7f."})
+    with pytest.raises(UserError, match="is number 2147483647 of those"):
+        read_torch_file(path)
     write(path, {}, **{"sub/data.pkl": b""})
     with pytest.raises(UserError, match=r"2 data\.pkl"):
         read_torch_file(path)

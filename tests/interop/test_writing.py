@@ -123,6 +123,7 @@ def test_nothing_is_overwritten(tmp_path):
 @pytest.mark.parametrize("error", [OSError("disk full"), MemoryError()])
 def test_output_is_whole_or_not_there(tmp_path, monkeypatch, error):
     def fail(tensors, path, **_):
+        assert not (tmp_path / "deep" / "out").exists()  # nor if the process were killed here
         pathlib.Path(path).write_bytes(b"half")
         raise error
 
