@@ -59,7 +59,8 @@ class Padding:
 def attention_bias(padding: Padding, heads: int, like: torch.Tensor) -> torch.Tensor:
     """-slope · |i - j|, and as good as -inf where key j is padding: (1 or B, H, L, L).
 
-    Not -inf itself: a row of the batch without a real token would come out as NaN.
+    Not -inf itself: a row of the batch without a real token would come out as NaN where softmax is
+    the plain one, as in ONNX.
     """
     position_L = torch.arange(padding.shape[1], device=like.device)
     distance_LL = (position_L[:, None] - position_L[None, :]).abs()
