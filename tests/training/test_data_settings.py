@@ -194,6 +194,6 @@ def test_the_time_spent_waiting_for_data_is_told(dataset, tmp_path):
         tokens = row["tokens"]
     # Batches 2 to 5 are late. The row of a step is written when the next has been dispatched.
     assert list(seconds_waited) == [1, 4, 8]
-    assert 0.9 < seconds_waited[1]
-    assert 1.4 < seconds_waited[4]
+    assert seconds_waited[1] > 0.9
+    assert seconds_waited[4] > 1.4
     assert seconds_waited[8] < 0.7
