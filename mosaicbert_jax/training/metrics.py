@@ -34,7 +34,7 @@ class MetricsWriter:
             kept = [
                 line
                 for line in path.read_text(errors="replace").splitlines()
-                if _is_row_until(line, step)
+                if is_row_until(line, step)
             ]
             write_atomically(path, "".join(line + "\n" for line in kept))
         self._file = path.open("a", buffering=1)
@@ -69,7 +69,7 @@ class MetricsWriter:
             self._wandb.log(numbers, step=row["step"])
 
 
-def _is_row_until(line: str, step: int) -> bool:
+def is_row_until(line: str, step: int) -> bool:
     """Whether a line is a whole row of a step that counts; a killed run may leave half a line."""
     try:
         return json.loads(line)["step"] <= step

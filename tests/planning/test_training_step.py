@@ -20,10 +20,12 @@ def test_base_compiles_for_eight_gpus():
         "alibi_attention_backward": layers,
         "residual_norm_forward": 2 * layers + 1,
         "residual_norm_backward": 2 * layers + 1,
+        "geglu_forward": layers,
+        "geglu_backward": layers,
         "cross_entropy_and_gradient": 1,
     }
     # Gradients and metrics are added up; nothing else passes between the devices.
     assert set(step["collectives"]) == {"all-reduce-start"}
     # Parameters and two moments, float32, whole on each device.
     assert step["lasting_bytes"] == pytest.approx(12 * 137_400_384, rel=0.01)
-    assert step["temporary_bytes"] < 14.5e9
+    assert step["temporary_bytes"] < 11e9
