@@ -8,6 +8,8 @@ too (modeling/layers.py), so that only those parts are gathered there.
 """
 
 import functools
+import math
+import re
 from typing import Any
 
 import jax
@@ -18,8 +20,14 @@ from mosaicbert_jax.errors import UserError
 from mosaicbert_jax.modeling.layers import ROW_AXES
 
 AXES = ("data", "fsdp", "tensor")
-_PARTS = ("fsdp", "tensor")  # the axes over which a parameter is divided
-_GATHERED_BY_LAYERS = ("qkv.kernel", "attention.output.kernel", "feed_forward")
+# How a parameter is stored, by its name, the first that fits: the order of the axes that divide one
+# of its axes; and whether the layer gathers it from there, to what tensor divides, or gets it whole.
+# In the first line tensor stands before, so that what it divides at use is gathered in one step.
+_RULES = (
+    (r"\.output\.kernel$", ("tensor", "fsdp"), True),
+    (r"\.(qkv|input)\.kernel$", ("fsdp", "tensor"), True),
+    (r"", ("fsdp", "tensor"), False),
+)
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
@@ -57,51 +65,51 @@ def row_shards(mesh: Mesh) -> int:
     return int(np.prod([mesh.shape[axis] for axis in ROW_AXES]))
 
 
-def stored_spec(mesh: jax.sharding.AbstractMesh | Mesh, shape: tuple[int, ...]) -> PartitionSpec:
-    """How a parameter, its gradient and its moments are divided: the first axis that divides."""
-    parts = int(np.prod([mesh.shape[axis] for axis in _PARTS]))
-    for axis, size in enumerate(shape):
-        if size % parts == 0:
-            return PartitionSpec(*(None,) * axis, _PARTS)
-    return PartitionSpec()
-
-
 def stored(mesh: Mesh, tree: Any) -> Any:
-    """The tree of shapes with the shardings that they are stored in."""
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(
-            x.shape, x.dtype, sharding=NamedSharding(mesh, stored_spec(mesh, x.shape))
-        ),
-        tree,
-    )
+    """The shapes of a tree of parameters, or of a state, with the shardings they are stored in."""
+
+    def one(path, x):
+        spec = _stored_spec(mesh, _rule(path)[0], x.shape)
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
+
+    return jax.tree.map_with_path(one, tree)
 
 
 def at_use(params: Any) -> Any:
-    """Stored parameters on their way into the model; their gradients are divided when summed.
-
-    Those that a layer divides over tensor it gathers itself, to just that; the others are whole.
-    """
+    """Stored parameters on their way into the model; their gradients are divided when summed."""
     if jax.sharding.get_abstract_mesh().empty:
         return params
-
-    def one(path, x):
-        name = ".".join(str(getattr(key, "key", getattr(key, "name", key))) for key in path)
-        return _enter(any(part in name for part in _GATHERED_BY_LAYERS), x)
-
-    return jax.tree.map_with_path(one, params)
+    return jax.tree.map_with_path(lambda path, x: _enter(*_rule(path), x), params)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _enter(as_stored: bool, x: jax.Array) -> jax.Array:
+def _rule(path: tuple) -> tuple[tuple[str, str], bool]:
+    """The order of the axes, and whether the layer gathers it."""
+    name = "." + ".".join(str(getattr(key, "key", getattr(key, "name", key))) for key in path)
+    return next(rule for pattern, *rule in _RULES if re.search(pattern, name))
+
+
+def _stored_spec(
+    mesh: jax.sharding.AbstractMesh | Mesh, order: tuple[str, str], shape: tuple[int, ...]
+) -> PartitionSpec:
+    """The first axis of the shape that the devices divide; none: it is whole everywhere."""
+    parts = math.prod(mesh.shape[axis] for axis in order)
+    for axis, size in enumerate(shape):
+        if size % parts == 0:
+            return PartitionSpec(*(None,) * axis, order)
+    return PartitionSpec()
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _enter(order: tuple[str, str], as_stored: bool, x: jax.Array) -> jax.Array:
     return x if as_stored else jax.lax.with_sharding_constraint(x, PartitionSpec())
 
 
-def _divide_gradient(as_stored: bool, _, gradient: jax.Array) -> tuple[jax.Array]:
-    spec = stored_spec(jax.sharding.get_abstract_mesh(), gradient.shape)
+def _divide(order: tuple[str, str], as_stored: bool, _, gradient: jax.Array) -> tuple[jax.Array]:
+    spec = _stored_spec(jax.sharding.get_abstract_mesh(), order, gradient.shape)
     return (jax.lax.with_sharding_constraint(gradient, spec),)
 
 
-_enter.defvjp(lambda as_stored, x: (_enter(as_stored, x), None), _divide_gradient)
+_enter.defvjp(lambda order, as_stored, x: (_enter(order, as_stored, x), None), _divide)
 
 
 def place_batch(mesh: Mesh, arrays: dict[str, np.ndarray]) -> dict[str, jax.Array]:
