@@ -27,6 +27,12 @@ $(BIN)/installed: requirements.txt pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[embedded,dev]'
 	@touch $@
 
+# Not for the quickstart: PyTorch is large.
+$(BIN)/torch-installed: $(BIN)/installed
+	@echo "Installing PyTorch into $(VENV), for the tests"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --retries 1 -e '.[torch]'
+	@touch $@
+
 $(COMPILE_VENV)/installed: $(BIN)/installed
 	@echo "Installing into $(COMPILE_VENV)"
 	@$(PYTHON) -m venv $(COMPILE_VENV)
@@ -51,8 +57,10 @@ quickstart: $(BIN)/installed
 	@echo "Next, try a sentence of your own:"
 	@echo "  $(BIN)/python -m mosaicbert_jax fill-mask $(RUN) 'Peace is the [MASK] of all nations.'"
 
-# Offline, the tests that compile for GPUs are skipped, and say so.
+# Offline, the tests that compile for GPUs or compare with PyTorch are skipped, and say so.
 test: lint
+	@$(MAKE) --no-print-directory $(BIN)/torch-installed || \
+		echo "make: no PyTorch; the tests that compare with it are skipped" >&2
 	@$(MAKE) --no-print-directory $(COMPILE_VENV)/installed || \
 		echo "make: no packages to compile for GPUs with; the tests that do are skipped" >&2
 	@$(BIN)/python -m pytest

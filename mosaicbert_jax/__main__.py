@@ -72,6 +72,24 @@ def _parser() -> argparse.ArgumentParser:
     fill_mask.add_argument("text", nargs="*", help="with [MASK]; none: lines of standard input")
     fill_mask.add_argument("--top", type=int, default=5, help="guesses a mask")
     fill_mask.set_defaults(command=_fill_mask)
+
+    convert = commands.add_parser("convert", help="to PyTorch and Hugging Face, and from there")
+    convert.add_argument(
+        "source", type=pathlib.Path, metavar="WORKDIR_OR_FOLDER",
+        help="a run, which becomes a Hugging Face folder; or such a folder, which becomes a "
+        "workdir for --config.init_from",
+    )  # fmt: skip
+    convert.add_argument(
+        "--output", type=pathlib.Path, required=True, metavar="DIR", help="is made"
+    )
+    convert.add_argument("--step", type=int, help="of a run's checkpoint; the default is its last")
+    convert.add_argument(
+        "--tokenizer", type=pathlib.Path, help="for a Hugging Face folder that has none"
+    )
+    convert.add_argument(
+        "--renew-head", action="store_true", help="of a Hugging Face folder: take the encoder alone"
+    )
+    convert.set_defaults(command=_convert)
     return parser
 
 
@@ -113,6 +131,27 @@ def _fill_mask(arguments: argparse.Namespace) -> None:
                 print(f"  mask {index + 1}")
             for guess in guesses:
                 print(f"  {guess.probability:6.1%}  {guess.token}", flush=True)
+
+
+def _convert(arguments: argparse.Namespace) -> None:
+    from mosaicbert_jax.conversion import export_run, import_folder
+    from mosaicbert_jax.training.workdir import CHECKPOINTS
+
+    source, output = arguments.source, arguments.output
+    if (source / CHECKPOINTS).is_dir():
+        if arguments.tokenizer or arguments.renew_head:
+            raise UserError(
+                f"{source} is a run, which has its tokenizer and its head: --tokenizer and "
+                "--renew-head are for Hugging Face folders"
+            )
+        export_run(source, output, arguments.step)
+        print(f"{output} is a Hugging Face folder; its README.md says how to load it.")
+        return
+    if arguments.step is not None:
+        raise UserError(f"--step is for runs, and {source} has no checkpoints")
+    renew = ("head",) if arguments.renew_head else ()
+    import_folder(source, output, tokenizer=arguments.tokenizer, renew=renew)
+    print(f"{output} is a workdir; train from it with --config.init_from={output}")
 
 
 def _lines() -> Iterator[str]:

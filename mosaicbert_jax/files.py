@@ -1,7 +1,12 @@
 """Files that are there whole or not at all, whatever kills their writer."""
 
+import contextlib
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+
+from mosaicbert_jax.errors import UserError
 
 
 def write_synced(path: Path, data: bytes) -> None:
@@ -20,10 +25,39 @@ def write_atomically(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def sync_folder(folder: Path) -> None:
-    """Waits until the disk has the names in a folder."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Waits until the disk has a file's bytes, or the names in a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder that is there whole, when the block ends, or not at all.
+
+    Yields:
+      A folder beside it, to write into.
+
+    Raises:
+      UserError: there is something at `path` already, other than an empty folder.
+    """
+    if os.path.lexists(path) and (path.is_symlink() or not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path} is there already; give the name of a new folder")
+    path = path.absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)  # of a process with this number that was killed
+    temporary.mkdir()
+    try:
+        yield temporary
+        for folder, _, names in os.walk(temporary):
+            for name in names:
+                sync(Path(folder) / name)
+            sync(Path(folder))
+        temporary.rename(path)  # which fails if anything has come to be there meanwhile
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    sync(path.parent)

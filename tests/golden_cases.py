@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from mosaicbert_jax.interop.huggingface import tensor_names
+from mosaicbert_jax.interop.names import tensor_names
 
 FOLDER = pathlib.Path(__file__).parent / "golden"
 NAMES = sorted(path.stem for path in FOLDER.glob("[a-d]_*.safetensors"))

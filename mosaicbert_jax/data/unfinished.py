@@ -23,7 +23,7 @@ import numpy as np
 from mosaicbert_jax.data.dataset import METADATA_FILE, ShardRecord, shard_paths
 from mosaicbert_jax.data.sources import record_files
 from mosaicbert_jax.errors import UserError
-from mosaicbert_jax.files import sync_folder, write_atomically
+from mosaicbert_jax.files import sync, write_atomically
 
 _PROGRESS_FILE = "progress.json"
 
@@ -134,7 +134,7 @@ class Workspace:
             "stamps": [dataclasses.astuple(stamp) for stamp in self._stamps],
             "progress": dataclasses.asdict(self.progress),
         }
-        sync_folder(self.data)
+        sync(self.data)
         write_atomically(self.folder / _PROGRESS_FILE, json.dumps(record))
 
     def discard(self) -> None:
@@ -238,9 +238,9 @@ def workspace(
         work = Workspace(folder, identity, stamps)
         try:
             yield work
-            sync_folder(work.data)
+            sync(work.data)
             os.replace(work.data, output)  # over an empty folder at most
-            sync_folder(output.parent)
+            sync(output.parent)
             shutil.rmtree(folder)
         except BaseException:
             if not (folder / _PROGRESS_FILE).exists():

@@ -110,12 +110,8 @@ def _damage_explained(folder: pathlib.Path) -> Iterator[None]:
         ) from error
 
 
-def restore_params(workdir: pathlib.Path, abstract: Any, step: int | None = None) -> Any:
-    """The parameters alone, of the last checkpoint or of the one at `step`.
-
-    Raises:
-      UserError: there is no such checkpoint.
-    """
+def _checkpoint(workdir: pathlib.Path, step: int | None) -> pathlib.Path:
+    """The folder of the last checkpoint, or of the one at `step`."""
     folder = workdir / workdirs.CHECKPOINTS
     steps = ocp.utils.checkpoint_steps(folder.absolute()) if folder.is_dir() else []
     if not steps:
@@ -123,8 +119,34 @@ def restore_params(workdir: pathlib.Path, abstract: Any, step: int | None = None
     step = max(steps) if step is None else step
     if step not in steps:
         raise UserError(f"{workdir} has no checkpoint of step {step}; it has {sorted(steps)}")
-    with _damage_explained(folder / str(step)), ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore((folder / str(step) / "model").absolute(), abstract)
+    return (folder / str(step)).absolute()
+
+
+def restore_params(workdir: pathlib.Path, abstract: Any, step: int | None = None) -> Any:
+    """The parameters alone, of the last checkpoint or of the one at `step`.
+
+    Raises:
+      UserError: there is no such checkpoint, or it is damaged.
+    """
+    folder = _checkpoint(workdir, step)
+    with _damage_explained(folder), ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore(folder / "model", abstract)
+
+
+def restore_progress(workdir: pathlib.Path, step: int | None = None) -> Progress:
+    """What the run had completed at its last checkpoint, or at the one of `step`; raises alike."""
+    folder = _checkpoint(workdir, step)
+    with _damage_explained(folder), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+        return Progress.from_dict(checkpointer.restore(folder / "progress")["progress"])
+
+
+def save_params(workdir: pathlib.Path, model: BertForMaskedLM) -> None:
+    """Writes parameters that no run here trained, as the checkpoint of step 0."""
+    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    manager = ocp.CheckpointManager((workdir / workdirs.CHECKPOINTS).absolute())
+    with contextlib.closing(manager):
+        manager.save(0, args=ocp.args.Composite(model=ocp.args.StandardSave(params)))
+        manager.wait_until_finished()
 
 
 def abstract_params(config: BertConfig, sharding: jax.sharding.Sharding) -> Any:

@@ -1,6 +1,7 @@
 """A run's folder: what it was started with, and whether it may go on with what it is given now."""
 
 import contextlib
+import dataclasses
 import fcntl
 import json
 import pathlib
@@ -20,6 +21,14 @@ CONFIG_FILE = "config.json"
 CHECKPOINTS = "checkpoints"
 TOKENIZER = "tokenizer"
 LOCK_FILE = ".lock"
+CONVERTED_FROM = "converted_from"  # in the record of a workdir that `convert` made
+
+
+def write_converted(workdir: pathlib.Path, model: BertConfig, *, source: str) -> None:
+    """The config.json of a workdir that holds a converted model, and no run."""
+    stored = {"config": {}, "model": dataclasses.asdict(model), "dataset": {}}
+    stored[CONVERTED_FROM] = source
+    write_atomically(workdir / CONFIG_FILE, json.dumps(stored, indent=2) + "\n")
 
 
 def record(
@@ -63,7 +72,7 @@ def _fixed(stored: dict[str, Any]) -> dict[str, Any]:
     for key in FREE_KEYS:
         group, _, name = key.partition(".")
         if name:
-            config[group].pop(name, None)
+            config.get(group, {}).pop(name, None)
         else:
             config.pop(group, None)
     return {**config, "model": stored["model"], "dataset": stored["dataset"]}
@@ -98,7 +107,13 @@ def claim(workdir: pathlib.Path, stored: dict[str, Any], dataset: DatasetMetadat
     """
     path = workdir / CONFIG_FILE
     if path.exists():
-        changed = differences(_fixed(read(workdir)), _fixed(stored))
+        found = read(workdir)
+        if CONVERTED_FROM in found:
+            raise UserError(
+                f"{workdir} holds a converted model, and no run to go on with; start one from it "
+                f"with --config.init_from={workdir} and another --workdir"
+            )
+        changed = differences(_fixed(found), _fixed(stored))
         saved = (workdir / CHECKPOINTS).glob("*")  # an unfinished one has a suffix
         if changed and any(folder.name.isdecimal() for folder in saved):
             raise UserError(

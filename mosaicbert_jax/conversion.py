@@ -1,0 +1,114 @@
+"""Models on their way from a run to a Hugging Face folder, and the other way."""
+
+import json
+import pathlib
+from typing import Any
+
+from mosaicbert_jax.data.dataset import DatasetMetadata
+from mosaicbert_jax.data.tokenizer import load_tokenizer, vocab_size
+from mosaicbert_jax.errors import UserError
+from mosaicbert_jax.files import new_folder
+from mosaicbert_jax.interop.model_card import Source, Training
+from mosaicbert_jax.interop.reading import load_model
+from mosaicbert_jax.interop.writing import save_model, write_tokenizer
+from mosaicbert_jax.modeling.heads import BertForMaskedLM
+from mosaicbert_jax.training import checkpoints, workdir
+from mosaicbert_jax.training.metrics import METRICS_FILE
+
+
+def export_run(run: pathlib.Path, output: pathlib.Path, step: int | None = None) -> None:
+    """Writes a run's model, of its last checkpoint or the one at `step`, as a Hugging Face folder.
+
+    Raises:
+      UserError: no run, no such checkpoint, or an output that is there already.
+    """
+    record = workdir.read(run)
+    model = checkpoints.load_model(run, step)
+    training = None
+    if workdir.CONVERTED_FROM not in record:
+        training = _training(run, record, checkpoints.restore_progress(run, step))
+    save_model(model, output, tokenizer=run / workdir.TOKENIZER, training=training)
+
+
+def import_folder(
+    folder: pathlib.Path,
+    output: pathlib.Path,
+    *,
+    tokenizer: pathlib.Path | None = None,
+    renew: tuple[str, ...] = (),
+) -> None:
+    """Writes a Hugging Face folder as a workdir for `init_from`, fill-mask and finetuning.
+
+    Args:
+      folder: with the weights of a masked language model, MosaicBERT's or BERT's.
+      tokenizer: if the folder has none: a vocab.txt, a tokenizer.json, or a folder with them.
+      renew: parts that start from random weights, such as ("head",) for an encoder alone.
+
+    Raises:
+      UserError: weights that are not this model's, no tokenizer or one that does not fit, or an
+        output that is there already.
+    """
+    model = load_model(BertForMaskedLM, folder, renew=renew)
+    encoder = load_tokenizer(tokenizer or folder)
+    if vocab_size(encoder) > model.config.vocab_size:
+        raise UserError(
+            f"{tokenizer or folder}: the tokenizer has {vocab_size(encoder)} entries and the model "
+            f"{model.config.vocab_size}; give the one that it was trained with"
+        )
+    with new_folder(output) as unfinished:
+        workdir.write_converted(unfinished, model.config, source=folder.absolute().name)
+        checkpoints.save_params(unfinished, model)
+        (unfinished / workdir.TOKENIZER).mkdir()
+        write_tokenizer(encoder, unfinished / workdir.TOKENIZER)
+
+
+def _training(run: pathlib.Path, record: dict[str, Any], progress: Any) -> Training:
+    """What the run says of itself up to that progress."""
+    data, dataset = record["config"]["data"], record["dataset"]
+    if "mixture" in dataset:
+        parts = [dataset["mixture"][str(index)] for index in range(len(dataset["mixture"]))]
+        folders = [folder for folder, _ in data["mixture"]]
+    else:
+        parts, folders = [{"digest": dataset["digest"], "weight": 1.0}], [data["path"]]
+    return Training(
+        settings=record["config"],
+        steps=progress.step,
+        sequences=progress.sequences,
+        tokens=progress.tokens,
+        sources=[
+            Source(part["weight"], part["digest"], _texts(pathlib.Path(folder), part["digest"]))
+            for part, folder in zip(parts, folders, strict=True)
+        ],
+        evaluation=_last_evaluation(run / METRICS_FILE, progress.step),
+    )
+
+
+def _texts(folder: pathlib.Path, digest: str) -> list[str] | None:
+    """What a data set was made of, if it is still there and still the same."""
+    try:
+        metadata = DatasetMetadata.load(folder)
+    except UserError:
+        return None  # moved or gone, which the card then says
+    if metadata.digest != digest:
+        return None
+    return [
+        ", ".join(
+            [f"`{source.name}`: {source.documents:,} documents"]
+            + ([f"licence {source.license}"] if source.license else [])
+            + ([source.attribution] if source.attribution else [])
+        )
+        for source in metadata.sources
+    ]
+
+
+def _last_evaluation(path: pathlib.Path, step: int) -> dict[str, Any] | None:
+    """The last row of metrics.jsonl with an evaluation, up to a step."""
+    found = None
+    for number, line in enumerate(path.read_text().splitlines() if path.exists() else [], 1):
+        try:
+            row = json.loads(line)
+            if "eval_loss" in row and row["step"] <= step:
+                found = row
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}:{number}: not a row of metrics ({error!r})") from error
+    return found

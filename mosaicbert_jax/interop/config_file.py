@@ -1,0 +1,145 @@
+"""config.json, between BertConfig and what Hugging Face's libraries read."""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from mosaicbert_jax.data.tokenizer import padded_vocab_size
+from mosaicbert_jax.errors import UserError
+from mosaicbert_jax.interop.names import WORDS
+from mosaicbert_jax.interop.weight_files import read_json
+from mosaicbert_jax.modeling.config import BertConfig
+
+CONFIG_FILE = "config.json"
+_FIELDS = {field.name: field.type for field in dataclasses.fields(BertConfig)}
+# What another value of would make another model.
+_ONLY = {"hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False}
+_MOSAIC = {"position_embedding": "alibi", "feed_forward": "geglu"}
+_BERT = {"position_embedding": "learned", "feed_forward": "gelu"}
+_TORCH_PREFIX = {"mosaicbert": "MosaicBert", "bert": "Bert"}
+AUTO_CLASSES = {
+    "BertModel": "AutoModel",
+    "BertForMaskedLM": "AutoModelForMaskedLM",
+    "BertForSequenceClassification": "AutoModelForSequenceClassification",
+    "BertForTokenClassification": "AutoModelForTokenClassification",
+}
+
+
+def read_config(
+    folder: pathlib.Path, tensors: Mapping[str, np.ndarray], **overrides: Any
+) -> tuple[BertConfig, int | None]:
+    """The BertConfig that config.json describes, and its number of labels if it has one.
+
+    The architecture comes from our own fields or, failing these, from the tensors' names (Wqkv is
+    MosaicBERT, query is BERT), never from model_type: MosaicBERT was published as model_type bert.
+
+    Args:
+      folder: holds config.json.
+      tensors: beside it, by their canonical names.
+      **overrides: fields of BertConfig.
+
+    Raises:
+      UserError: no such file, or one that describes another kind of model or an impossible one.
+    """
+    path = folder / CONFIG_FILE
+    stored = read_json(path)
+    for key, only in _ONLY.items():
+        if stored.get(key, only) != only:
+            raise UserError(f"{path}: {key} {stored[key]!r} is not supported, only {only}")
+    fields = dict(_MOSAIC if any("Wqkv" in name for name in tensors) else _BERT)
+    fields |= {name: stored[name] for name in _FIELDS if name in stored and name != "dtype"}
+    rows = len(tensors[WORDS]) if WORDS in tensors and tensors[WORDS].ndim else 0
+    entries = fields.get("vocab_size")
+    # The original pads the table when it builds the model, and may have stored the size before.
+    if type(entries) is int and entries != rows == padded_vocab_size(entries):
+        fields["vocab_size"] = rows
+    try:
+        config = BertConfig.from_fields(fields | overrides)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    _check_bounds(path, config, tensors)
+    return config, _num_labels(path, stored)
+
+
+def _num_labels(path: pathlib.Path, stored: dict[str, Any]) -> int | None:
+    labels = stored.get("id2label", stored.get("num_labels"))
+    number = len(labels) if isinstance(labels, dict) else labels
+    if number is not None and (type(number) is not int or number < 1):
+        raise UserError(f"{path}: {labels!r} is neither an id2label nor a num_labels")
+    return number
+
+
+def _check_bounds(
+    path: pathlib.Path, config: BertConfig, tensors: Mapping[str, np.ndarray]
+) -> None:
+    """Raises UserError for sizes that the tensors cannot have, before a model is laid out by them.
+
+    Those that are merely wrong show in the names and shapes, which are compared one by one.
+    """
+    elements = sum(tensor.size for tensor in tensors.values())
+    for name, kind in _FIELDS.items():
+        if name == "max_position_embeddings" and config.position_embedding == "alibi":
+            continue
+        most = len(tensors) if name == "num_hidden_layers" else elements
+        if kind is int and getattr(config, name) > most:
+            raise UserError(
+                f"{path}: {name} is {getattr(config, name)}, but the weights beside it are "
+                f"{len(tensors)} tensors of {elements} elements in all"
+            )
+
+
+def model_type(config: BertConfig) -> str:
+    """What transformers shall take the model for: "mosaicbert", our own code, or its own "bert".
+
+    Raises:
+      UserError: a mixture of the two, which neither code computes.
+    """
+    for name, architecture in ("mosaicbert", _MOSAIC), ("bert", _BERT):
+        if architecture.items() <= vars(config).items():
+            return name
+    raise UserError(
+        f"a model with {config.position_embedding} positions and a {config.feed_forward} "
+        "feed-forward is neither MosaicBERT (alibi, geglu) nor BERT (learned, gelu), and nothing "
+        "else could be saved so that PyTorch computes the same"
+    )
+
+
+def stored_config(
+    config: BertConfig, class_name: str, *, num_labels: int | None, pad_token_id: int
+) -> dict[str, Any]:
+    """The contents of config.json.
+
+    Args:
+      class_name: of the model, such as "BertForMaskedLM".
+      num_labels: of a classifier.
+    """
+    kind = model_type(config)
+    prefix = _TORCH_PREFIX[kind]
+    stored: dict[str, Any] = {
+        "architectures": [prefix + class_name.removeprefix("Bert")],
+        "model_type": kind,
+    }
+    if kind == "mosaicbert":
+        stored["auto_map"] = {"AutoConfig": f"configuration_{kind}.{prefix}Config"} | {
+            auto: f"modeling_{kind}.{prefix}{name.removeprefix('Bert')}"
+            for name, auto in AUTO_CLASSES.items()
+        }
+    # A float field may hold an int, at which transformers' typed fields would take offence.
+    stored |= {
+        name: float(getattr(config, name)) if kind_ is float else getattr(config, name)
+        for name, kind_ in _FIELDS.items()
+    }
+    stored |= {
+        "dtype": "float32",  # of the weights, as everywhere; ours, of the computation, is a choice
+        "hidden_act": "gelu",
+        "pad_token_id": pad_token_id,
+        "tie_word_embeddings": True,
+    }
+    if num_labels is not None:
+        labels = [f"LABEL_{index}" for index in range(num_labels)]
+        stored["id2label"] = {str(index): label for index, label in enumerate(labels)}
+        stored["label2id"] = {label: index for index, label in enumerate(labels)}
+    return stored

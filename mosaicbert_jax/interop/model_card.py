@@ -1,0 +1,174 @@
+"""The README.md of a saved model: what it is, what is known of its training, how to load it."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from mosaicbert_jax.interop.config_file import AUTO_CLASSES, model_type
+from mosaicbert_jax.modeling.config import BertConfig
+
+_TASKS = {
+    "BertModel": ("feature-extraction", "an encoder"),
+    "BertForMaskedLM": ("fill-mask", "an encoder with a head that guesses masked tokens"),
+    "BertForSequenceClassification": (
+        "text-classification",
+        "an encoder with a classifier of sequences",
+    ),
+    "BertForTokenClassification": (
+        "token-classification",
+        "an encoder with a classifier of tokens",
+    ),
+}
+_ARCHITECTURES = {
+    "mosaicbert": "MosaicBERT (Portes et al., 2023, arXiv:2312.17482): BERT with ALiBi in place of "
+    "position embeddings and with gated linear units",
+    "bert": "BERT (Devlin et al., 2019, arXiv:1810.04805)",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A data set that a model was trained on.
+
+    Attributes:
+      share: of the sequences.
+      digest: sha256 of its dataset.json.
+      texts: its sources, a line each, with licence and attribution where they are known; None if
+        the data set is not at hand any more.
+    """
+
+    share: float
+    digest: str
+    texts: Sequence[str] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """What a run recorded of itself.
+
+    Attributes:
+      settings: the `config` of its record.
+      steps, sequences, tokens: completed when the weights were saved; padding is not counted.
+      sources: of the text.
+      evaluation: the row of metrics.jsonl at that step or the last before it.
+    """
+
+    settings: dict[str, Any]
+    steps: int
+    sequences: int
+    tokens: int
+    sources: Sequence[Source]
+    evaluation: dict[str, Any] | None
+
+
+def model_card(
+    class_name: str,
+    config: BertConfig,
+    *,
+    parameters: int,
+    has_tokenizer: bool,
+    training: Training | None,
+) -> str:
+    """Markdown, with the front matter that model hubs read."""
+    kind = model_type(config)
+    task, what = _TASKS[class_name]
+    limit = (
+        f"at most {config.max_position_embeddings} tokens"
+        if kind == "bert"
+        else "no limit on the number of tokens"
+    )
+    parts = [
+        f"---\nlibrary_name: transformers\npipeline_tag: {task}\ntags:\n- {kind}\n"
+        "- mosaicbert_jax\n---",
+        f"# {'BERT' if kind == 'bert' else 'MosaicBERT'}, {parameters:,} parameters",
+        f"{_ARCHITECTURES[kind]}; {what}. {config.num_hidden_layers} layers, hidden size "
+        f"{config.hidden_size}, {config.num_attention_heads} heads, feed-forward size "
+        f"{config.intermediate_size}, vocabulary {config.vocab_size}; {limit}. Written by "
+        "mosaicbert_jax; the weights are float32.",
+        _loading(class_name, kind, has_tokenizer),
+    ]
+    if training is None:
+        parts.append("## Training\n\nNothing about it was recorded where this folder was written.")
+    else:
+        parts += [_recipe(training, config), _data(training), _evaluation(training)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _loading(class_name: str, kind: str, has_tokenizer: bool) -> str:
+    auto = AUTO_CLASSES[class_name]
+    trust = ", trust_remote_code=True" if kind == "mosaicbert" else ""
+    names = [auto, *(["AutoTokenizer"] if has_tokenizer else [])]
+    lines = [f"from transformers import {', '.join(names)}", ""]
+    lines.append('folder = "."  # where this file is')
+    lines.append(f"model = {auto}.from_pretrained(folder{trust})")
+    if has_tokenizer:
+        lines += [
+            "tokenizer = AutoTokenizer.from_pretrained(folder)",
+            'outputs = model(**tokenizer(["The first text.", "The other one."], padding=True, '
+            'return_tensors="pt"))',
+        ]
+    text = "## How to load it\n\nWith transformers 5:\n\n```python\n" + "\n".join(lines) + "\n```\n"
+    if kind == "mosaicbert":
+        text += (
+            "\n`trust_remote_code=True` runs `modeling_mosaicbert.py` of this folder, plain "
+            "PyTorch that needs no further package.\n"
+        )
+    if not has_tokenizer:
+        text += "\nNo tokenizer was given when this folder was written; use the model's own.\n"
+    return text + (
+        "\nIn JAX: `from mosaicbert_jax import "
+        f"{class_name}; {class_name}.from_pretrained(folder)`."
+    )
+
+
+def _recipe(training: Training, config: BertConfig) -> str:
+    settings = training.settings
+    data, optimizer, train = settings["data"], settings["optimizer"], settings["train"]
+    rows = {
+        "planned length": train["duration"],
+        "done when these weights were saved": f"{training.steps:,} steps, "
+        f"{training.sequences:,} sequences, {training.tokens:,} tokens (padding not counted)",
+        "started from": "another model's weights" if settings["init_from"] else "random weights",
+        "batch": f"{train['batch_tokens']:,} tokens, padding included, in rows of "
+        f"{data['row_length']}" + (", packed" if data["packing"] else ", a sequence each"),
+        "masked": f"{data['masking_rate']:.0%} of the tokens",
+        "optimizer": f"AdamW, learning rate {optimizer['learning_rate']:g}, betas "
+        f"{optimizer['b1']:g} and {optimizer['b2']:g}, eps {optimizer['eps']:g}, decoupled weight "
+        f"decay {optimizer['weight_decay']:g} a step at the peak",
+        "schedule": f"linear warmup over {optimizer['warmup']:.0%} of the planned length, then "
+        f"linear decay to {optimizer['final_fraction']:.0%} of the peak",
+        "dropout": f"{config.hidden_dropout_prob:g}, in attention "
+        f"{config.attention_probs_dropout_prob:g}",
+        "precision": f"{config.dtype} computation, float32 weights and optimizer",
+        "seed": str(settings["seed"]),
+    }
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    return f"## Recipe\n\nMasked language modelling.\n\n| | |\n| --- | --- |\n{table}"
+
+
+def _data(training: Training) -> str:
+    lines = ["## Data", ""]
+    for source in training.sources:
+        share = "" if len(training.sources) == 1 else f"{source.share:.1%} of the sequences: "
+        lines.append(f"{share}a data set whose record has the sha256 `{source.digest}`")
+        if source.texts is None:
+            lines[-1] += ". It was not at hand when this card was written."
+        else:
+            lines[-1] += ", made of"
+            lines += ["", *(f"- {text}" for text in source.texts)]
+        lines.append("")
+    return "\n".join(lines).rstrip()
+
+
+def _evaluation(training: Training) -> str:
+    row = training.evaluation
+    if row is None:
+        return "## Evaluation\n\nNone was recorded up to this step."
+    rate = training.settings["eval"]["masking_rate"]
+    return (
+        f"## Evaluation\n\nOn held-out text, {rate:.0%} of its tokens masked, at step "
+        f"{row['step']:,}, over {row['eval_predictions']:,} predictions:\n\n| | |\n| --- | --- |\n"
+        f"| cross-entropy, nats | {row['eval_loss']:.3f} |\n"
+        f"| masked tokens guessed right | {row['eval_masked_accuracy']:.3f} |\n"
+        f"| the same, always guessing the commonest | {row['eval_commonest_accuracy']:.3f} |"
+    )

@@ -1,0 +1,1 @@
+"""MosaicBERT in plain PyTorch, copied into what is exported; mosaicbert_jax imports none of it."""

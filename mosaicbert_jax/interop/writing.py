@@ -1,0 +1,137 @@
+"""Writes models as folders that Hugging Face's libraries, and `reading`, load."""
+
+import importlib.resources
+import json
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+from flax import nnx
+from safetensors.numpy import save_file
+from tokenizers import Tokenizer, processors
+
+from mosaicbert_jax.data.tokenizer import (
+    is_lowercase,
+    load_tokenizer,
+    special_token_ids,
+    vocab_size,
+    vocab_text,
+)
+from mosaicbert_jax.errors import UserError
+from mosaicbert_jax.files import new_folder
+from mosaicbert_jax.interop.config_file import CONFIG_FILE, model_type, stored_config
+from mosaicbert_jax.interop.model_card import Training, model_card
+from mosaicbert_jax.interop.names import (
+    BERT_DECODER_BIAS,
+    DECODER_BIAS,
+    TIED_DECODER,
+    WORDS,
+    tensor_names,
+)
+from mosaicbert_jax.interop.weight_files import SAFETENSORS
+from mosaicbert_jax.modeling.encoder import BertModel
+
+_TORCH_FILES = (
+    "configuration_mosaicbert.py",
+    "modeling_mosaicbert.py",
+    "padding_mosaicbert.py",
+)
+
+
+def save_model(
+    model: Any,
+    folder: str | os.PathLike,
+    *,
+    tokenizer: str | os.PathLike | None = None,
+    training: Training | None = None,
+) -> None:
+    """Writes a model; see `save_pretrained`.
+
+    Args:
+      training: what is known of how it came about, for the model card.
+    """
+    config, class_name = model.config, type(model).__name__
+    kind = model_type(config)
+    encoder = None if tokenizer is None else _fitting_tokenizer(tokenizer, config.vocab_size)
+    stored = stored_config(
+        config,
+        class_name,
+        num_labels=getattr(model, "num_labels", None),
+        pad_token_id=special_token_ids(encoder).pad if encoder else 0,
+    )
+    card = model_card(
+        class_name,
+        config,
+        parameters=sum(x.size for _, x in nnx.to_flat_state(nnx.state(model, nnx.Param))),
+        has_tokenizer=encoder is not None,
+        training=training,
+    )
+    with new_folder(pathlib.Path(folder)) as unfinished:
+        (unfinished / CONFIG_FILE).write_text(json.dumps(stored, indent=2) + "\n", "utf-8")
+        # Without this entry transformers takes the file for another framework's.
+        save_file(stored_tensors(model), unfinished / SAFETENSORS, metadata={"format": "pt"})
+        (unfinished / "README.md").write_text(card, encoding="utf-8")
+        if kind == "mosaicbert":
+            sources = importlib.resources.files("mosaicbert_jax.interop") / "torch_model"
+            for name in _TORCH_FILES:
+                (unfinished / name).write_bytes((sources / name).read_bytes())
+        if encoder is not None:
+            longest = config.max_position_embeddings if kind == "bert" else None
+            write_tokenizer(encoder, unfinished, max_length=longest)
+
+
+def stored_tensors(model: Any) -> dict[str, np.ndarray]:
+    """The parameters, float32, by the names that PyTorch's class has for them."""
+    config = model.config
+    tensors: dict[str, np.ndarray] = {}
+    for path, value in nnx.to_flat_state(nnx.state(model, nnx.Param)):
+        names = tensor_names(path, config)
+        array = np.asarray(value[...], np.float32)
+        array = array.T if path[-1] == "kernel" else array  # PyTorch stores (outputs, inputs)
+        parts = np.split(array, len(names))
+        tensors |= {n: np.ascontiguousarray(x) for n, x in zip(names, parts, strict=True)}
+    if DECODER_BIAS in tensors and model_type(config) == "bert":
+        tensors[BERT_DECODER_BIAS] = tensors.pop(DECODER_BIAS)
+    elif DECODER_BIAS in tensors:
+        # Written out, as the original does: code that does not tie reads a whole model.
+        tensors[TIED_DECODER] = tensors[WORDS]
+    if isinstance(model, BertModel):  # a bare encoder's names begin behind "bert."
+        tensors = {name.removeprefix("bert."): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+def write_tokenizer(
+    tokenizer: Tokenizer, folder: pathlib.Path, *, max_length: int | None = None
+) -> None:
+    """tokenizer.json and vocab.txt, and what AutoTokenizer reads beside them.
+
+    Args:
+      max_length: tokens that the model takes; None: any number.
+    """
+    ids = special_token_ids(tokenizer)
+    # Ours puts the two round every sequence, whatever the file that the tokenizer came from says.
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", ids.sep), ("[CLS]", ids.cls))
+    (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
+    (folder / "vocab.txt").write_text(vocab_text(tokenizer), encoding="utf-8")
+    settings: dict[str, Any] = {
+        # The class that takes tokenizer.json as it is; BertTokenizer builds one of its own.
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "do_lower_case": is_lowercase(tokenizer),
+        "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
+    }
+    settings |= {f"{name}_token": f"[{name.upper()}]" for name in ids.__dataclass_fields__}
+    if max_length is not None:
+        settings["model_max_length"] = max_length
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
+
+
+def _fitting_tokenizer(path: str | os.PathLike, entries: int) -> Tokenizer:
+    """Raises UserError for a tokenizer that has more entries than the model."""
+    tokenizer = load_tokenizer(path)
+    if vocab_size(tokenizer) > entries:
+        raise UserError(
+            f"{path} has {vocab_size(tokenizer)} entries and the model {entries}: they do not "
+            "belong together"
+        )
+    return tokenizer
