@@ -1,0 +1,124 @@
+"""Labelled examples as tokens: [CLS] text [SEP], or [CLS] text [SEP] other text [SEP]."""
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Int, Integer, Num
+from tokenizers import Tokenizer
+
+from mosaicbert_jax.data.encoding import encode_documents
+from mosaicbert_jax.data.tokenizer import WordEncoder, special_token_ids
+from mosaicbert_jax.errors import UserError
+from mosaicbert_jax.finetuning.examples import Example
+from mosaicbert_jax.finetuning.target import REGRESSION, Target
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodedExamples:
+    """S examples, one after another.
+
+    Attributes:
+      tokens_T: int32, of all.
+      types_T: int32, 1 on the second text of a pair and the [SEP] behind it, else 0.
+      starts_S: int64, where each begins, and T at the end.
+      labels_S: int32 classes or float32 values; zeros where there are no labels.
+      pad_id: what stands where nothing does.
+    """
+
+    tokens_T: Int[np.ndarray, "T"]
+    types_T: Int[np.ndarray, "T"]
+    starts_S: Int[np.ndarray, "S+1"]
+    labels_S: Num[np.ndarray, "S"]
+    pad_id: int
+
+    def __len__(self) -> int:
+        return len(self.labels_S)
+
+    def lengths(self, indices_S: Integer[np.ndarray, "S"]) -> Int[np.ndarray, "S"]:
+        """The number of tokens of each, special ones included."""
+        return np.diff(self.starts_S)[indices_S]
+
+    def gather(
+        self, indices_S: Integer[np.ndarray, "S"]
+    ) -> tuple[Int[np.ndarray, "T"], Int[np.ndarray, "T"]]:
+        """Tokens and types of some examples, one after another in the order of the indices."""
+        spans = [slice(self.starts_S[i], self.starts_S[i + 1]) for i in indices_S]
+        return (
+            np.concatenate([self.tokens_T[span] for span in spans]),
+            np.concatenate([self.types_T[span] for span in spans]),
+        )
+
+    @property
+    def digest(self) -> str:
+        """sha256 of everything."""
+        sha256 = hashlib.sha256()
+        for array in (self.tokens_T, self.types_T, self.starts_S, self.labels_S):
+            sha256.update(array.tobytes())
+        return sha256.hexdigest()
+
+
+def encode(
+    examples: Sequence[Example], tokenizer: Tokenizer, target: Target, max_seq_len: int
+) -> EncodedExamples:
+    """Tokens and labels of examples, at most `max_seq_len` tokens each.
+
+    Where a pair is too long, its longer text gives up tokens from its end until both are as long,
+    and then both in turn (BERT's own way).
+
+    Raises:
+      UserError: a label that is not the target's, or a text without a token; names the place.
+    """
+    tokenizer.encode_special_tokens = True  # "[SEP]" in a text is text, as in `prepare`
+    ids, words = special_token_ids(tokenizer), WordEncoder(tokenizer)
+    cls, sep = np.array([ids.cls], np.int32), np.array([ids.sep], np.int32)
+    firsts = encode_documents(words, [example.first for example in examples], max_seq_len)
+    pairs = [i for i, example in enumerate(examples) if example.second is not None]
+    seconds = dict(
+        zip(
+            pairs,
+            encode_documents(words, [examples[i].second for i in pairs], max_seq_len),
+            strict=True,
+        )
+    )
+    tokens, lengths, types = [], [], []
+    for index, (example, first_T) in enumerate(zip(examples, firsts, strict=True)):
+        second_T = seconds.get(index)
+        if not len(first_T) or (second_T is not None and not len(second_T)):
+            raise UserError(f"{example.place}: a text without a single token")
+        if second_T is None:
+            first, second = min(len(first_T), max_seq_len - 2), 0
+            parts = [cls, first_T[:first], sep]
+        else:
+            first, second = pair_lengths(len(first_T), len(second_T), max_seq_len - 3)
+            parts = [cls, first_T[:first], sep, second_T[:second], sep]
+        tokens += parts
+        of_first, of_second = first + 2, second + 1 if second else 0
+        types += [np.zeros(of_first, np.int32), np.ones(of_second, np.int32)]
+        lengths.append(of_first + of_second)
+    return EncodedExamples(
+        tokens_T=np.concatenate(tokens).astype(np.int32),
+        types_T=np.concatenate(types),
+        starts_S=np.cumsum([0, *lengths], dtype=np.int64),
+        labels_S=_labels(examples, target),
+        pad_id=ids.pad,
+    )
+
+
+def pair_lengths(first: int, second: int, room: int) -> tuple[int, int]:
+    """How many tokens of each text of a pair are kept, so that both fit."""
+    if first + second <= room:
+        return first, second
+    if second <= room // 2:
+        return room - second, second
+    if first <= room - room // 2:
+        return first, room - first
+    return room - room // 2, room // 2
+
+
+def _labels(examples: Sequence[Example], target: Target) -> np.ndarray:
+    dtype = np.float32 if target.kind == REGRESSION else np.int32
+    return np.array(
+        [0 if e.label is None else target.number(e.label, e.place) for e in examples], dtype
+    )

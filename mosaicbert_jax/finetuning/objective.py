@@ -1,0 +1,86 @@
+"""What a finetuning step learns, and what a model says of a batch; functions for `jax.jit`.
+
+Batches are those of `packed_batch`.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+
+from mosaicbert_jax.finetuning.batching import evaluation_batches
+from mosaicbert_jax.finetuning.encoded import EncodedExamples
+from mosaicbert_jax.finetuning.target import REGRESSION, Target
+from mosaicbert_jax.training import sharding
+from mosaicbert_jax.training.step import Objective
+
+
+def _logits(model: nnx.Module, batch: Mapping[str, jax.Array], dropout_key) -> jax.Array:
+    logits_SC = model(
+        batch["tokens_BL"],
+        batch["segment_ids_BL"],
+        batch["token_type_ids_BL"],
+        batch["first_positions_S"],
+        dropout_key=dropout_key,
+    )
+    return logits_SC.astype(jnp.float32)
+
+
+def _class_sums(model, batch, dropout_key, row_shards: int):
+    logits_SC = _logits(model, batch, dropout_key)
+    losses_S = optax.softmax_cross_entropy_with_integer_labels(logits_SC, batch["labels_S"])
+    right_S = jnp.argmax(logits_SC, axis=1) == batch["labels_S"]
+    return jnp.sum(losses_S * batch["weights_S"]), jnp.sum(right_S * batch["weights_S"])
+
+
+def _value_sums(model, batch, dropout_key, row_shards: int):
+    errors_S = _logits(model, batch, dropout_key)[:, 0] - batch["labels_S"]
+    weights_S = batch["weights_S"]
+    return jnp.sum(errors_S**2 * weights_S), jnp.sum(jnp.abs(errors_S) * weights_S)
+
+
+def objective_of(target: Target) -> Objective:
+    """Cross-entropy with the accuracy beside it, or squared error with the absolute one."""
+    if target.kind == REGRESSION:
+        return Objective(_value_sums, weights="weights_S", score="mean_absolute_error")
+    return Objective(_class_sums, weights="weights_S", score="accuracy")
+
+
+@functools.lru_cache(maxsize=1)
+def _logits_step(graph: nnx.GraphDef) -> Callable[[Any, dict], Float[Array, "S C"]]:
+    return jax.jit(lambda params, batch: _logits(nnx.merge(graph, params), batch, None))
+
+
+def logits_of(
+    graph: nnx.GraphDef,
+    params: Any,
+    examples: EncodedExamples,
+    mesh: Mesh,
+    *,
+    size: int,
+    row_length: int,
+) -> Float[np.ndarray, "S C"]:
+    """What a model gives for each example, in their order, without dropout.
+
+    Args:
+      size: examples of a batch; the result does not depend on it.
+    """
+    step = _logits_step(graph)
+    pending = []
+    batches = evaluation_batches(
+        examples, size=size, row_length=row_length, shards=sharding.row_shards(mesh)
+    )
+    with jax.set_mesh(mesh):
+        for arrays, indices_S in batches:
+            pending.append((indices_S, step(params, sharding.place_batch(mesh, arrays))))
+    logits_SC = np.empty((len(examples), pending[0][1].shape[1]), np.float32)
+    for indices_S, found_SC in pending:
+        logits_SC[indices_S] = np.asarray(found_SC)[: len(indices_S)]
+    return logits_SC
