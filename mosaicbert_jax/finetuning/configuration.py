@@ -41,15 +41,9 @@ def finetuning() -> ConfigDict:
                 "label_range": (),  # (lowest, highest) of a regression
                 "max_seq_len": 256,  # tokens, [CLS] and [SEP] included
             },
-            "optimizer": {
-                "learning_rate": 3e-5,  # at the peak
-                "b1": 0.9,
-                "b2": 0.98,
-                "eps": 1e-6,
-                "weight_decay": 3e-6,  # the share that a step at the peak takes away
-                "warmup": 0.06,  # share of the run
-                "final_fraction": 0.0,  # of the peak, at the end
-            },
+            "optimizer": configuration.optimizer_settings(
+                3e-5, weight_decay=3e-6, final_fraction=0.0
+            ),
             "train": {"duration": "3ep", "batch_size": 16},
             "eval": {"every": "1ep", "batch_size": 64},
             "checkpoint": {"every": "1ep", "keep": 1},
@@ -134,6 +128,7 @@ def glue() -> ConfigDict:
         {
             "init_from": placeholder(str),  # a workdir or a Hugging Face folder to start from
             "init_from_step": placeholder(int),  # of that workdir; None: its last checkpoint
+            "init_from_steps": (),  # a suite for each of these, in folders of their own
             "tasks": "mnli,qqp,qnli,sst2,cola,rte,mrpc,stsb",
             "recipes": {
                 "mnli": _recipe(3, 5e-5, 5e-6, 48, 1),

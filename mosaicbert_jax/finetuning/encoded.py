@@ -68,33 +68,25 @@ def encode(
     and then both in turn (BERT's own way).
 
     Raises:
-      UserError: a label that is not the target's, or a text without a token; names the place.
+      UserError: a label that is not the target's, or a labelled text without a token; names the
+        place.
     """
     tokenizer.encode_special_tokens = True  # "[SEP]" in a text is text, as in `prepare`
     ids, words = special_token_ids(tokenizer), WordEncoder(tokenizer)
     cls, sep = np.array([ids.cls], np.int32), np.array([ids.sep], np.int32)
     firsts = encode_documents(words, [example.first for example in examples], max_seq_len)
-    pairs = [i for i, example in enumerate(examples) if example.second is not None]
-    seconds = dict(
-        zip(
-            pairs,
-            encode_documents(words, [examples[i].second for i in pairs], max_seq_len),
-            strict=True,
-        )
-    )
+    seconds = encode_documents(words, [example.second or "" for example in examples], max_seq_len)
     tokens, lengths, types = [], [], []
-    for index, (example, first_T) in enumerate(zip(examples, firsts, strict=True)):
-        second_T = seconds.get(index)
-        if not len(first_T) or (second_T is not None and not len(second_T)):
+    for example, first_T, second_T in zip(examples, firsts, seconds, strict=True):
+        is_pair = example.second is not None
+        if example.label is not None and not (len(first_T) and (len(second_T) or not is_pair)):
             raise UserError(f"{example.place}: a text without a single token")
-        if second_T is None:
-            first, second = min(len(first_T), max_seq_len - 2), 0
-            parts = [cls, first_T[:first], sep]
-        else:
-            first, second = pair_lengths(len(first_T), len(second_T), max_seq_len - 3)
-            parts = [cls, first_T[:first], sep, second_T[:second], sep]
-        tokens += parts
-        of_first, of_second = first + 2, second + 1 if second else 0
+        room = max_seq_len - 3 if is_pair else max_seq_len - 2
+        first, second = pair_lengths(len(first_T), len(second_T), room)
+        tokens += [cls, first_T[:first], sep]
+        of_first, of_second = first + 2, second + 1 if is_pair else 0
+        if is_pair:
+            tokens += [second_T[:second], sep]
         types += [np.zeros(of_first, np.int32), np.ones(of_second, np.int32)]
         lengths.append(of_first + of_second)
     return EncodedExamples(

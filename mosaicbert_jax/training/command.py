@@ -13,26 +13,26 @@ def main() -> None:
     """Trains as the command line says; see `explained` for what ends it otherwise."""
     with explained("interrupted; the same command goes on from the last checkpoint"):
         config, workdir = parse()
-        next_command = run(config, pathlib.Path(workdir))
-    print(f"Done. Try: python -m mosaicbert_jax {next_command}", flush=True)
+        what_next = run(config, pathlib.Path(workdir))
+    print(f"Done. {what_next}", flush=True)
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> str:
-    """Pretrains or finetunes, as the config is for; returns the command to try next."""
+    """Pretrains or finetunes, as the config is for; returns what to do next."""
     # Imported here: a typo on the command line answers at once.
     from mosaicbert_jax.finetuning.finetuning import finetune
-    from mosaicbert_jax.finetuning.suite import run_suite
+    from mosaicbert_jax.finetuning.suite import run_suites
     from mosaicbert_jax.training.loop import train
     from mosaicbert_jax.training.pretraining import Pretraining
 
     if "task" in config:
         finetune(config, workdir)
-        return f"predict {workdir} FILE"
+        return f"Try: python -m mosaicbert_jax predict {workdir} FILE"
     if "tasks" in config:
-        run_suite(config, workdir)
-        return f"predict {workdir}/mnli/19 FILE"
+        run_suites(config, workdir)
+        return f"The scores are in {workdir}/results.json."
     train(Pretraining.prepare(config, workdir))
-    return f"fill-mask {workdir} 'The [MASK] of the union.'"
+    return f"Try: python -m mosaicbert_jax fill-mask {workdir} 'The [MASK] of the union.'"
 
 
 def parse() -> tuple[ConfigDict, str]:

@@ -52,15 +52,7 @@ def pretraining(model: BertConfig) -> ConfigDict:
                 "window_size": 8192,  # sequences shuffled and packed together
                 "workers": 0,  # processes that make batches; 0: a thread does
             },
-            "optimizer": {
-                "learning_rate": 5e-4,  # at the peak
-                "b1": 0.9,
-                "b2": 0.98,
-                "eps": 1e-6,
-                "weight_decay": 1e-5,  # the share that a step at the peak takes away
-                "warmup": 0.06,  # share of the run
-                "final_fraction": 0.02,  # of the peak, at the end
-            },
+            "optimizer": optimizer_settings(5e-4, weight_decay=1e-5, final_fraction=0.02),
             "train": {
                 "duration": "286720000sp",
                 "batch_tokens": 524_288,  # slots of a step, all devices together
@@ -77,6 +69,21 @@ def pretraining(model: BertConfig) -> ConfigDict:
         }
     )
     return config.lock()
+
+
+def optimizer_settings(
+    learning_rate: float, *, weight_decay: float, final_fraction: float
+) -> dict[str, float]:
+    """The group `optimizer`; what pretraining and finetuning share is as published."""
+    return {
+        "learning_rate": learning_rate,  # at the peak
+        "b1": 0.9,
+        "b2": 0.98,
+        "eps": 1e-6,
+        "weight_decay": weight_decay,  # the share that a step at the peak takes away
+        "warmup": 0.06,  # share of the run
+        "final_fraction": final_fraction,  # of the peak, at the end
+    }
 
 
 def model_config(config: ConfigDict, dataset: DatasetMetadata) -> BertConfig:

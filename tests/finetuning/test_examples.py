@@ -107,8 +107,14 @@ def test_tokens_and_types_are_those_of_the_tokenizers_library(dataset):
     assert cut.types_T[:24].sum() == 10
 
 
-def test_a_text_without_a_token_is_named(dataset):
+def test_a_text_without_a_token_is_named_where_it_has_a_label(dataset):
     tokenizer = load_tokenizer(dataset / "tokenizer.json")
+    target = Target(CLASSIFICATION, ("x",))
+    for example, length in (
+        (Example("law", "", None, ""), 4),
+        (Example("\u200b", None, None, ""), 2),
+    ):
+        assert encode([example], tokenizer, target, 9).lengths(np.arange(1)) == [length]
     with pytest.raises(UserError, match=r"f\.csv:3: a text without a single token"):
         encode(
             [Example("\u200b", None, "x", "f.csv:3")], tokenizer, Target(CLASSIFICATION, ("x",)), 9

@@ -1,11 +1,9 @@
 """A finetuning run as a user meets it: what it starts from, leaves, refuses, and how it goes on."""
 
-import itertools
 import json
 import random
 import shutil
 import sys
-from unittest import mock
 
 import jax
 import numpy as np
@@ -16,7 +14,7 @@ from mosaicbert_jax.__main__ import main as commands
 from mosaicbert_jax.finetuning.classifier import Classifier
 from mosaicbert_jax.finetuning.examples import Columns, Example, held_out, read_examples
 from mosaicbert_jax.interop.writing import save_model
-from mosaicbert_jax.training import checkpoints, loop
+from mosaicbert_jax.training import checkpoints
 from tests.conftest import run_process, run_train
 from tests.finetuning.cases import (
     BASELINE,
@@ -29,6 +27,7 @@ from tests.finetuning.cases import (
     sentences,
     write_csv,
 )
+from tests.training.test_data_settings import interrupted_at
 from tests.training.test_resume import kill_at_random
 
 
@@ -105,16 +104,9 @@ def last_state(folder):
 
 
 def test_interrupted_runs_end_with_the_same_bits(run, origin, data, tmp_path, capsys):
-    folder, place = tmp_path / "run", loop.sharding.place_batch
-    for stop in (5, 9, 20):  # before, shortly after, and long after a checkpoint
-        calls = itertools.count()
-
-        def place_or_stop(*arguments, calls=calls, stop=stop):
-            if next(calls) >= stop:
-                raise KeyboardInterrupt
-            return place(*arguments)
-
-        with mock.patch.object(loop.sharding, "place_batch", place_or_stop):
+    folder = tmp_path / "run"
+    for batches in (5, 9, 20):  # before, shortly after, and long after a checkpoint
+        with interrupted_at(batches):
             assert finetune(folder, origin, data, *SHORT) == 130
     assert finetune(folder, origin, data, *SHORT) == 0
     assert "Going on from step" in capsys.readouterr().out
