@@ -146,9 +146,16 @@ def _fill_mask(arguments: argparse.Namespace) -> None:
 
 def _predict(arguments: argparse.Namespace) -> None:
     from mosaicbert_jax.finetuning.classifier import Classifier
-    from mosaicbert_jax.finetuning.examples import examples_to_label
+    from mosaicbert_jax.finetuning.examples import examples_to_label, examples_to_tag
+    from mosaicbert_jax.finetuning.target import TOKEN_CLASSIFICATION
 
     classifier = Classifier(arguments.model)
+    if classifier.target.kind == TOKEN_CLASSIFICATION:
+        for examples in examples_to_tag(arguments.file, classifier.columns):
+            for example, labels in zip(examples, classifier.tag(examples), strict=True):
+                words = zip(example.words, labels, strict=False)  # a long text's end has none
+                print(*(f"{word}\t{label}" for word, label in words), "", sep="\n", flush=True)
+        return
     for examples in examples_to_label(arguments.file, classifier.columns):
         for example, found in zip(examples, classifier(examples), strict=True):
             text = " ".join(f"{example.first} {example.second or ''}".split())

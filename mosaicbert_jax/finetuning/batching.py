@@ -43,25 +43,31 @@ def packed_batch(
 
     Returns:
       tokens_BL, segment_ids_BL, token_type_ids_BL (int32); first_positions_S (int32, flat),
-      labels_S and weights_S (float32).
+      labels_S and weights_S (float32), or where words are labelled labels_BL and weights_BL.
     """
     packed = pack(examples.lengths(indices_S), row_length)
     indices_S = np.asarray(indices_S)[packed.order_S]
     lengths_S = examples.lengths(indices_S)
     rows = Rows(indices_S, lengths_S, np.zeros_like(indices_S), packed.row_starts_R)
-    tokens_T, types_T = examples.gather(indices_S)
+    part = examples.part(indices_S)
     places_T, segments_T = rows.layout(row_length)
     shape_BL = (bucket(packed.num_rows, shards), row_length)
-    used, unused = len(indices_S), size - len(indices_S)
-    firsts_S = places_T[np.cumsum(lengths_S) - lengths_S].astype(np.int32)
     arrays = {
-        "tokens_BL": scattered(shape_BL, places_T, tokens_T, examples.pad_id),
+        "tokens_BL": scattered(shape_BL, places_T, part.tokens_T, examples.pad_id),
         "segment_ids_BL": scattered(shape_BL, places_T, segments_T),
-        "token_type_ids_BL": scattered(shape_BL, places_T, types_T),
-        "first_positions_S": np.pad(firsts_S, (0, unused)),
-        "labels_S": np.pad(examples.labels_S[indices_S], (0, unused)),
-        "weights_S": (np.arange(size) < used).astype(np.float32),
+        "token_type_ids_BL": scattered(shape_BL, places_T, part.types_T),
     }
+    if part.word_labels_T is not None:
+        words_T = part.word_labels_T >= 0
+        labels_T, is_word_T = np.maximum(part.word_labels_T, 0), words_T.astype(np.float32)
+        arrays["labels_BL"] = scattered(shape_BL, places_T, labels_T)
+        arrays["weights_BL"] = scattered(shape_BL, places_T, is_word_T, dtype=np.float32)
+        return arrays, indices_S
+    used, unused = len(indices_S), size - len(indices_S)
+    firsts_S = places_T[part.starts_S[:-1]].astype(np.int32)
+    arrays["first_positions_S"] = np.pad(firsts_S, (0, unused))
+    arrays["labels_S"] = np.pad(part.labels_S, (0, unused))
+    arrays["weights_S"] = (np.arange(size) < used).astype(np.float32)
     return arrays, indices_S
 
 

@@ -11,8 +11,8 @@ from jaxtyping import Float
 from scipy import special
 
 from mosaicbert_jax.errors import UserError
-from mosaicbert_jax.finetuning.encoded import encode
-from mosaicbert_jax.finetuning.examples import Columns, Example
+from mosaicbert_jax.finetuning.encoded import EncodedExamples, encode, encode_tagged
+from mosaicbert_jax.finetuning.examples import Columns, Example, TaggedExample
 from mosaicbert_jax.finetuning.objective import logits_of
 from mosaicbert_jax.finetuning.origin import Origin
 from mosaicbert_jax.finetuning.target import REGRESSION
@@ -64,6 +64,15 @@ class Classifier:
         everywhere = sharding.replicated(self._mesh)
         self._params = jax.device_put(nnx.to_pure_dict(params), everywhere)
 
+    def tag(self, examples: Sequence[TaggedExample]) -> list[list[str]]:
+        """The class of each word of each example; of words that are cut off, none."""
+        blank = [dataclasses.replace(example, labels=None) for example in examples]
+        encoded = encode_tagged(blank, self._tokenizer, self.target, self._max_seq_len)
+        names_W = [self.target.labels[i] for i in self._logits(encoded).argmax(axis=1)]
+        ends_S = np.cumsum(encoded.words(np.arange(len(encoded))))
+        starts_S = [0, *ends_S[:-1]]
+        return [names_W[begin:end] for begin, end in zip(starts_S, ends_S, strict=True)]
+
     @property
     def columns(self) -> Columns:
         """Of the texts in the files that the model was finetuned on, as far as is known."""
@@ -72,10 +81,13 @@ class Classifier:
     def logits(self, examples: Sequence[Example]) -> Float[np.ndarray, "S C"]:
         """What the model gives for each example; their labels are not looked at."""
         blank = [dataclasses.replace(example, label=None) for example in examples]
+        return self._logits(encode(blank, self._tokenizer, self.target, self._max_seq_len))
+
+    def _logits(self, encoded: EncodedExamples) -> np.ndarray:
         return logits_of(
             self._graph,
             self._params,
-            encode(blank, self._tokenizer, self.target, self._max_seq_len),
+            encoded,
             self._mesh,
             size=_BATCH,
             row_length=self._max_seq_len,

@@ -29,7 +29,7 @@ def finetuning() -> ConfigDict:
             "init_from": placeholder(str),  # a workdir or a Hugging Face folder to start from
             "init_from_step": placeholder(int),  # of that workdir; None: its last checkpoint
             "renew_classifier": False,  # True: a finetuned model's classifier starts anew too
-            "task": "classification",  # or regression
+            "task": "classification",  # or regression, or token_classification
             "model": {"dtype": "auto"},  # bfloat16 on GPUs and float32 else
             "data": {
                 "path": placeholder(str),  # .csv, .tsv or .jsonl, also with .gz or .zst
@@ -64,7 +64,7 @@ def check(config: ConfigDict) -> None:
     if not config.data.path:
         raise UserError("data.path is not set: give a file with --config.data.path=FILE")
     if config.task not in KINDS:
-        raise UserError(f"task={config.task!r}: choose {' or '.join(KINDS)}")
+        raise UserError(f"task={config.task!r}: choose {', '.join(KINDS)}")
     if config.data.label_range and len(config.data.label_range) != 2:
         raise UserError(f"data.label_range={config.data.label_range}: give (lowest, highest)")
     if jax.process_count() > 1:

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from mosaicbert_jax.data.encoding import encode_documents
 from mosaicbert_jax.data.tokenizer import WordEncoder, special_token_ids
 from mosaicbert_jax.errors import UserError
-from mosaicbert_jax.finetuning.examples import Example
+from mosaicbert_jax.finetuning.examples import Example, TaggedExample
 from mosaicbert_jax.finetuning.target import REGRESSION, Target
 
 
@@ -25,6 +25,8 @@ class EncodedExamples:
       starts_S: int64, where each begins, and T at the end.
       labels_S: int32 classes or float32 values; zeros where there are no labels.
       pad_id: what stands where nothing does.
+      word_labels_T: int32 where words are labelled: the class of each word at its first token, 0 if
+        it has none, and -1 on all other tokens.
     """
 
     tokens_T: Int[np.ndarray, "T"]
@@ -32,6 +34,7 @@ class EncodedExamples:
     starts_S: Int[np.ndarray, "S+1"]
     labels_S: Num[np.ndarray, "S"]
     pad_id: int
+    word_labels_T: Int[np.ndarray, "T"] | None = None
 
     def __len__(self) -> int:
         return len(self.labels_S)
@@ -40,21 +43,33 @@ class EncodedExamples:
         """The number of tokens of each, special ones included."""
         return np.diff(self.starts_S)[indices_S]
 
-    def gather(
-        self, indices_S: Integer[np.ndarray, "S"]
-    ) -> tuple[Int[np.ndarray, "T"], Int[np.ndarray, "T"]]:
-        """Tokens and types of some examples, one after another in the order of the indices."""
+    def words(self, indices_S: Integer[np.ndarray, "S"]) -> Int[np.ndarray, "S"]:
+        """The number of labelled words of each."""
+        before = np.concatenate([[0], np.cumsum(self.word_labels_T >= 0)])
+        return np.diff(before[self.starts_S])[indices_S]
+
+    def part(self, indices_S: Integer[np.ndarray, "S"]) -> "EncodedExamples":
+        """Some examples, in the order of the indices."""
         spans = [slice(self.starts_S[i], self.starts_S[i + 1]) for i in indices_S]
-        return (
-            np.concatenate([self.tokens_T[span] for span in spans]),
-            np.concatenate([self.types_T[span] for span in spans]),
+
+        def joined(array_T: np.ndarray) -> np.ndarray:
+            return np.concatenate([array_T[span] for span in spans])
+
+        return EncodedExamples(
+            joined(self.tokens_T),
+            joined(self.types_T),
+            np.cumsum([0, *self.lengths(indices_S)], dtype=np.int64),
+            self.labels_S[indices_S],
+            self.pad_id,
+            None if self.word_labels_T is None else joined(self.word_labels_T),
         )
 
     @property
     def digest(self) -> str:
         """sha256 of everything."""
         sha256 = hashlib.sha256()
-        for array in (self.tokens_T, self.types_T, self.starts_S, self.labels_S):
+        words = [] if self.word_labels_T is None else [self.word_labels_T]
+        for array in (self.tokens_T, self.types_T, self.starts_S, self.labels_S, *words):
             sha256.update(array.tobytes())
         return sha256.hexdigest()
 
@@ -95,6 +110,45 @@ def encode(
         starts_S=np.cumsum([0, *lengths], dtype=np.int64),
         labels_S=_labels(examples, target),
         pad_id=ids.pad,
+    )
+
+
+def encode_tagged(
+    examples: Sequence[TaggedExample], tokenizer: Tokenizer, target: Target, max_seq_len: int
+) -> EncodedExamples:
+    """Tokens of words, each word's label at its first token, at most `max_seq_len` tokens each.
+
+    Words that no longer fit are cut off with their labels.
+
+    Raises:
+      UserError: a label that is not the target's, or a word without a token; names the place.
+    """
+    tokenizer.encode_special_tokens = True
+    ids, encode_words = special_token_ids(tokenizer), WordEncoder(tokenizer)
+    tokens, labels, lengths = [], [], []
+    for example in examples:
+        pieces, firsts = [np.array([ids.cls], np.int32)], [np.array([-1], np.int32)]
+        names = example.labels or (None,) * len(example.words)
+        words = zip(example.words, names, encode_words(example.words), strict=True)
+        for number, (word, name, word_T) in enumerate(words, 1):
+            place = f"{example.place}, word {number}"
+            if not len(word_T):
+                raise UserError(f"{place}: {word!r} has no token")
+            pieces.append(word_T)
+            firsts.append(np.full(len(word_T), -1, np.int32))
+            firsts[-1][0] = 0 if name is None else target.number(name, place)
+        kept = slice(max_seq_len - 1)
+        tokens += [np.concatenate(pieces)[kept], np.array([ids.sep], np.int32)]
+        labels += [np.concatenate(firsts)[kept], np.array([-1], np.int32)]
+        lengths.append(len(tokens[-2]) + 1)
+    tokens_T = np.concatenate(tokens).astype(np.int32)
+    return EncodedExamples(
+        tokens_T,
+        np.zeros_like(tokens_T),
+        np.cumsum([0, *lengths], dtype=np.int64),
+        np.zeros(len(examples), np.int32),
+        ids.pad,
+        np.concatenate(labels),
     )
 
 

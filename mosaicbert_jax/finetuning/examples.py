@@ -38,6 +38,25 @@ class Example:
 
 
 @dataclasses.dataclass(frozen=True)
+class TaggedExample:
+    """Words, with a label for each.
+
+    Attributes:
+      labels: of the words; None where there are none.
+      place: where it stands, for messages.
+    """
+
+    words: tuple[str, ...]
+    labels: tuple[str, ...] | None
+    place: str
+
+    @property
+    def first(self) -> str:
+        """All of it as a text."""
+        return " ".join(self.words)
+
+
+@dataclasses.dataclass(frozen=True)
 class Columns:
     """The names of the columns, or keys, of an example; None for one that is not there."""
 
@@ -74,6 +93,34 @@ def example_of(place: str, fields: dict[str, Any], columns: Columns) -> Example:
     return Example(*texts, label, place)
 
 
+def read_tagged_examples(path: Path, columns: Columns) -> list[TaggedExample]:
+    """All examples of a JSON Lines file with a list of words and one of labels in each line.
+
+    Raises:
+      UserError: a file that cannot be read, a missing key, or lists that do not match; names the
+        line.
+    """
+    examples = [tagged_example_of(place, fields, columns) for place, fields in rows(path)]
+    if not examples:
+        raise UserError(f"{path}: no line with an example in it")
+    return examples
+
+
+def tagged_example_of(place: str, fields: dict[str, Any], columns: Columns) -> TaggedExample:
+    """Takes an example from a line; raises as `read_tagged_examples`."""
+    lists = []
+    for name in (columns.text, *([columns.label] if columns.label else [])):
+        if name not in fields:
+            raise UserError(f"{place}: no key {name!r}, only {', '.join(map(repr, fields))}")
+        found = fields[name]
+        if not (isinstance(found, list) and found and all(isinstance(x, str) for x in found)):
+            raise UserError(f"{place}: {name!r} must be a list of strings, one for each word")
+        lists.append(tuple(found))
+    if len({len(found) for found in lists}) > 1:
+        raise UserError(f"{place}: {len(lists[0])} words and {len(lists[1])} labels")
+    return TaggedExample(lists[0], lists[1] if columns.label else None, place)
+
+
 def _label(value: Any, name: str, place: str) -> str:
     if isinstance(value, bool | int | float):
         return json.dumps(value)
@@ -93,19 +140,38 @@ def examples_to_label(path: Path | None, columns: Columns) -> Iterator[list[Exam
 
     A few at a time; from a terminal one by one. Raises UserError as `read_examples`.
     """
-    if path is None:
-        source = ((f"line {number}", line.strip()) for number, line in enumerate(sys.stdin, 1))
-        found = (example_of_line(line, place) for place, line in source if line)
-    elif _suffix(path) in _READERS:
+    if path is not None and _suffix(path) in _READERS:
         found = (example_of(place, fields, columns) for place, fields in rows(path))
     else:
-        found = (example_of_line(line, place) for place, line in lines(path))
-    at_once = 1 if path is None and sys.stdin.isatty() else _AT_ONCE
-    while chunk := list(itertools.islice(found, at_once)):
+        found = (example_of_line(line, place) for place, line in _lines_to_label(path))
+    yield from _at_once(path, found)
+
+
+def examples_to_tag(path: Path | None, columns: Columns) -> Iterator[list[TaggedExample]]:
+    """The same for words, which in a line of text are what stands between spaces."""
+    if path is not None and _suffix(path) in _READERS:
+        found = (tagged_example_of(place, fields, columns) for place, fields in rows(path))
+    else:
+        found = (
+            TaggedExample(tuple(line.split()), None, place) for place, line in _lines_to_label(path)
+        )
+    yield from _at_once(path, found)
+
+
+def _lines_to_label(path: Path | None) -> Iterator[tuple[str, str]]:
+    if path is not None:
+        return lines(path)
+    source = ((f"line {number}", line.strip()) for number, line in enumerate(sys.stdin, 1))
+    return (found for found in source if found[1])
+
+
+def _at_once(path: Path | None, found: Iterator[Any]) -> Iterator[list[Any]]:
+    count = 1 if path is None and sys.stdin.isatty() else _AT_ONCE
+    while chunk := list(itertools.islice(found, count)):
         yield chunk
 
 
-def held_out(examples: Iterable[Example], fraction: float) -> tuple[list[Example], list[Example]]:
+def held_out(examples: Iterable[Any], fraction: float) -> tuple[list[Any], list[Any]]:
     """Those to train on and about `fraction` of them to evaluate on.
 
     The digest of the first text decides, so that all copies of a text are on one side, and a file

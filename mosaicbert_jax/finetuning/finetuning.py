@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from mosaicbert_jax.data.pipeline import Batch, Position
@@ -17,11 +18,11 @@ from mosaicbert_jax.errors import UserError
 from mosaicbert_jax.files import write_atomically
 from mosaicbert_jax.finetuning import configuration
 from mosaicbert_jax.finetuning.batching import training_batches
-from mosaicbert_jax.finetuning.encoded import EncodedExamples, encode
+from mosaicbert_jax.finetuning.encoded import EncodedExamples, encode, encode_tagged
 from mosaicbert_jax.finetuning.objective import logits_of, objective_of
 from mosaicbert_jax.finetuning.origin import Origin, initial_params
 from mosaicbert_jax.finetuning.scores import Scores, score
-from mosaicbert_jax.finetuning.target import Target
+from mosaicbert_jax.finetuning.target import TOKEN_CLASSIFICATION, Target
 from mosaicbert_jax.finetuning.task import Task, read_task
 from mosaicbert_jax.training import checkpoints, flops, loop, sharding, workdir
 from mosaicbert_jax.training.durations import Duration
@@ -64,8 +65,10 @@ class Finetuning(Run):
         if "classifier" in origin.heads and not config.renew_classifier:
             _check_same_target(source, origin.target, task.target)
 
+        encode_as = encode_tagged if task.target.kind == TOKEN_CLASSIFICATION else encode
+
         def encoded(examples):
-            return encode(examples, origin.tokenizer, task.target, config.data.max_seq_len)
+            return encode_as(examples, origin.tokenizer, task.target, config.data.max_seq_len)
 
         train, dev = encoded(task.train), {name: encoded(s) for name, s in task.dev.items()}
         digests = "".join(examples.digest for examples in (train, *dev.values()))
@@ -152,9 +155,12 @@ class Finetuning(Run):
         """The metrics on each held-out set; those of a named set end in its name."""
         values: dict[str, float] = {}
         for name, examples in self.dev.items():
-            found = score(
-                self.logits(params, examples), examples.labels_S, self.target, self.metrics
-            )
+            labels, words_S = examples.labels_S, None
+            if examples.word_labels_T is not None:
+                labels = examples.word_labels_T[examples.word_labels_T >= 0]
+                words_S = examples.words(np.arange(len(examples)))
+            logits = self.logits(params, examples)
+            found = score(logits, labels, self.target, self.metrics, words_S)
             ending = f"_{name}" if name else ""
             values |= {f"{metric}{ending}": value for metric, value in found.items()}
         return Scores(values, sum(map(len, self.dev.values())))

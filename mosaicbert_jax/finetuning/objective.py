@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from mosaicbert_jax.finetuning.batching import evaluation_batches
 from mosaicbert_jax.finetuning.encoded import EncodedExamples
-from mosaicbert_jax.finetuning.target import REGRESSION, Target
+from mosaicbert_jax.finetuning.target import REGRESSION, TOKEN_CLASSIFICATION, Target
 from mosaicbert_jax.training import sharding
 from mosaicbert_jax.training.step import Objective
 
@@ -40,6 +40,24 @@ def _class_sums(model, batch, dropout_key, row_shards: int):
     return jnp.sum(losses_S * batch["weights_S"]), jnp.sum(right_S * batch["weights_S"])
 
 
+def _token_logits(model: nnx.Module, batch: Mapping[str, jax.Array], dropout_key) -> jax.Array:
+    logits_BLC = model(
+        batch["tokens_BL"],
+        batch["segment_ids_BL"],
+        batch["token_type_ids_BL"],
+        dropout_key=dropout_key,
+    )
+    return logits_BLC.astype(jnp.float32)
+
+
+def _token_sums(model, batch, dropout_key, row_shards: int):
+    logits_BLC = _token_logits(model, batch, dropout_key)
+    labels_BL, weights_BL = batch["labels_BL"], batch["weights_BL"]
+    losses_BL = optax.softmax_cross_entropy_with_integer_labels(logits_BLC, labels_BL)
+    right_BL = jnp.argmax(logits_BLC, axis=2) == labels_BL
+    return jnp.sum(losses_BL * weights_BL), jnp.sum(right_BL * weights_BL)
+
+
 def _value_sums(model, batch, dropout_key, row_shards: int):
     errors_S = _logits(model, batch, dropout_key)[:, 0] - batch["labels_S"]
     weights_S = batch["weights_S"]
@@ -50,12 +68,18 @@ def objective_of(target: Target) -> Objective:
     """Cross-entropy with the accuracy beside it, or squared error with the absolute one."""
     if target.kind == REGRESSION:
         return Objective(_value_sums, weights="weights_S", score="mean_absolute_error")
+    if target.kind == TOKEN_CLASSIFICATION:
+        return Objective(_token_sums, weights="weights_BL", score="accuracy")
     return Objective(_class_sums, weights="weights_S", score="accuracy")
 
 
 @functools.lru_cache(maxsize=1)
 def _logits_step(graph: nnx.GraphDef) -> Callable[[Any, dict], Float[Array, "S C"]]:
-    return jax.jit(lambda params, batch: _logits(nnx.merge(graph, params), batch, None))
+    def logits(params: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
+        of = _logits if "first_positions_S" in batch else _token_logits
+        return of(nnx.merge(graph, params), batch, None)
+
+    return jax.jit(logits)
 
 
 def logits_of(
@@ -71,6 +95,9 @@ def logits_of(
 
     Args:
       size: examples of a batch; the result does not depend on it.
+
+    Returns:
+      A row for each example, or where words are labelled for each word.
     """
     step = _logits_step(graph)
     pending = []
@@ -79,8 +106,16 @@ def logits_of(
     )
     with jax.set_mesh(mesh):
         for arrays, indices_S in batches:
-            pending.append((indices_S, step(params, sharding.place_batch(mesh, arrays))))
-    logits_SC = np.empty((len(examples), pending[0][1].shape[1]), np.float32)
-    for indices_S, found_SC in pending:
-        logits_SC[indices_S] = np.asarray(found_SC)[: len(indices_S)]
-    return logits_SC
+            found = step(params, sharding.place_batch(mesh, arrays))
+            pending.append((indices_S, arrays.get("weights_BL"), found))
+    logits: dict[int, np.ndarray] = {}
+    for indices_S, is_word_BL, found in pending:
+        found = np.asarray(found)
+        if is_word_BL is None:
+            logits |= zip(indices_S.tolist(), found[: len(indices_S), None], strict=True)
+        else:
+            # Rows and their segments come in the order of the indices.
+            ends_S = np.cumsum(examples.words(indices_S))[:-1]
+            parts = np.split(found[is_word_BL > 0], ends_S)
+            logits |= zip(indices_S.tolist(), parts, strict=True)
+    return np.concatenate([logits[index] for index in range(len(examples))])

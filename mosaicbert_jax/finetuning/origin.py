@@ -10,10 +10,10 @@ from tokenizers import Tokenizer
 
 from mosaicbert_jax.data.tokenizer import load_tokenizer, vocab_size
 from mosaicbert_jax.errors import UserError
-from mosaicbert_jax.finetuning.target import Target
+from mosaicbert_jax.finetuning.target import CLASSIFICATION, TOKEN_CLASSIFICATION, Target
 from mosaicbert_jax.interop.reading import load_model, stored_model
 from mosaicbert_jax.modeling.config import BertConfig
-from mosaicbert_jax.modeling.heads import BertForSequenceClassification
+from mosaicbert_jax.modeling.heads import BertForSequenceClassification, BertForTokenClassification
 from mosaicbert_jax.training import checkpoints, workdir
 
 _HEADS = ("pooler", "classifier")
@@ -47,15 +47,17 @@ class Origin:
             model = BertConfig.from_fields(record["model"])
             found = record.get(workdir.CLASSIFIER)
             target = None if found is None else Target.from_dict(found)
-            heads = () if found is None else _HEADS
+            heads = () if target is None else _heads(target.kind)
             tokenizer = load_tokenizer(folder / workdir.TOKENIZER)
         else:
             if step is not None:
                 raise UserError(f"step {step} is asked for, but {folder} has no checkpoints")
             stored = stored_model(folder)
             model, tokenizer = stored.config, load_tokenizer(folder)
+            target = None
             heads = tuple(head for head in _HEADS if head in stored.heads)
-            target = Target.of_names(stored.labels) if "classifier" in heads else None
+            if "classifier" in heads:
+                target = Target.of_names(stored.labels, of_tokens=stored.of_tokens)
         if vocab_size(tokenizer) > model.vocab_size:
             raise UserError(
                 f"{folder}: its tokenizer has {vocab_size(tokenizer)} entries and the model "
@@ -67,10 +69,12 @@ class Origin:
         """The model with all its weights; heads that are missing are random."""
         if _is_run(self.folder):
             return checkpoints.load_model(self.folder, self.step)
-        missing = tuple(head for head in _HEADS if head not in self.heads)
+        kind = CLASSIFICATION if self.target is None else self.target.kind
+        of_tokens = kind == TOKEN_CLASSIFICATION
+        missing = tuple(head for head in _heads(kind) if head not in self.heads)
         outputs = 2 if self.target is None else self.target.outputs
         return load_model(
-            BertForSequenceClassification,
+            BertForTokenClassification if of_tokens else BertForSequenceClassification,
             self.folder,
             renew=missing,
             num_labels=outputs,
@@ -80,7 +84,12 @@ class Origin:
     def params(self) -> dict[str, Any]:
         """The parameters of the encoder ("bert") and of the heads."""
         params = nnx.to_pure_dict(nnx.state(self.load("float32"), nnx.Param))
-        return {part: params[part] for part in ("bert", *self.heads)}
+        return {part: params[part] for part in ("bert", *self.heads) if part in params}
+
+
+def _heads(kind: str) -> tuple[str, ...]:
+    """What stands on the encoder of a model that tells this."""
+    return ("classifier",) if kind == TOKEN_CLASSIFICATION else _HEADS
 
 
 def _is_run(folder: pathlib.Path) -> bool:
@@ -93,7 +102,8 @@ def initial_params(origin: Origin, kept: tuple[str, ...], build: Any, abstract: 
     Args:
       abstract: how the parameters are laid out.
     """
-    found = {name: part for name, part in origin.params().items() if name in ("bert", *kept)}
+    wanted = {"bert", *kept} & set(abstract)
+    found = {name: part for name, part in origin.params().items() if name in wanted}
     new = [name for name in abstract if name not in found]
 
     def draw(key: jax.Array) -> dict[str, Any]:

@@ -7,9 +7,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Num
 from scipy import special, stats
+from seqeval import metrics as seqeval_metrics
 from sklearn import metrics as sklearn_metrics
 
-from mosaicbert_jax.finetuning.target import REGRESSION, Target
+from mosaicbert_jax.finetuning.target import REGRESSION, TOKEN_CLASSIFICATION, Target
+
+ENTITY_F1 = "entity_f1"
 
 
 def _correlation(correlate: Callable) -> Callable[[np.ndarray, np.ndarray], float]:
@@ -43,10 +46,31 @@ METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
 }
 
 
+def entity_f1(
+    labels_W: Num[np.ndarray, "W"],
+    predicted_W: Num[np.ndarray, "W"],
+    words_S: Num[np.ndarray, "S"],
+    target: Target,
+) -> float:
+    """Of whole entities (labels B-NAME, I-NAME and O), as CoNLL counts them.
+
+    Args:
+      words_S: how many of the W words each example has.
+    """
+    ends_S = np.cumsum(words_S)[:-1]
+
+    def named(numbers_W: np.ndarray) -> list[list[str]]:
+        return [[target.labels[i] for i in part] for part in np.split(numbers_W, ends_S)]
+
+    return float(seqeval_metrics.f1_score(named(labels_W), named(predicted_W), zero_division=0))
+
+
 def metrics_of(target: Target) -> tuple[str, ...]:
     """The metrics of a task of one's own."""
     if target.kind == REGRESSION:
         return ("pearson", "spearman", "mean_absolute_error")
+    if target.kind == TOKEN_CLASSIFICATION:
+        return ("accuracy", ENTITY_F1)
     return ("accuracy", "f1" if len(target.labels) == 2 else "macro_f1", "matthews")
 
 
@@ -85,13 +109,23 @@ def score(
     labels_S: Num[np.ndarray, "S"],
     target: Target,
     metrics: Sequence[str],
+    words_S: Num[np.ndarray, "S"] | None = None,
 ) -> dict[str, float]:
-    """The metrics by name, and the loss."""
+    """The metrics by name, and the loss.
+
+    Args:
+      words_S: where words are labelled, how many each example has.
+    """
     predicted_S = predictions(logits_SC, target)
     if target.kind == REGRESSION:
         loss = np.mean((predicted_S - labels_S) ** 2)
     else:
         log_probabilities_SC = special.log_softmax(logits_SC, axis=1)
         loss = -np.mean(log_probabilities_SC[np.arange(len(labels_S)), labels_S])
-    found = {name: float(METRICS[name](labels_S, predicted_S)) for name in metrics}
+    found = {
+        name: entity_f1(labels_S, predicted_S, words_S, target)
+        if name == ENTITY_F1
+        else float(METRICS[name](labels_S, predicted_S))
+        for name in metrics
+    }
     return {"loss": float(loss), **found}

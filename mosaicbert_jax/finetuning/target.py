@@ -1,4 +1,4 @@
-"""What a finetuned model tells: one of several classes, or a number."""
+"""What a finetuned model tells: a class of a text or of each word, or a number."""
 
 import dataclasses
 import math
@@ -8,7 +8,8 @@ from typing import Any, Self
 from mosaicbert_jax.errors import UserError
 
 CLASSIFICATION, REGRESSION = "classification", "regression"
-KINDS = (CLASSIFICATION, REGRESSION)
+TOKEN_CLASSIFICATION = "token_classification"  # a class for each word
+KINDS = (CLASSIFICATION, REGRESSION, TOKEN_CLASSIFICATION)
 _MOST_SHOWN = 12
 
 
@@ -37,9 +38,11 @@ class Target:
         return cls(kind, tuple(labels))
 
     @classmethod
-    def of_names(cls, names: Iterable[str]) -> Self:
+    def of_names(cls, names: Iterable[str], *, of_tokens: bool) -> Self:
         """Of a classifier in Hugging Face's layout, where one output is a regression's."""
         labels = tuple(names)
+        if of_tokens:
+            return cls(TOKEN_CLASSIFICATION, labels)
         return cls(CLASSIFICATION, labels) if len(labels) > 1 else cls(REGRESSION)
 
     @property

@@ -1,16 +1,25 @@
 """A task: what is trained on, what is held out, and how that is scored."""
 
 import dataclasses
+import itertools
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from mosaicbert_jax.errors import UserError
-from mosaicbert_jax.finetuning.examples import Columns, Example, held_out, read_examples
+from mosaicbert_jax.finetuning.examples import (
+    Columns,
+    Example,
+    TaggedExample,
+    held_out,
+    read_examples,
+    read_tagged_examples,
+)
 from mosaicbert_jax.finetuning.scores import metrics_of
-from mosaicbert_jax.finetuning.target import REGRESSION, Target
+from mosaicbert_jax.finetuning.target import REGRESSION, TOKEN_CLASSIFICATION, Target
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +35,8 @@ class Task:
 
     target: Target
     metrics: tuple[str, ...]
-    train: Sequence[Example]
-    dev: Mapping[str, Sequence[Example]]
+    train: Sequence[Example] | Sequence[TaggedExample]
+    dev: Mapping[str, Sequence[Example] | Sequence[TaggedExample]]
 
 
 def read_task(config: ConfigDict) -> Task:
@@ -39,9 +48,10 @@ def read_task(config: ConfigDict) -> Task:
     data = config.data
     columns = Columns(data.text, data.second_text, data.label)
     path = pathlib.Path(data.path)
-    train = read_examples(path, columns)
+    read = read_tagged_examples if config.task == TOKEN_CLASSIFICATION else read_examples
+    train = read(path, columns)
     if data.dev_path:
-        dev = read_examples(pathlib.Path(data.dev_path), columns)
+        dev = read(pathlib.Path(data.dev_path), columns)
     else:
         train, dev = held_out(train, data.dev_fraction)
         if not train or not dev:
@@ -53,10 +63,14 @@ def read_task(config: ConfigDict) -> Task:
     return Task(target, metrics_of(target), train, {"": dev})
 
 
-def _target(config: ConfigDict, train: Sequence[Example], path: pathlib.Path) -> Target:
+def _target(config: ConfigDict, train: Sequence[Any], path: pathlib.Path) -> Target:
     if config.task == REGRESSION:
         return Target(REGRESSION, (), tuple(config.data.label_range) or (-math.inf, math.inf))
-    target = Target.of_classes(config.task, (example.label for example in train))
+    if config.task == TOKEN_CLASSIFICATION:
+        labels = itertools.chain.from_iterable(example.labels for example in train)
+    else:
+        labels = (example.label for example in train)
+    target = Target.of_classes(config.task, labels)
     if len(target.labels) < 2:
         raise UserError(
             f"{path}: the only label to train on is {target.labels[0]!r}; two are needed"

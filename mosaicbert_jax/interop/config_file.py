@@ -80,6 +80,12 @@ def read_labels(folder: pathlib.Path, num_labels: int) -> tuple[str, ...]:
     return tuple(str(id2label.get(str(i), f"LABEL_{i}")) for i in range(num_labels))
 
 
+def classifies_tokens(folder: pathlib.Path) -> bool:
+    """Whether config.json names a class for token classification."""
+    names = read_json(folder / CONFIG_FILE).get("architectures")
+    return isinstance(names, list) and any("TokenClassification" in str(name) for name in names)
+
+
 def _check_bounds(
     path: pathlib.Path, config: BertConfig, tensors: Mapping[str, np.ndarray]
 ) -> None:

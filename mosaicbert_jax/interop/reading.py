@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx, traverse_util
 
 from mosaicbert_jax.errors import UserError
-from mosaicbert_jax.interop.config_file import read_config, read_labels
+from mosaicbert_jax.interop.config_file import classifies_tokens, read_config, read_labels
 from mosaicbert_jax.interop.names import (
     TIED_DECODER,
     WORDS,
@@ -32,11 +32,13 @@ class StoredModel:
       config: of the encoder.
       heads: which of "pooler" and "classifier" are there.
       labels: the names of a classifier's outputs, by number.
+      of_tokens: whether the classifier is one of tokens, by its class.
     """
 
     config: BertConfig
     heads: frozenset[str]
     labels: tuple[str, ...]
+    of_tokens: bool
 
 
 def stored_model(folder: pathlib.Path) -> StoredModel:
@@ -48,6 +50,7 @@ def stored_model(folder: pathlib.Path) -> StoredModel:
         config,
         frozenset(head for head, tensor in heads.items() if tensor in tensors),
         read_labels(folder, num_labels or 2),
+        classifies_tokens(folder),
     )
 
 

@@ -15,7 +15,11 @@ from flax import nnx
 from mosaicbert_jax.data.pipeline import Position
 from mosaicbert_jax.errors import UserError
 from mosaicbert_jax.modeling.config import BertConfig
-from mosaicbert_jax.modeling.heads import BertForMaskedLM, BertForSequenceClassification
+from mosaicbert_jax.modeling.heads import (
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+)
 from mosaicbert_jax.training import workdir as workdirs
 from mosaicbert_jax.training.durations import Progress
 from mosaicbert_jax.training.step import TrainState
@@ -173,7 +177,9 @@ def build_model(record: dict[str, Any], seed: int | jax.Array) -> nnx.Module:
     if classifier is None:
         return BertForMaskedLM(config, rngs=nnx.Rngs(seed))
     outputs = len(classifier["labels"]) or 1  # one number, of a regression
-    return BertForSequenceClassification(config, num_labels=outputs, rngs=nnx.Rngs(seed))
+    of_tokens = classifier["kind"] == "token_classification"
+    build = BertForTokenClassification if of_tokens else BertForSequenceClassification
+    return build(config, num_labels=outputs, rngs=nnx.Rngs(seed))
 
 
 def load_model(workdir: pathlib.Path, step: int | None = None) -> nnx.Module:

@@ -204,7 +204,7 @@ def test_regression(origin, tmp_path):
         ([("a", "good")], ("data.text=body",), "reviews.csv:2: no column 'body'"),
         ([("a", "good")], ("data.second_text=b",), "reviews.csv:2: no column 'b', only 'text'"),
         ([("a", "good")], ("task=regression",), "reviews.csv:2: the label"),
-        ([("a", "good")], ("task=ranking",), "task='ranking': choose classification or regression"),
+        ([("a", "good")], ("task=ranking",), "task='ranking': choose classification, regression"),
         ([("a", "good")], ("train.batch_size=0",), "train.batch_size=0 must be at least 1"),
     ],
 )
