@@ -23,14 +23,16 @@ from mosaicbert_jax.training.step import Objective
 
 
 def _logits(model: nnx.Module, batch: Mapping[str, jax.Array], dropout_key) -> jax.Array:
-    logits_SC = model(
+    """float32[S, C], or float32[B, L, C] of a model that labels words."""
+    of_sequences = {k: v for k, v in batch.items() if k == "first_positions_S"}
+    logits = model(
         batch["tokens_BL"],
         batch["segment_ids_BL"],
         batch["token_type_ids_BL"],
-        batch["first_positions_S"],
+        **of_sequences,
         dropout_key=dropout_key,
     )
-    return logits_SC.astype(jnp.float32)
+    return logits.astype(jnp.float32)
 
 
 def _class_sums(model, batch, dropout_key, row_shards: int):
@@ -40,18 +42,8 @@ def _class_sums(model, batch, dropout_key, row_shards: int):
     return jnp.sum(losses_S * batch["weights_S"]), jnp.sum(right_S * batch["weights_S"])
 
 
-def _token_logits(model: nnx.Module, batch: Mapping[str, jax.Array], dropout_key) -> jax.Array:
-    logits_BLC = model(
-        batch["tokens_BL"],
-        batch["segment_ids_BL"],
-        batch["token_type_ids_BL"],
-        dropout_key=dropout_key,
-    )
-    return logits_BLC.astype(jnp.float32)
-
-
 def _token_sums(model, batch, dropout_key, row_shards: int):
-    logits_BLC = _token_logits(model, batch, dropout_key)
+    logits_BLC = _logits(model, batch, dropout_key)
     labels_BL, weights_BL = batch["labels_BL"], batch["weights_BL"]
     losses_BL = optax.softmax_cross_entropy_with_integer_labels(logits_BLC, labels_BL)
     right_BL = jnp.argmax(logits_BLC, axis=2) == labels_BL
@@ -75,11 +67,7 @@ def objective_of(target: Target) -> Objective:
 
 @functools.lru_cache(maxsize=1)
 def _logits_step(graph: nnx.GraphDef) -> Callable[[Any, dict], Float[Array, "S C"]]:
-    def logits(params: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
-        of = _logits if "first_positions_S" in batch else _token_logits
-        return of(nnx.merge(graph, params), batch, None)
-
-    return jax.jit(logits)
+    return jax.jit(lambda params, batch: _logits(nnx.merge(graph, params), batch, None))
 
 
 def logits_of(

@@ -65,7 +65,7 @@ def run_suite(config: ConfigDict, folder: pathlib.Path) -> dict[str, Any]:
         _claim(config, folder)
         for name in names:
             recipe = config.recipes[name]
-            init_from, step = _origin(config, folder, name, names)
+            init_from, step = origin_of(config, folder, name, names)
             for seed in recipe.seeds:
                 run = folder / name / str(seed)
                 if not (run / RESULTS_FILE).exists():
@@ -131,7 +131,7 @@ def _tasks(config: ConfigDict) -> list[str]:
     return [name for name in TASKS if name in asked]
 
 
-def _origin(
+def origin_of(
     config: ConfigDict, folder: pathlib.Path, name: str, names: list[str]
 ) -> tuple[str, int | None]:
     """What a task starts from; init_from itself where the task before it is left out."""

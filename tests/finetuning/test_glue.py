@@ -9,7 +9,7 @@ import pytest
 from mosaicbert_jax import UserError
 from mosaicbert_jax.finetuning import glue
 from mosaicbert_jax.finetuning.configuration import glue as glue_config
-from mosaicbert_jax.finetuning.suite import summary, table
+from mosaicbert_jax.finetuning.suite import origin_of, summary, table
 from tests.conftest import run_train
 from tests.finetuning.cases import finetune, metric_rows, pretrained
 from tests.finetuning.glue_files import DEV, TEST, TRAIN, real_sentences, write_glue
@@ -249,12 +249,37 @@ def test_quality_against_pretraining_time(folder, dataset, tmp_path, capsys):
     assert "are both set" in capsys.readouterr().err
 
 
-def test_a_mean_of_some_tasks_is_not_called_glue(tmp_path):
+def test_means_over_seeds_and_metrics_and_then_over_tasks(tmp_path):
+    """Of runs that are done; a task whose seeds are not all done has no score yet."""
     config = glue_config()
-    config.recipes.cola.seeds = (19,)
-    (tmp_path / "cola" / "19").mkdir(parents=True)
-    (tmp_path / "cola" / "19" / "results.json").write_text('{"scores": {"matthews": 0.25}}')
+    config.recipes.mrpc.seeds = (19, 717)
+
+    def done(name, seed, **scores):
+        (tmp_path / name / str(seed)).mkdir(parents=True)
+        text = json.dumps({"scores": {"loss": 9.0, **scores}})
+        (tmp_path / name / str(seed) / "results.json").write_text(text)
+
+    done("mnli", 19, accuracy_matched=0.5, accuracy_mismatched=0.7)
+    done("mrpc", 19, accuracy=0.6, f1=0.8)
+    done("mrpc", 717, accuracy=0.8, f1=1.0)
+    done("rte", 19, accuracy=1.0)
     results = summary(config, tmp_path)
-    assert results["mean"] == 0.25
+    assert {name: task["score"] for name, task in results["tasks"].items()} == {
+        "mnli": pytest.approx(0.6), "mrpc": pytest.approx(0.8)
+    }  # fmt: skip
+    assert results["mean"] == pytest.approx(0.7)
     assert not results["complete"]
-    assert table(results).endswith("1 of 8 tasks")
+    assert table(results).endswith("2 of 8 tasks")
+
+
+def test_what_a_task_starts_from(tmp_path, capsys):
+    config = glue_config()
+    config.init_from, config.init_from_step = "pretrained", 7
+    after_mnli = str(tmp_path / "mnli" / "19"), None
+    assert origin_of(config, tmp_path, "rte", ["mnli", "rte"]) == after_mnli
+    assert origin_of(config, tmp_path, "qqp", ["mnli", "qqp"]) == ("pretrained", 7)
+    assert origin_of(config, tmp_path, "rte", ["rte"]) == ("pretrained", 7)
+    assert "rte would start from mnli, which is not among the tasks" in capsys.readouterr().out
+    (tmp_path / "mnli" / "19").mkdir(parents=True)
+    (tmp_path / "mnli" / "19" / "results.json").write_text("{}")
+    assert origin_of(config, tmp_path, "rte", ["rte"]) == after_mnli  # of an earlier call
