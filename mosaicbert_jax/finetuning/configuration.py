@@ -152,7 +152,9 @@ def glue() -> ConfigDict:
     )
 
 
-def run_config(suite: ConfigDict, task: str, seed: int, init_from: str, step: int | None):
+def run_config(
+    suite: ConfigDict, task: str, seed: int, init_from: str, step: int | None
+) -> ConfigDict:
     """The settings of one of the suite's runs."""
     recipe, config = suite.recipes[task], finetuning()
     config.seed, config.init_from, config.init_from_step = seed, init_from, step

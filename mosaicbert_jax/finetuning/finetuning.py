@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from mosaicbert_jax.data.pipeline import Batch, Position
@@ -51,7 +52,9 @@ class Finetuning(Run):
     dev: Mapping[str, EncodedExamples]
 
     @classmethod
-    def prepare(cls, config: ConfigDict, folder: pathlib.Path, task: Task | None = None):
+    def prepare(
+        cls, config: ConfigDict, folder: pathlib.Path, task: Task | None = None
+    ) -> "Finetuning":
         """Checks everything that can be checked before anything is computed or written.
 
         Args:
@@ -140,7 +143,7 @@ class Finetuning(Run):
             shards=sharding.row_shards(self.mesh),
         )
 
-    def logits(self, params: Any, examples: EncodedExamples):
+    def logits(self, params: Any, examples: EncodedExamples) -> Float[np.ndarray, "S C"]:
         """See `logits_of`."""
         return logits_of(
             self.graph,

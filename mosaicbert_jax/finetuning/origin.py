@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -96,7 +97,13 @@ def _is_run(folder: pathlib.Path) -> bool:
     return (folder / workdir.CHECKPOINTS).is_dir()
 
 
-def initial_params(origin: Origin, kept: tuple[str, ...], build: Any, abstract: Any, seed: int):
+def initial_params(
+    origin: Origin,
+    kept: tuple[str, ...],
+    build: Callable[[jax.Array], nnx.Module],
+    abstract: dict[str, Any],
+    seed: int,
+) -> dict[str, Any]:
     """The origin's encoder and its heads `kept`; the others drawn as `build(key)` draws them.
 
     Args:
