@@ -1,4 +1,4 @@
-"""Pretrains a BERT: python train.py --config=configs/NAME.py --workdir=DIR [--config.KEY=VALUE]."""
+"""Trains a BERT: python train.py --config=configs/NAME.py --workdir=DIR [--config.KEY=VALUE]."""
 
 from mosaicbert_jax.training.command import main
 

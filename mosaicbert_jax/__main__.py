@@ -73,6 +73,17 @@ def _parser() -> argparse.ArgumentParser:
     fill_mask.add_argument("--top", type=int, default=5, help="guesses a mask")
     fill_mask.set_defaults(command=_fill_mask)
 
+    predict = commands.add_parser("predict", help="label texts with a finetuned model")
+    predict.add_argument(
+        "model", type=pathlib.Path, help="workdir of a finetuning run, or a Hugging Face folder"
+    )
+    predict.add_argument(
+        "file", type=pathlib.Path, nargs="?",
+        help=".csv, .tsv or .jsonl with the columns of the training file; or a text a line (two "
+        "with a tab between them, for pairs), as from standard input, which is read without a file",
+    )  # fmt: skip
+    predict.set_defaults(command=_predict)
+
     convert = commands.add_parser("convert", help="to PyTorch and Hugging Face, and from there")
     convert.add_argument(
         "source", type=pathlib.Path, metavar="WORKDIR_OR_FOLDER",
@@ -131,6 +142,25 @@ def _fill_mask(arguments: argparse.Namespace) -> None:
                 print(f"  mask {index + 1}")
             for guess in guesses:
                 print(f"  {guess.probability:6.1%}  {guess.token}", flush=True)
+
+
+def _predict(arguments: argparse.Namespace) -> None:
+    from mosaicbert_jax.finetuning.classifier import Classifier
+    from mosaicbert_jax.finetuning.examples import examples_to_label, examples_to_tag
+    from mosaicbert_jax.finetuning.target import TOKEN_CLASSIFICATION
+
+    classifier = Classifier(arguments.model)
+    if classifier.target.kind == TOKEN_CLASSIFICATION:
+        for examples in examples_to_tag(arguments.file, classifier.columns):
+            for example, labels in zip(examples, classifier.tag(examples), strict=True):
+                words = zip(example.words, labels, strict=False)  # a long text's end has none
+                print(*(f"{word}\t{label}" for word, label in words), "", sep="\n", flush=True)
+        return
+    for examples in examples_to_label(arguments.file, classifier.columns):
+        for example, found in zip(examples, classifier(examples), strict=True):
+            text = " ".join(f"{example.first} {example.second or ''}".split())
+            probability = [] if found.probability is None else [f"{found.probability:.4f}"]
+            print(*[found.label, *probability, text], sep="\t", flush=True)
 
 
 def _convert(arguments: argparse.Namespace) -> None:

@@ -8,7 +8,7 @@ from mosaicbert_jax.data.dataset import DatasetMetadata
 from mosaicbert_jax.data.tokenizer import load_tokenizer, vocab_size
 from mosaicbert_jax.errors import UserError
 from mosaicbert_jax.files import new_folder
-from mosaicbert_jax.interop.model_card import Source, Training
+from mosaicbert_jax.interop.model_card import Finetuned, Source, Training
 from mosaicbert_jax.interop.reading import load_model
 from mosaicbert_jax.interop.writing import save_model, write_tokenizer
 from mosaicbert_jax.modeling.heads import BertForMaskedLM
@@ -24,10 +24,16 @@ def export_run(run: pathlib.Path, output: pathlib.Path, step: int | None = None)
     """
     record = workdir.read(run)
     model = checkpoints.load_model(run, step)
-    training = None
-    if workdir.CONVERTED_FROM not in record:
+    training, labels = None, ()
+    if workdir.CLASSIFIER in record:
+        labels = record[workdir.CLASSIFIER]["labels"]
+        steps = checkpoints.restore_progress(run, step).step
+        scores = _last_evaluation(run / METRICS_FILE, steps)
+        training = Finetuned(record["config"], labels, steps, scores)
+    elif workdir.CONVERTED_FROM not in record:
         training = _training(run, record, checkpoints.restore_progress(run, step))
-    save_model(model, output, tokenizer=run / workdir.TOKENIZER, training=training)
+    tokenizer = run / workdir.TOKENIZER
+    save_model(model, output, tokenizer=tokenizer, training=training, labels=labels)
 
 
 def import_folder(
@@ -105,4 +111,5 @@ def _last_evaluation(path: pathlib.Path, step: int) -> dict[str, Any] | None:
     """The last row of metrics.jsonl with an evaluation, up to a step."""
     lines = path.read_text(errors="replace").splitlines() if path.exists() else []
     rows = [json.loads(line) for line in lines if is_row_until(line, step)]
-    return next((row for row in reversed(rows) if row.get("eval_loss") is not None), None)
+    evaluated = (row for row in reversed(rows) if {"eval_loss", "eval_examples"} & row.keys())
+    return next(evaluated, None)

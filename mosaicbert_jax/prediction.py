@@ -59,7 +59,13 @@ class FillMask:
         from mosaicbert_jax.training.checkpoints import load_model
         from mosaicbert_jax.training.workdir import TOKENIZER
 
-        return cls(load_model(workdir), load_tokenizer(workdir / TOKENIZER))
+        model = load_model(workdir)
+        if not isinstance(model, BertForMaskedLM):
+            raise UserError(
+                f"{workdir} holds a finetuned model, which guesses no masks; give it texts with "
+                f"`python -m mosaicbert_jax predict {workdir} FILE`"
+            )
+        return cls(model, load_tokenizer(workdir / TOKENIZER))
 
     def __call__(self, text: str, *, top: int = 5) -> list[list[Guess]]:
         """The `top` likeliest tokens for each [MASK] of the text, in its order.

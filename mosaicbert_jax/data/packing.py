@@ -89,6 +89,16 @@ class Rows:
             self.starts_R[first : last + 1] - begin,
         )
 
+    def layout(self, row_length: int) -> tuple[Int64[np.ndarray, "T"], Int64[np.ndarray, "T"]]:
+        """Where each token goes in the flat rows, and the number of its sequence in its row."""
+        counts_B = np.diff(self.starts_R)
+        ends_S = np.concatenate([np.zeros(1, np.int64), np.cumsum(self.lengths_S, dtype=np.int64)])
+        # A row's tokens stand one after the other in T already; only the row's start moves.
+        shift_B = np.arange(self.num_rows) * row_length - ends_S[self.starts_R[:-1]]
+        numbers_S = np.arange(len(self.lengths_S)) - np.repeat(self.starts_R[:-1], counts_B) + 1
+        places_T = np.repeat(np.repeat(shift_B, counts_B), self.lengths_S) + np.arange(ends_S[-1])
+        return places_T, np.repeat(numbers_S, self.lengths_S)
+
     @staticmethod
     def joined(parts: list["Rows"], rows: int) -> "Rows":
         """All parts one after the other, and empty rows up to `rows`."""

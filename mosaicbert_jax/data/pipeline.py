@@ -12,7 +12,7 @@ from typing import Any
 import grain
 import numpy as np
 from absl import flags
-from jaxtyping import Bool, Int32, Int64
+from jaxtyping import Bool, Int64
 
 from mosaicbert_jax.data.dataset import TokenDataset
 from mosaicbert_jax.data.masking import TokenMasking, predictions_per_row
@@ -61,14 +61,17 @@ class Batch:
             weights_BP float32, 1 for a used slot and 0 for an unused one.
         sequences: sequences in the global batch.
         tokens: tokens in the global batch, [CLS] and [SEP] included, padding not.
-        overflowed: chosen tokens of this host that found no slot in their row and stay unmasked.
+        slots: of the global batch's rows, padding included.
+        overflowed: chosen tokens of this host that found no slot in their row and stay unmasked;
+            None where nothing is masked.
         position: where the next batch starts; save this one.
     """
 
     arrays: dict[str, np.ndarray]
     sequences: int
     tokens: int
-    overflowed: int
+    slots: int
+    overflowed: int | None
     position: Position
 
 
@@ -223,6 +226,7 @@ class _BatchIterator(grain.DatasetIterator):
             arrays=arrays,
             sequences=len(rows.sequences_S),
             tokens=int(rows.lengths_S.sum(dtype=np.int64)),
+            slots=rows_per_batch * self._planner.row_length,
             overflowed=overflowed,
             position=after,
         )
@@ -287,7 +291,7 @@ class _Assembler:
         pad_id = self.dataset.metadata.special_token_ids.pad
         tokens_T, lengths_S = self.dataset.gather(rows.sequences_S)
         masked_T, chosen_T = self.mask(tokens_T, lengths_S, rows.sequences_S, rows.epochs_S)
-        places_T, segments_T = self._layout(rows, lengths_S)
+        places_T, segments_T = rows.layout(self.row_length)
         slots_N, kept_N = self._slots(places_T[chosen_T], rows.num_rows)
         overflowed_N = np.flatnonzero(chosen_T)[~kept_N]
         masked_T[overflowed_N] = tokens_T[overflowed_N]
@@ -296,25 +300,13 @@ class _Assembler:
         shape_BP = (rows.num_rows, self.predictions)
         predicted_N = np.flatnonzero(chosen_T)[kept_N]
         arrays = {
-            "tokens_BL": _scattered(shape_BL, places_T, masked_T, pad_id),
-            "segment_ids_BL": _scattered(shape_BL, places_T, segments_T),
-            "positions_BP": _scattered(shape_BP, slots_N, places_T[predicted_N] % self.row_length),
-            "labels_BP": _scattered(shape_BP, slots_N, tokens_T[predicted_N]),
-            "weights_BP": _scattered(shape_BP, slots_N, 1.0, dtype=np.float32),
+            "tokens_BL": scattered(shape_BL, places_T, masked_T, pad_id),
+            "segment_ids_BL": scattered(shape_BL, places_T, segments_T),
+            "positions_BP": scattered(shape_BP, slots_N, places_T[predicted_N] % self.row_length),
+            "labels_BP": scattered(shape_BP, slots_N, tokens_T[predicted_N]),
+            "weights_BP": scattered(shape_BP, slots_N, 1.0, dtype=np.float32),
         }
         return arrays, len(overflowed_N)
-
-    def _layout(
-        self, rows: Rows, lengths_S: Int32[np.ndarray, "S"]
-    ) -> tuple[Int64[np.ndarray, "T"], Int64[np.ndarray, "T"]]:
-        """Where each token goes in the flat rows, and the number of its sequence in its row."""
-        counts_B = np.diff(rows.starts_R)
-        ends_S = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths_S, dtype=np.int64)])
-        # A row's tokens stand one after the other in T already; only the row's start moves.
-        shift_B = np.arange(rows.num_rows) * self.row_length - ends_S[rows.starts_R[:-1]]
-        segments_S = np.arange(len(lengths_S)) - np.repeat(rows.starts_R[:-1], counts_B) + 1
-        places_T = np.repeat(np.repeat(shift_B, counts_B), lengths_S) + np.arange(ends_S[-1])
-        return places_T, np.repeat(segments_S, lengths_S)
 
     def _slots(
         self, places_N: Int64[np.ndarray, "N"], rows: int
@@ -330,7 +322,7 @@ class _Assembler:
         return (row_N * self.predictions + rank_N)[kept_N], kept_N
 
 
-def _scattered(
+def scattered(
     shape: tuple[int, int],
     places_N: Int64[np.ndarray, "N"],
     values_N: np.ndarray | float,

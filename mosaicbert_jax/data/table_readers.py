@@ -23,7 +23,7 @@ _ROWS_AT_ONCE = 256
 def read_csv(path: Path, field: str, tally: Tally, delimiter: str) -> Iterator[Block | Problem]:
     """Reads CSV with a header; quotes are doubled in quoted fields, which may hold line ends."""
     csv.field_size_limit(_FIELD_CHARACTERS)
-    records = _csv_records(
+    records = csv_records(
         path, csv.reader(_csv_lines(path, tally), delimiter=delimiter, strict=True)
     )
     _, header = next(records, (0, None))
@@ -62,7 +62,7 @@ def _csv_lines(path: Path, tally: Tally) -> Iterator[str]:
             yield text.decode("utf-8", "surrogateescape")
 
 
-def _csv_records(path: Path, reader) -> Iterator[tuple[int, list[str] | Problem]]:
+def csv_records(path: Path, reader) -> Iterator[tuple[int, list[str] | Problem]]:
     """Yields each record, or what is wrong with it, with the number of its first line."""
     while True:
         line = reader.line_num + 1

@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -72,6 +72,20 @@ def _num_labels(path: pathlib.Path, stored: dict[str, Any]) -> int | None:
     return number
 
 
+def read_labels(folder: pathlib.Path, num_labels: int) -> tuple[str, ...]:
+    """The names of the classes by number, as config.json has them or transformers would give."""
+    id2label = read_json(folder / CONFIG_FILE).get("id2label")
+    if not isinstance(id2label, dict):
+        id2label = {}
+    return tuple(str(id2label.get(str(i), f"LABEL_{i}")) for i in range(num_labels))
+
+
+def classifies_tokens(folder: pathlib.Path) -> bool:
+    """Whether config.json names a class for token classification."""
+    names = read_json(folder / CONFIG_FILE).get("architectures")
+    return isinstance(names, list) and any("TokenClassification" in str(name) for name in names)
+
+
 def _check_bounds(
     path: pathlib.Path, config: BertConfig, tensors: Mapping[str, np.ndarray]
 ) -> None:
@@ -108,13 +122,13 @@ def model_type(config: BertConfig) -> str:
 
 
 def stored_config(
-    config: BertConfig, class_name: str, *, num_labels: int | None, pad_token_id: int
+    config: BertConfig, class_name: str, *, labels: Sequence[str], pad_token_id: int
 ) -> dict[str, Any]:
     """The contents of config.json.
 
     Args:
       class_name: of the model, such as "BertForMaskedLM".
-      num_labels: of a classifier.
+      labels: the names of a classifier's outputs; none of another model.
     """
     kind = model_type(config)
     prefix = _TORCH_PREFIX[kind]
@@ -138,8 +152,7 @@ def stored_config(
         "pad_token_id": pad_token_id,
         "tie_word_embeddings": True,
     }
-    if num_labels is not None:
-        labels = [f"LABEL_{index}" for index in range(num_labels)]
+    if labels:
         stored["id2label"] = {str(index): label for index, label in enumerate(labels)}
         stored["label2id"] = {label: index for index, label in enumerate(labels)}
     return stored

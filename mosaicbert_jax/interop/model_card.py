@@ -61,13 +61,30 @@ class Training:
     evaluation: dict[str, Any] | None
 
 
+@dataclasses.dataclass(frozen=True)
+class Finetuned:
+    """What a finetuning run recorded of itself.
+
+    Attributes:
+      settings: the `config` of its record.
+      labels: the classes; none of a regression.
+      steps: completed when the weights were saved.
+      scores: the row of metrics.jsonl with the evaluation at that step or the last before it.
+    """
+
+    settings: dict[str, Any]
+    labels: Sequence[str]
+    steps: int
+    scores: dict[str, Any] | None
+
+
 def model_card(
     class_name: str,
     config: BertConfig,
     *,
     parameters: int,
     has_tokenizer: bool,
-    training: Training | None,
+    training: Training | Finetuned | None,
 ) -> str:
     """Markdown, with the front matter that model hubs read."""
     kind = model_type(config)
@@ -89,6 +106,8 @@ def model_card(
     ]
     if training is None:
         parts.append("## Training\n\nNothing about it was recorded where this folder was written.")
+    elif isinstance(training, Finetuned):
+        parts.append(_finetuned(training))
     else:
         parts += [_recipe(training, config), _data(training), _evaluation(training)]
     return "\n\n".join(parts) + "\n"
@@ -121,6 +140,32 @@ def _loading(class_name: str, kind: str, has_tokenizer: bool) -> str:
     )
 
 
+def _finetuned(training: Finetuned) -> str:
+    settings = training.settings
+    data, optimizer, train = settings["data"], settings["optimizer"], settings["train"]
+    labels = ", ".join(training.labels)
+    rows = {
+        "task": settings["task"] + (f": {labels}" if labels else ""),
+        "planned length": train["duration"],
+        "done when these weights were saved": f"{training.steps:,} steps of "
+        f"{train['batch_size']} examples",
+        "examples": f"at most {data['max_seq_len']} tokens",
+        "learning rate": f"{optimizer['learning_rate']:g} at the peak",
+        "weight decay": f"{optimizer['weight_decay']:g} a step at the peak, decoupled",
+        "seed": str(settings["seed"]),
+    }
+    for name, value in (training.scores or {}).items():
+        if name.startswith("eval_"):
+            shown = f"{value:.4f}" if isinstance(value, float) else str(value)
+            rows[f"held out: {name.removeprefix('eval_').replace('_', ' ')}"] = shown
+    return f"## Finetuning\n\n{_table(rows)}"
+
+
+def _table(rows: dict[str, str]) -> str:
+    lines = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    return f"| | |\n| --- | --- |\n{lines}"
+
+
 def _recipe(training: Training, config: BertConfig) -> str:
     settings = training.settings
     data, optimizer, train = settings["data"], settings["optimizer"], settings["train"]
@@ -142,8 +187,7 @@ def _recipe(training: Training, config: BertConfig) -> str:
         "precision": f"{config.dtype} computation, float32 weights and optimizer",
         "seed": str(settings["seed"]),
     }
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
-    return f"## Recipe\n\nMasked language modelling.\n\n| | |\n| --- | --- |\n{table}"
+    return f"## Recipe\n\nMasked language modelling.\n\n{_table(rows)}"
 
 
 def _data(training: Training) -> str:

@@ -1,5 +1,6 @@
 """Reads models from folders in the layout of Hugging Face: config.json and weights."""
 
+import dataclasses
 import os
 import pathlib
 
@@ -8,7 +9,7 @@ import numpy as np
 from flax import nnx, traverse_util
 
 from mosaicbert_jax.errors import UserError
-from mosaicbert_jax.interop.config_file import read_config
+from mosaicbert_jax.interop.config_file import classifies_tokens, read_config, read_labels
 from mosaicbert_jax.interop.names import (
     TIED_DECODER,
     WORDS,
@@ -21,6 +22,36 @@ from mosaicbert_jax.modeling.config import BertConfig
 from mosaicbert_jax.modeling.heads import BertForSequenceClassification, BertForTokenClassification
 
 _MOST_LISTED = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredModel:
+    """What a folder holds.
+
+    Attributes:
+      config: of the encoder.
+      heads: which of "pooler" and "classifier" are there.
+      labels: the names of a classifier's outputs, by number.
+      of_tokens: whether the classifier is one of tokens, by its class.
+    """
+
+    config: BertConfig
+    heads: frozenset[str]
+    labels: tuple[str, ...]
+    of_tokens: bool
+
+
+def stored_model(folder: pathlib.Path) -> StoredModel:
+    """Describes the model in a folder; raises UserError as `load_model`."""
+    tensors = _read_tensors(folder)
+    config, num_labels = read_config(folder, tensors)
+    heads = {"pooler": "bert.pooler.dense.weight", "classifier": "classifier.weight"}
+    return StoredModel(
+        config,
+        frozenset(head for head, tensor in heads.items() if tensor in tensors),
+        read_labels(folder, num_labels or 2),
+        classifies_tokens(folder),
+    )
 
 
 def load_model(cls: type, folder: str | os.PathLike, *, renew: tuple[str, ...] = (), **options):

@@ -4,6 +4,7 @@ import importlib.resources
 import json
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from mosaicbert_jax.data.tokenizer import (
 from mosaicbert_jax.errors import UserError
 from mosaicbert_jax.files import new_folder
 from mosaicbert_jax.interop.config_file import CONFIG_FILE, model_type, stored_config
-from mosaicbert_jax.interop.model_card import Training, model_card
+from mosaicbert_jax.interop.model_card import Finetuned, Training, model_card
 from mosaicbert_jax.interop.names import (
     BERT_DECODER_BIAS,
     DECODER_BIAS,
@@ -44,11 +45,13 @@ def save_model(
     folder: str | os.PathLike,
     *,
     tokenizer: str | os.PathLike | None = None,
-    training: Training | None = None,
+    training: Training | Finetuned | None = None,
+    labels: Sequence[str] = (),
 ) -> None:
     """Writes a model; see `save_pretrained`.
 
     Args:
+      labels: the names of a classifier's outputs; LABEL_0, … if there are none.
       training: what is known of how it came about, for the model card.
     """
     config, class_name = model.config, type(model).__name__
@@ -57,7 +60,7 @@ def save_model(
     stored = stored_config(
         config,
         class_name,
-        num_labels=getattr(model, "num_labels", None),
+        labels=labels or [f"LABEL_{i}" for i in range(getattr(model, "num_labels", 0))],
         pad_token_id=special_token_ids(encoder).pad if encoder else 0,
     )
     card = model_card(

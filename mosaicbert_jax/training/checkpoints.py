@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import logging
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Self
 
 import jax
@@ -15,7 +15,11 @@ from flax import nnx
 from mosaicbert_jax.data.pipeline import Position
 from mosaicbert_jax.errors import UserError
 from mosaicbert_jax.modeling.config import BertConfig
-from mosaicbert_jax.modeling.heads import BertForMaskedLM
+from mosaicbert_jax.modeling.heads import (
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+)
 from mosaicbert_jax.training import workdir as workdirs
 from mosaicbert_jax.training.durations import Progress
 from mosaicbert_jax.training.step import TrainState
@@ -151,18 +155,41 @@ def save_params(workdir: pathlib.Path, model: BertForMaskedLM) -> None:
 
 def abstract_params(config: BertConfig, sharding: jax.sharding.Sharding) -> Any:
     """Shapes of a BertForMaskedLM's parameters as a tree of ShapeDtypeStruct."""
-    model = nnx.eval_shape(lambda: BertForMaskedLM(config, rngs=nnx.Rngs(0)))
+    return abstract_of(lambda: BertForMaskedLM(config, rngs=nnx.Rngs(0)), sharding)
+
+
+def abstract_of(build: Callable[[], nnx.Module], sharding: jax.sharding.Sharding) -> Any:
+    """Shapes of the parameters of what `build` returns, as a tree of ShapeDtypeStruct."""
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        nnx.to_pure_dict(nnx.state(model, nnx.Param)),
+        nnx.to_pure_dict(nnx.state(nnx.eval_shape(build), nnx.Param)),
     )
 
 
-def load_model(workdir: pathlib.Path, step: int | None = None) -> BertForMaskedLM:
+def build_model(record: dict[str, Any], seed: int | jax.Array) -> nnx.Module:
+    """A model as the record of a run describes it, with random weights.
+
+    Args:
+      seed: an integer or a key.
+    """
+    config = BertConfig.from_fields(record["model"])
+    classifier = record.get(workdirs.CLASSIFIER)
+    if classifier is None:
+        return BertForMaskedLM(config, rngs=nnx.Rngs(seed))
+    outputs = len(classifier["labels"]) or 1  # one number, of a regression
+    of_tokens = classifier["kind"] == "token_classification"
+    build = BertForTokenClassification if of_tokens else BertForSequenceClassification
+    return build(config, num_labels=outputs, rngs=nnx.Rngs(seed))
+
+
+def load_model(workdir: pathlib.Path, step: int | None = None) -> nnx.Module:
     """The model of a run, from its last checkpoint or the one at `step`."""
-    config = BertConfig.from_fields(workdirs.read(workdir)["model"])
+    record = workdirs.read(workdir)
+
+    def build():
+        return build_model(record, 0)
+
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    params = restore_params(workdir, abstract_params(config, sharding), step)
-    model = nnx.eval_shape(lambda: BertForMaskedLM(config, rngs=nnx.Rngs(0)))
-    graph, _ = nnx.split(model)
+    params = restore_params(workdir, abstract_of(build, sharding), step)
+    graph, _ = nnx.split(nnx.eval_shape(build))
     return nnx.merge(graph, params)

@@ -1,5 +1,6 @@
 """What train.py does: reads the flags, runs, and says what went wrong in one line."""
 
+import pathlib
 import sys
 
 from absl import flags
@@ -12,13 +13,26 @@ def main() -> None:
     """Trains as the command line says; see `explained` for what ends it otherwise."""
     with explained("interrupted; the same command goes on from the last checkpoint"):
         config, workdir = parse()
-        from mosaicbert_jax.training.loop import pretrain  # after the flags: a typo answers at once
+        what_next = run(config, pathlib.Path(workdir))
+    print(f"Done. {what_next}", flush=True)
 
-        pretrain(config, workdir)
-    print(
-        f"Done. Try: python -m mosaicbert_jax fill-mask {workdir} 'The [MASK] of the union.'",
-        flush=True,
-    )
+
+def run(config: ConfigDict, workdir: pathlib.Path) -> str:
+    """Pretrains or finetunes, as the config is for; returns what to do next."""
+    # Imported here: a typo on the command line answers at once.
+    from mosaicbert_jax.finetuning.finetuning import finetune
+    from mosaicbert_jax.finetuning.suite import run_suites
+    from mosaicbert_jax.training.loop import train
+    from mosaicbert_jax.training.pretraining import Pretraining
+
+    if "task" in config:
+        finetune(config, workdir)
+        return f"Try: python -m mosaicbert_jax predict {workdir} FILE"
+    if "tasks" in config:
+        run_suites(config, workdir)
+        return f"The scores are in {workdir}/results.json."
+    train(Pretraining.prepare(config, workdir))
+    return f"Try: python -m mosaicbert_jax fill-mask {workdir} 'The [MASK] of the union.'"
 
 
 def parse() -> tuple[ConfigDict, str]:

@@ -52,15 +52,7 @@ def pretraining(model: BertConfig) -> ConfigDict:
                 "window_size": 8192,  # sequences shuffled and packed together
                 "workers": 0,  # processes that make batches; 0: a thread does
             },
-            "optimizer": {
-                "learning_rate": 5e-4,  # at the peak
-                "b1": 0.9,
-                "b2": 0.98,
-                "eps": 1e-6,
-                "weight_decay": 1e-5,  # the share that a step at the peak takes away
-                "warmup": 0.06,  # share of the run
-                "final_fraction": 0.02,  # of the peak, at the end
-            },
+            "optimizer": optimizer_settings(5e-4, weight_decay=1e-5, final_fraction=0.02),
             "train": {
                 "duration": "286720000sp",
                 "batch_tokens": 524_288,  # slots of a step, all devices together
@@ -79,6 +71,21 @@ def pretraining(model: BertConfig) -> ConfigDict:
     return config.lock()
 
 
+def optimizer_settings(
+    learning_rate: float, *, weight_decay: float, final_fraction: float
+) -> dict[str, float]:
+    """The group `optimizer`; what pretraining and finetuning share is as published."""
+    return {
+        "learning_rate": learning_rate,  # at the peak
+        "b1": 0.9,
+        "b2": 0.98,
+        "eps": 1e-6,
+        "weight_decay": weight_decay,  # the share that a step at the peak takes away
+        "warmup": 0.06,  # share of the run
+        "final_fraction": final_fraction,  # of the peak, at the end
+    }
+
+
 def model_config(config: ConfigDict, dataset: DatasetMetadata) -> BertConfig:
     """The model group with what was left to the run filled in.
 
@@ -88,8 +95,7 @@ def model_config(config: ConfigDict, dataset: DatasetMetadata) -> BertConfig:
     fields: dict[str, Any] = dict(config.model)
     if fields["vocab_size"] is None:
         fields["vocab_size"] = dataset.padded_vocab_size
-    if fields["dtype"] == "auto":
-        fields["dtype"] = "bfloat16" if jax.default_backend() == "gpu" else "float32"
+    fields["dtype"] = resolved_dtype(fields["dtype"])
     model = BertConfig.from_fields(fields)
     if "float16" in (model.dtype, model.layer_norm_dtype):
         raise UserError("float16 would need loss scaling; train in bfloat16 or float32")
@@ -106,6 +112,13 @@ def model_config(config: ConfigDict, dataset: DatasetMetadata) -> BertConfig:
                 f"{model.max_position_embeddings}"
             )
     return model
+
+
+def resolved_dtype(dtype: str) -> str:
+    """What "auto" stands for on this machine; any other dtype itself."""
+    if dtype != "auto":
+        return dtype
+    return "bfloat16" if jax.default_backend() == "gpu" else "float32"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,12 +167,8 @@ def batch_shape(config: ConfigDict, row_shards: int) -> BatchShape:
 
 _DURATIONS = ("train.duration", "eval.every", "checkpoint.every")
 # key: (lowest, highest, whether the lowest itself is allowed); the highest never is.
-_RANGES = {
+SHARED_RANGES = {
     "seed": (0, 2**32, True),
-    "data.row_length": (1, math.inf, True),
-    "data.masking_rate": (0, 1, False),
-    "data.window_size": (1, math.inf, True),
-    "data.workers": (0, math.inf, True),
     "optimizer.learning_rate": (0, math.inf, False),
     "optimizer.b1": (0, 1, True),
     "optimizer.b2": (0, 1, True),
@@ -167,17 +176,34 @@ _RANGES = {
     "optimizer.weight_decay": (0, 1, True),
     "optimizer.warmup": (0, 1, True),
     "optimizer.final_fraction": (0, math.inf, True),
+    "checkpoint.keep": (1, math.inf, True),
+    "log.every": (1, math.inf, True),
+}
+_RANGES = {
+    **SHARED_RANGES,
+    "data.row_length": (1, math.inf, True),
+    "data.masking_rate": (0, 1, False),
+    "data.window_size": (1, math.inf, True),
+    "data.workers": (0, math.inf, True),
     "train.batch_tokens": (1, math.inf, True),
     "train.microbatch_tokens": (1, math.inf, True),
     "eval.masking_rate": (0, 1, False),
     "eval.max_tokens": (1, math.inf, True),
-    "checkpoint.keep": (1, math.inf, True),
-    "log.every": (1, math.inf, True),
 }
 
 
 def check(config: ConfigDict) -> None:
-    """Raises UserError for values that no run can have."""
+    """Raises UserError for values that no pretraining can have."""
+    check_values(config, _RANGES)
+    _check_data(config.data.path, config.data.mixture)
+
+
+def check_values(config: ConfigDict, ranges: dict[str, tuple[float, float, bool]]) -> None:
+    """Raises UserError for a duration or a number that cannot be.
+
+    Args:
+      ranges: by key, the lowest and highest value and whether the lowest itself is allowed.
+    """
 
     def value(key: str) -> Any:
         group, _, name = key.rpartition(".")
@@ -185,14 +211,13 @@ def check(config: ConfigDict) -> None:
 
     for key in _DURATIONS:
         Duration.parse(value(key), key=key)
-    for key, (lowest, highest, allowed) in _RANGES.items():
+    for key, (lowest, highest, allowed) in ranges.items():
         number = value(key)
         if not (lowest < number < highest or (allowed and number == lowest)):
             bounds = f"{'at least' if allowed else 'above'} {lowest} and below {highest}"
             raise UserError(f"{key}={number} must be {bounds}")
     if config.init_from_step is not None and not config.init_from:
         raise UserError("init_from_step is set, but init_from is not: a step of which run?")
-    _check_data(config.data.path, config.data.mixture)
 
 
 def _check_data(path: str | None, mixture: tuple) -> None:

@@ -1,5 +1,6 @@
 """Floating-point operations of a training step, and what the hardware could do."""
 
+import functools
 import statistics
 import time
 
@@ -38,6 +39,7 @@ def peak_flops() -> float:
     return measure_matmul() * (1 if device.platform == "cpu" else jax.device_count())
 
 
+@functools.cache  # a suite is many runs of one process
 def measure_matmul(size: int = 2048, runs: int = 5) -> float:
     """FLOP/s of a large float32 matrix product on the default device, the median of `runs`."""
     a = jax.random.normal(jax.random.key(0), (size, size), jnp.float32)

@@ -110,8 +110,8 @@ class ProgressBar:
         self._last_line = time.monotonic()
         self._bar: tqdm | None = None  # from the first step on, so that its ETA is of steps
 
-    def update(self, share: float, step: int, row: dict[str, float]) -> None:
-        """Moves on to `share` and shows `row`'s loss, accuracy and speed."""
+    def update(self, share: float, row: dict[str, float], score: str) -> None:
+        """Moves on to `share` and shows `row`'s step, loss, score (by its name) and speed."""
         if not self._show:
             return
         if self._bar is None:
@@ -123,8 +123,8 @@ class ProgressBar:
                 file=sys.stderr if self._is_terminal else io.StringIO(),
             )
         text = (
-            f"step {step:,}  loss {row['loss']:.3f}  accuracy {row['masked_accuracy']:.3f}  "
-            f"{row['tokens_per_second']:,.0f} tokens/s"
+            f"step {row['step']:,}  loss {row['loss']:.3f}  "
+            f"{score.replace('_', ' ')} {row[score]:.3f}  {row['tokens_per_second']:,.0f} tokens/s"
         )
         self._bar.set_postfix_str(text, refresh=False)
         self._bar.update(min(share, 1.0) - self._bar.n)

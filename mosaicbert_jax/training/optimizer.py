@@ -2,6 +2,7 @@
 
 import optax
 from jaxtyping import Array, Float
+from ml_collections import ConfigDict
 
 
 def make_optimizer(
@@ -22,6 +23,17 @@ def make_optimizer(
     return optax.chain(
         optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
         optax.add_decayed_weights(weight_decay / peak_learning_rate),
+    )
+
+
+def optimizer_of(settings: ConfigDict) -> optax.GradientTransformation:
+    """`make_optimizer` from the group `optimizer` of a config."""
+    return make_optimizer(
+        peak_learning_rate=settings.learning_rate,
+        b1=settings.b1,
+        b2=settings.b2,
+        eps=settings.eps,
+        weight_decay=settings.weight_decay,
     )
 
 

@@ -9,7 +9,6 @@ import jax
 
 from mosaicbert_jax.data.pipeline import Batch
 from mosaicbert_jax.errors import UserError
-from mosaicbert_jax.training import flops
 from mosaicbert_jax.training.durations import Progress
 from mosaicbert_jax.training.metrics import MetricsWriter, ProgressBar
 from mosaicbert_jax.training.run import Run
@@ -30,14 +29,11 @@ class Reporter:
         self._bar = bar
         self._pending: tuple[Progress, Batch, float, dict[str, jax.Array]] | None = None
         self._overflowed = 0
+        self._parameters = run.parameters
         self._row_progress, self._row_time, self._row_slots = progress, time.monotonic(), 0
         self._row_waited = 0.0
         self._peak = peak
-        self._token_flops = flops.model_flops_per_token(
-            run.model,
-            sequence_length=run.dataset.metadata.max_seq_len,
-            masking_rate=run.config.data.masking_rate,
-        )
+        self._token_flops = run.token_flops
 
     def timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """The same batches; the time until each is there counts as waited for in its row."""
@@ -73,13 +69,12 @@ class Reporter:
         self._pending = None
         metrics = {name: float(value) for name, value in jax.device_get(on_device).items()}
         run = self._run
-        slots = run.shape.rows * run.config.data.row_length
-        self._row_slots += slots
-        self._overflowed += batch.overflowed
+        self._row_slots += batch.slots
+        self._overflowed += batch.overflowed or 0
         bad = [name for name in ("loss", "grad_norm") if not math.isfinite(metrics[name])]
         due = progress.step % run.config.log.every == 0 or progress.step == 1
         if due or bad or run.share(progress) >= 1.0:
-            self._write(progress, batch.tokens / slots, learning_rate, metrics)
+            self._write(progress, batch, learning_rate, metrics)
         if bad:
             raise UserError(
                 f"step {progress.step}: {' and '.join(bad)} not finite; the same command would "
@@ -88,7 +83,7 @@ class Reporter:
             )
 
     def _write(
-        self, progress: Progress, packing_efficiency: float, learning_rate: float, metrics: dict
+        self, progress: Progress, batch: Batch, learning_rate: float, metrics: dict[str, float]
     ) -> None:
         now = time.monotonic()
         seconds = max(now - self._row_time, 1e-9)
@@ -98,19 +93,21 @@ class Reporter:
             "samples": progress.sequences,
             "tokens": progress.tokens,
             "loss": metrics["loss"],
-            "masked_accuracy": metrics["masked_accuracy"],
+            self._run.objective.score: metrics[self._run.objective.score],
             "learning_rate": learning_rate,
             "tokens_per_second": tokens_per_second,
             "data_wait_fraction": self._row_waited / seconds,
             "mfu": self._token_flops * tokens_per_second / self._peak,
-            "mfu_6n": 6 * self._run.parameters * self._row_slots / seconds / self._peak,
-            "packing_efficiency": packing_efficiency,
+            "mfu_6n": 6 * self._parameters * self._row_slots / seconds / self._peak,
+            "packing_efficiency": batch.tokens / batch.slots,
             "grad_norm": metrics["grad_norm"],
-            "overflowed_predictions": self._overflowed,
             "seconds": progress.seconds,
         }
+        if batch.overflowed is not None:
+            row["overflowed_predictions"] = self._overflowed
         self._writer.write(row)
-        self._bar.update(self._run.share(progress), progress.step, row)
+        score = self._run.objective.score
+        self._bar.update(self._run.share(progress), row, score)
         self._row_progress, self._row_time, self._row_slots = progress, now, 0
         self._row_waited = 0.0
         self._overflowed = 0

@@ -113,9 +113,10 @@ _enter.defvjp(lambda order, as_stored, x: (_enter(order, as_stored, x), None), _
 
 
 def place_batch(mesh: Mesh, arrays: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Global arrays from each host's rows."""
-    sharding = by_rows(mesh)
+    """Global arrays from each host's rows; what has no rows, such as labels_S, is everywhere."""
     return {
-        name: jax.make_array_from_process_local_data(sharding, array)
+        name: jax.make_array_from_process_local_data(
+            by_rows(mesh) if name.rpartition("_")[2].startswith("B") else replicated(mesh), array
+        )
         for name, array in arrays.items()
     }

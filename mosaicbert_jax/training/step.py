@@ -1,7 +1,6 @@
 """The training step and the evaluation step: plain functions for `jax.jit`.
 
-Batches are dicts with tokens_BL, segment_ids_BL, positions_BP, labels_BP (int32) and weights_BP
-(float32).
+A batch is a dict with tokens_BL and segment_ids_BL (int32), and what its `Objective` reads.
 """
 
 import dataclasses
@@ -20,6 +19,38 @@ from mosaicbert_jax.training import optimizer as optimizers
 from mosaicbert_jax.training import sharding
 
 Batch = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """What is learnt from a batch.
+
+    Attributes:
+      sums: (model, batch, dropout_key, row_shards) -> float32 sums over the batch: of the losses,
+        and of what `score` names.
+      weights: the array of the batch whose sum turns both into means.
+      score: the name of the second mean in metrics.jsonl.
+    """
+
+    sums: Callable[[nnx.Module, Batch, jax.Array | None, int], tuple[jax.Array, jax.Array]]
+    weights: str
+    score: str
+
+
+def _masked_lm_sums(model, batch: Batch, dropout_key, row_shards: int):
+    return model.loss(
+        batch["tokens_BL"],
+        batch["segment_ids_BL"],
+        batch["positions_BP"],
+        batch["labels_BP"],
+        batch["weights_BP"],
+        dropout_key=dropout_key,
+        row_shards=row_shards,
+    )
+
+
+# Of batches with positions_BP, labels_BP (int32) and weights_BP (float32).
+MASKED_LM = Objective(_masked_lm_sums, weights="weights_BP", score="masked_accuracy")
 
 
 @jax.tree_util.register_dataclass
@@ -48,8 +79,9 @@ def train_step(
     optimizer: optax.GradientTransformation,
     microbatches: int,
     row_shards: int,
+    objective: Objective = MASKED_LM,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One update from the mean loss over all masked tokens of the global batch.
+    """One update from the mean loss over all labels of the global batch.
 
     Args:
       learning_rate: of this step.
@@ -60,22 +92,23 @@ def train_step(
       row_shards: over how many devices the rows are divided.
 
     Returns:
-      The next state, and float32 scalars: loss, masked_accuracy, grad_norm, predictions.
+      The next state, and float32 scalars: loss, the objective's score, grad_norm, predictions.
     """
     rows = batch["tokens_BL"].shape[0]
     keys_B = row_keys(jax.random.fold_in(dropout_key, state.step), rows)
-    predictions = jnp.sum(batch["weights_BP"])
+    predictions = jnp.sum(batch[objective.weights])
     scale = 1.0 / jnp.maximum(predictions, 1.0)
 
     def loss_of(params, batch, keys_B):
-        loss_sum, correct = _model_loss(graph, params, batch, keys_B, row_shards)
-        return loss_sum * scale, correct * scale
+        model = nnx.merge(graph, sharding.at_use(params))
+        loss_sum, score_sum = objective.sums(model, batch, keys_B, row_shards)
+        return loss_sum * scale, score_sum * scale
 
     gradients_of = jax.value_and_grad(loss_of, has_aux=True)
     if microbatches == 1:
-        (loss, accuracy), gradients = gradients_of(state.params, batch, keys_B)
+        (loss, score), gradients = gradients_of(state.params, batch, keys_B)
     else:
-        (loss, accuracy), gradients = _accumulate(
+        (loss, score), gradients = _accumulate(
             gradients_of, state.params, batch, keys_B, microbatches, row_shards
         )
     params, optimizer_state = optimizers.apply(
@@ -83,7 +116,7 @@ def train_step(
     )
     metrics = {
         "loss": loss,
-        "masked_accuracy": accuracy,
+        objective.score: score,
         "grad_norm": optax.tree.norm(gradients),
         "predictions": predictions,
     }
@@ -93,28 +126,16 @@ def train_step(
 def evaluation_step(
     params: nnx.State, batch: Batch, *, graph: nnx.GraphDef, row_shards: int
 ) -> dict[str, jax.Array]:
-    """Sums over a batch, without dropout: loss, correct guesses, predictions; float32 scalars."""
-    loss_sum, correct = _model_loss(graph, params, batch, None, row_shards)
-    return {"loss": loss_sum, "correct": correct, "predictions": jnp.sum(batch["weights_BP"])}
-
-
-def _model_loss(graph, params, batch, keys_B, row_shards):
+    """Sums over a masked batch, no dropout: loss, correct guesses, predictions; float32 scalars."""
     model = nnx.merge(graph, sharding.at_use(params))
-    return model.loss(
-        batch["tokens_BL"],
-        batch["segment_ids_BL"],
-        batch["positions_BP"],
-        batch["labels_BP"],
-        batch["weights_BP"],
-        dropout_key=keys_B,
-        row_shards=row_shards,
-    )
+    loss_sum, correct = MASKED_LM.sums(model, batch, None, row_shards)
+    return {"loss": loss_sum, "correct": correct, "predictions": jnp.sum(batch["weights_BP"])}
 
 
 def _accumulate(
     gradients_of: Callable, params: nnx.State, batch: Batch, keys_B, microbatches: int, shards: int
 ):
-    """The sums of loss, accuracy and gradients over microbatches."""
+    """The sums of loss, score and gradients over microbatches."""
 
     def split(x_BL: jax.Array) -> jax.Array:
         # Each device keeps its own rows: a microbatch is a slice of every device's share.

@@ -10,7 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mosaicbert_jax.data.dataset import DatasetMetadata, TokenDataset
+from mosaicbert_jax.data.dataset import TokenDataset
 from mosaicbert_jax.data.mixture import Mixture
 from mosaicbert_jax.errors import UserError
 from mosaicbert_jax.files import write_atomically
@@ -21,6 +21,7 @@ CONFIG_FILE = "config.json"
 CHECKPOINTS = "checkpoints"
 TOKENIZER = "tokenizer"
 LOCK_FILE = ".lock"
+CLASSIFIER = "classifier"  # in the record of a finetuned model
 CONVERTED_FROM = "converted_from"  # in the record of a workdir that `convert` made
 
 
@@ -32,28 +33,43 @@ def write_converted(workdir: pathlib.Path, model: BertConfig, *, source: str) ->
 
 
 def record(
-    config: ConfigDict, model: BertConfig, dataset: TokenDataset | Mixture
+    config: ConfigDict,
+    model: BertConfig,
+    dataset: dict[str, Any],
+    classifier: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What config.json holds: settings, the model as built, and the data's identity."""
-    return {
+    """What config.json holds.
+
+    Args:
+      config: the settings.
+      model: as built.
+      dataset: the data's identity.
+      classifier: what the model tells apart, if that is no masked language model; see
+        `Target.to_dict`.
+    """
+    stored = {
         "config": json.loads(config.to_json()),
-        "model": {name: getattr(model, name) for name in model.__dataclass_fields__},
-        "dataset": {**_identity(dataset), "max_seq_len": dataset.metadata.max_seq_len},
+        "model": dataclasses.asdict(model),
+        "dataset": dataset,
     }
+    return stored if classifier is None else {**stored, CLASSIFIER: classifier}
 
 
-def _identity(dataset: TokenDataset | Mixture) -> dict[str, Any]:
+def identity(dataset: TokenDataset | Mixture) -> dict[str, Any]:
+    """What a run knows prepared text by."""
     if not isinstance(dataset, Mixture):
-        return {"digest": dataset.metadata.digest}
-    # By number and not as a list, so that `differences` can tell which of them is another.
-    return {
-        "mixture": {
-            str(number): {"digest": part.metadata.digest, "weight": weight}
-            for number, (part, weight) in enumerate(
-                zip(dataset.datasets, dataset.weights, strict=True)
-            )
+        found = {"digest": dataset.metadata.digest}
+    else:
+        # By number and not as a list, so that `differences` can tell which of them is another.
+        found = {
+            "mixture": {
+                str(number): {"digest": part.metadata.digest, "weight": weight}
+                for number, (part, weight) in enumerate(
+                    zip(dataset.datasets, dataset.weights, strict=True)
+                )
+            }
         }
-    }
+    return {**found, "max_seq_len": dataset.metadata.max_seq_len}
 
 
 def differences(old: Any, new: Any, key: str = "") -> list[str]:
@@ -75,7 +91,8 @@ def _fixed(stored: dict[str, Any]) -> dict[str, Any]:
             config.get(group, {}).pop(name, None)
         else:
             config.pop(group, None)
-    return {**config, "model": stored["model"], "dataset": stored["dataset"]}
+    kept = ("model", "dataset", CLASSIFIER)
+    return {**config, **{name: stored[name] for name in kept if name in stored}}
 
 
 @contextlib.contextmanager
@@ -97,10 +114,14 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
         yield
 
 
-def claim(workdir: pathlib.Path, stored: dict[str, Any], dataset: DatasetMetadata) -> None:
+def claim(workdir: pathlib.Path, stored: dict[str, Any], tokenizer_files: dict[str, str]) -> None:
     """Makes a folder that is `locked` this run's, or checks that it is.
 
     A run that has not saved anything yet has nothing to lose, and takes the new settings.
+
+    Args:
+      stored: see `record`.
+      tokenizer_files: the text of each, by name.
 
     Raises:
       UserError: a run with another config, model or data set has begun there.
@@ -124,10 +145,15 @@ def claim(workdir: pathlib.Path, stored: dict[str, Any], dataset: DatasetMetadat
     write_atomically(path, json.dumps(stored, indent=2) + "\n")
     tokenizer = workdir / TOKENIZER
     tokenizer.mkdir(exist_ok=True)
-    for source in (dataset.tokenizer_path, dataset.tokenizer_path.parent / "vocab.txt"):
-        write_atomically(tokenizer / source.name, source.read_text(encoding="utf-8"))
+    for name, text in tokenizer_files.items():
+        write_atomically(tokenizer / name, text)
     for left in (*workdir.glob(".*.[0-9]*"), *tokenizer.glob(".*")):
         left.unlink()  # half-written files of a run that was killed
+
+
+def settings(folder: pathlib.Path) -> dict[str, Any]:
+    """The config of the run in a folder; nothing of a folder that is no run's."""
+    return read(folder)["config"] if (folder / CHECKPOINTS).is_dir() else {}
 
 
 def read(workdir: pathlib.Path) -> dict[str, Any]:

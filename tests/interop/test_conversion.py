@@ -18,7 +18,7 @@ from mosaicbert_jax.data.pipeline import Position
 from mosaicbert_jax.prediction import FillMask
 from mosaicbert_jax.training import checkpoints, workdir
 from mosaicbert_jax.training.durations import Progress
-from mosaicbert_jax.training.run import Run
+from mosaicbert_jax.training.pretraining import Pretraining
 from mosaicbert_jax.training.start import starting_point
 from mosaicbert_jax.training.step import TrainState
 from tests.interop.model_cases import SMALL, assert_same_parameters, random_model
@@ -42,12 +42,12 @@ def refused(capsys, *arguments) -> str:
     return error
 
 
-def prepared(folder, dataset, **overrides) -> Run:
+def prepared(folder, dataset, **overrides) -> Pretraining:
     """A run of configs/tiny.py that has not begun."""
     config = tiny.get_config()
     config.update(overrides)
     config.data.path = str(dataset)
-    return Run.prepare(config, folder)
+    return Pretraining.prepare(config, folder)
 
 
 EVALUATION = {
@@ -61,7 +61,7 @@ def run(dataset, tmp_path_factory):
     """What two checkpoints and one evaluation leave, without the training between them."""
     run = prepared(tmp_path_factory.mktemp("runs") / "tiny", dataset)
     with workdir.locked(run.folder), checkpoints.Checkpoints(run.folder, keep=2) as store:
-        workdir.claim(run.folder, run.record, run.dataset.metadata)
+        workdir.claim(run.folder, run.record, run.tokenizer_files())
         for step in (2, 4):
             model = random_model(BertForMaskedLM, run.model, scale=step / 10)
             params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
@@ -178,7 +178,7 @@ def test_a_folder_becomes_a_workdir_that_training_starts_from(
 
     record = prepared(folder, dataset).record
     with pytest.raises(UserError, match="holds a converted model, and no run to go on with"):
-        workdir.claim(folder, record, DatasetMetadata.load(dataset))
+        workdir.claim(folder, record, {})
 
     assert command("convert", folder, "--output", tmp_path / "again") == 0
     written = load_file(tmp_path / "again" / "model.safetensors")

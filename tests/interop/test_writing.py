@@ -71,7 +71,7 @@ def test_the_tied_decoder_is_written_out():
 
 def test_config_of_mosaicbert():
     config = BertConfig(layer_norm_eps=0, layer_norm_dtype="float32", dtype="bfloat16")
-    stored = stored_config(config, "BertForMaskedLM", num_labels=None, pad_token_id=3)
+    stored = stored_config(config, "BertForMaskedLM", labels=(), pad_token_id=3)
     assert stored["model_type"] == "mosaicbert"
     assert stored["tie_word_embeddings"] is True
     assert stored["architectures"] == ["MosaicBertForMaskedLM"]

@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from mosaicbert_jax.data.preparation import PrepareOptions, prepare
-from mosaicbert_jax.training import command, loop
+from mosaicbert_jax.training import command, loop, pretraining
 from tests.conftest import run_process, run_train
 
 SETTINGS = (
@@ -74,7 +74,7 @@ def interrupted_at(step):
     place, calls = loop.sharding.place_batch, itertools.count()
 
     def place_or_stop(*arguments):
-        if next(calls) > step:  # one more is placed for the compilation
+        if next(calls) >= step:
             raise KeyboardInterrupt
         return place(*arguments)
 
@@ -182,9 +182,9 @@ def test_the_time_spent_waiting_for_data_is_told(dataset, tmp_path):
                 time.sleep({1: 1.0, 2: 0.5, 3: 0.5, 4: 0.5}.get(number, 0))
             yield batch
 
-    batches = loop.batches
+    batches = pretraining.batches
     workdir = tmp_path / "run"
-    with mock.patch.object(loop, "batches", slow):
+    with mock.patch.object(pretraining, "batches", slow):
         assert train(workdir, f"data.path={dataset}", "log.every=4") == 0
     seconds_waited, tokens = {}, 0
     for row in (row for row in rows(workdir) if "loss" in row):

@@ -27,7 +27,7 @@ from mosaicbert_jax.training.configuration import (
     pretraining,
 )
 from mosaicbert_jax.training.optimizer import apply
-from mosaicbert_jax.training.run import Run
+from mosaicbert_jax.training.pretraining import Pretraining
 from mosaicbert_jax.training.schedule import learning_rate
 from mosaicbert_jax.training.workdir import locked
 from tests.conftest import ROOT, run_process, run_train
@@ -272,7 +272,7 @@ def test_the_optimizer_is_the_configs(dataset, tmp_path):
     config = pretraining(BertConfig(num_hidden_layers=1))
     config.data.path = str(dataset)
     config.optimizer.weight_decay = 0.25
-    optimizer = Run.prepare(config, tmp_path).optimizer
+    optimizer = Pretraining.prepare(config, tmp_path).optimizer
     params = jnp.ones(3)
     after, _ = apply(optimizer, jnp.zeros(3), optimizer.init(params), params, jnp.float32(5e-4))
     np.testing.assert_allclose(after, 0.75)  # no gradient: decay alone, at the peak
@@ -298,8 +298,8 @@ def test_an_evaluation_cut_short_is_done_again(dataset, tmp_path):
     workdir = tmp_path / "run"
     line = run_train(workdir, dataset, "train.duration=4ba", "checkpoint.every=2ba")
     patched = (
-        "import os, sys; from mosaicbert_jax.training import loop, command; "
-        "loop.evaluate = lambda *a, **k: os._exit(9); sys.argv = sys.argv[1:]; command.main()"
+        "import os, sys; from mosaicbert_jax.training import pretraining, command; sys.argv = "
+        "sys.argv[1:]; pretraining.evaluate = lambda *a, **k: os._exit(9); command.main()"
     )
     assert run_process([line[0], "-c", patched, *line[1:]]).returncode == 9
     assert run_process(line).returncode == 0

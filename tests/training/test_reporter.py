@@ -7,8 +7,10 @@ import pytest
 
 from mosaicbert_jax import BertConfig, UserError
 from mosaicbert_jax.training import reporter as reporters
-from mosaicbert_jax.training.configuration import BatchShape, pretraining
+from mosaicbert_jax.training.configuration import pretraining
 from mosaicbert_jax.training.durations import Progress
+from mosaicbert_jax.training.flops import model_flops_per_token
+from mosaicbert_jax.training.step import MASKED_LM
 
 PEAK = 1e12
 
@@ -22,7 +24,7 @@ class Recorder:
     def write(self, row):
         self.rows.append(row)
 
-    def update(self, share, step, row):
+    def update(self, share, row, score):
         pass
 
 
@@ -36,9 +38,10 @@ def recorder(monkeypatch):
         config.log.every = 2
     run = types.SimpleNamespace(
         config=config,
-        model=BertConfig.mosaicbert_base(),
-        dataset=types.SimpleNamespace(metadata=types.SimpleNamespace(max_seq_len=128)),
-        shape=BatchShape(4, 1),
+        objective=MASKED_LM,
+        token_flops=model_flops_per_token(
+            BertConfig.mosaicbert_base(), sequence_length=128, masking_rate=0.3
+        ),
         parameters=137_400_384,
         share=lambda progress: 0.5,
     )
@@ -48,7 +51,7 @@ def recorder(monkeypatch):
 
 
 def dispatch(recorder, step, loss=5.0):
-    batch = types.SimpleNamespace(tokens=2000, sequences=20, overflowed=3)
+    batch = types.SimpleNamespace(tokens=2000, sequences=20, slots=2048, overflowed=3)
     metrics = {name: jnp.float32(loss) for name in ("loss", "masked_accuracy", "grad_norm")}
     progress = Progress(step, sequences=20 * step, tokens=2000 * step, seconds=float(step))
     recorder.reporter.dispatched(progress, batch, 1e-4, metrics)

@@ -1,0 +1,17 @@
+"""Classification or regression of one's own, from a pretrained model.
+
+Command:   python train.py --config=configs/finetune.py --workdir=runs/reviews \\
+               --config.init_from=runs/mine --config.data.path=reviews.csv \\
+               --config.data.text=review --config.data.label=stars
+           --config.task=regression for numbers.
+Hardware:  any.
+Time:      seconds for a small model, minutes on a GPU for MosaicBERT-Base and 10,000 examples.
+Result:    metrics of the held-out tenth after each epoch, and in results.json.
+"""
+
+from mosaicbert_jax.finetuning.configuration import finetuning
+
+
+def get_config():
+    """SST-2's recipe, of the tasks of GLUE the one that most resembles a task of one's own."""
+    return finetuning().lock()

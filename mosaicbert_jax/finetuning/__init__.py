@@ -1,0 +1,1 @@
+"""Finetuning: classification, regression, GLUE."""

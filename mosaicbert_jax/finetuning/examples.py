@@ -1,0 +1,268 @@
+"""Labelled texts from a CSV, TSV or JSON Lines file."""
+
+import csv
+import dataclasses
+import itertools
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from mosaicbert_jax.data.blocks import Problem, without_mark
+from mosaicbert_jax.data.encoding import document_digest
+from mosaicbert_jax.data.streams import COMPRESSIONS, BrokenStreamError, read_pieces
+from mosaicbert_jax.data.table_readers import csv_records
+from mosaicbert_jax.errors import UserError
+
+_AT_ONCE = 1024  # examples that are labelled together
+
+# A row's place ("path:line") and its fields by name.
+Row = tuple[str, dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One text or a pair of them, with its label.
+
+    Attributes:
+      second: the other text of a pair.
+      label: a class's name or a number as it stands in the file; None where there is none.
+      place: where it stands, for messages.
+    """
+
+    first: str
+    second: str | None
+    label: str | None
+    place: str
+
+
+@dataclasses.dataclass(frozen=True)
+class TaggedExample:
+    """Words, with a label for each.
+
+    Attributes:
+      labels: of the words; None where there are none.
+      place: where it stands, for messages.
+    """
+
+    words: tuple[str, ...]
+    labels: tuple[str, ...] | None
+    place: str
+
+    @property
+    def first(self) -> str:
+        """All of it as a text."""
+        return " ".join(self.words)
+
+
+@dataclasses.dataclass(frozen=True)
+class Columns:
+    """The names of the columns, or keys, of an example; None for one that is not there."""
+
+    text: str
+    second_text: str | None = None
+    label: str | None = None
+
+
+def read_examples(path: Path, columns: Columns) -> list[Example]:
+    """All examples of a file.
+
+    Raises:
+      UserError: a file that cannot be read, a missing column, or an empty text; names the line.
+    """
+    examples = [example_of(place, fields, columns) for place, fields in rows(path)]
+    if not examples:
+        raise UserError(f"{path}: no row with an example in it")
+    return examples
+
+
+def example_of(place: str, fields: dict[str, Any], columns: Columns) -> Example:
+    """Takes an example from a row; raises as `read_examples`."""
+    names = [columns.text, columns.second_text, columns.label]
+    for name in names:
+        if name is not None and name not in fields:
+            raise UserError(f"{place}: no column {name!r}, only {', '.join(map(repr, fields))}")
+    texts = [None if name is None else fields[name] for name in names[:2]]
+    for name, text in zip(names, texts, strict=False):
+        if name is not None and not isinstance(text, str):
+            raise UserError(f"{place}: column {name!r} holds {json.dumps(text)}, not a text")
+        if name is not None and not text.strip():
+            raise UserError(f"{place}: the text in column {name!r} is empty")
+    label = None if columns.label is None else _label(fields[columns.label], columns.label, place)
+    return Example(*texts, label, place)
+
+
+def read_tagged_examples(path: Path, columns: Columns) -> list[TaggedExample]:
+    """All examples of a JSON Lines file with a list of words and one of labels in each line.
+
+    Raises:
+      UserError: a file that cannot be read, a missing key, or lists that do not match; names the
+        line.
+    """
+    examples = [tagged_example_of(place, fields, columns) for place, fields in rows(path)]
+    if not examples:
+        raise UserError(f"{path}: no line with an example in it")
+    return examples
+
+
+def tagged_example_of(place: str, fields: dict[str, Any], columns: Columns) -> TaggedExample:
+    """Takes an example from a line; raises as `read_tagged_examples`."""
+    lists = []
+    for name in (columns.text, *([columns.label] if columns.label else [])):
+        if name not in fields:
+            raise UserError(f"{place}: no key {name!r}, only {', '.join(map(repr, fields))}")
+        found = fields[name]
+        if not (isinstance(found, list) and found and all(isinstance(x, str) for x in found)):
+            raise UserError(f"{place}: {name!r} must be a list of strings, one for each word")
+        lists.append(tuple(found))
+    if len({len(found) for found in lists}) > 1:
+        raise UserError(f"{place}: {len(lists[0])} words and {len(lists[1])} labels")
+    return TaggedExample(lists[0], lists[1] if columns.label else None, place)
+
+
+def _label(value: Any, name: str, place: str) -> str:
+    if isinstance(value, bool | int | float):
+        return json.dumps(value)
+    if not isinstance(value, str) or not value.strip():
+        raise UserError(f"{place}: there is no label in column {name!r}, but {json.dumps(value)}")
+    return value.strip()
+
+
+def example_of_line(line: str, place: str) -> Example:
+    """A line that is a text, or two with a tab between them."""
+    first, _, second = line.partition("\t")
+    return Example(first, second or None, None, place)
+
+
+def examples_to_label(path: Path | None, columns: Columns) -> Iterator[list[Example]]:
+    """The examples of a table, of a text file's lines or, without a path, of standard input's.
+
+    A few at a time; from a terminal one by one. Raises UserError as `read_examples`.
+    """
+    if path is not None and _suffix(path) in _READERS:
+        found = (example_of(place, fields, columns) for place, fields in rows(path))
+    else:
+        found = (example_of_line(line, place) for place, line in _lines_to_label(path))
+    yield from _at_once(path, found)
+
+
+def examples_to_tag(path: Path | None, columns: Columns) -> Iterator[list[TaggedExample]]:
+    """The same for words, which in a line of text are what stands between spaces."""
+    if path is not None and _suffix(path) in _READERS:
+        found = (tagged_example_of(place, fields, columns) for place, fields in rows(path))
+    else:
+        found = (
+            TaggedExample(tuple(line.split()), None, place) for place, line in _lines_to_label(path)
+        )
+    yield from _at_once(path, found)
+
+
+def _lines_to_label(path: Path | None) -> Iterator[tuple[str, str]]:
+    if path is not None:
+        return lines(path)
+    source = ((f"line {number}", line.strip()) for number, line in enumerate(sys.stdin, 1))
+    return (found for found in source if found[1])
+
+
+def _at_once(path: Path | None, found: Iterator[Any]) -> Iterator[list[Any]]:
+    count = 1 if path is None and sys.stdin.isatty() else _AT_ONCE
+    while chunk := list(itertools.islice(found, count)):
+        yield chunk
+
+
+def held_out(examples: Iterable[Any], fraction: float) -> tuple[list[Any], list[Any]]:
+    """Those to train on and about `fraction` of them to evaluate on.
+
+    The digest of the first text decides, so that all copies of a text are on one side, and a file
+    that grows leaves each on its own.
+    """
+    kept, out = [], []
+    for example in examples:
+        drawn = document_digest(example.first)[0] / 2**64
+        (out if drawn < fraction else kept).append(example)
+    return kept, out
+
+
+def rows(path: Path) -> Iterator[Row]:
+    """The rows of a file, by its suffix; .gz or .zst may stand behind it.
+
+    Raises:
+      UserError: an unknown suffix, a damaged or missing file, a row that cannot be read.
+    """
+    read = _READERS.get(_suffix(path))
+    if read is None:
+        raise UserError(f"{path}: examples are read from files that end in {', '.join(_READERS)}")
+    try:
+        yield from read(path)
+    except BrokenStreamError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def _suffix(path: Path) -> str:
+    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in COMPRESSIONS]
+    return suffixes[-1] if suffixes else ""
+
+
+def lines(path: Path) -> Iterator[tuple[str, str]]:
+    """(place, text) of each line that is not blank; raises UserError for one that is not UTF-8."""
+    for number, data in enumerate(_byte_lines(path), 1):
+        if data.strip():
+            try:
+                yield f"{path}:{number}", data.decode("utf-8").rstrip("\r\n")
+            except UnicodeDecodeError as error:
+                raise UserError(
+                    f"{path}:{number}: byte {error.start + 1} of the line is not UTF-8"
+                ) from None
+
+
+def _byte_lines(path: Path) -> Iterator[bytes]:
+    rest = b""
+    for piece in without_mark(read_pieces(path)):
+        *whole, rest = (rest + piece).split(b"\n")
+        yield from whole
+    if rest:
+        yield rest
+
+
+def _read_json_lines(path: Path) -> Iterator[Row]:
+    for place, line in lines(path):
+        try:
+            fields = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{place}: not JSON ({error}); one object a line is expected") from None
+        if not isinstance(fields, dict):
+            raise UserError(f"{place}: the line is no JSON object")
+        yield place, fields
+
+
+def _csv_reader(delimiter: str) -> Callable[[Path], Iterator[Row]]:
+    def read(path: Path) -> Iterator[Row]:
+        text = (data.decode("utf-8", "surrogateescape") + "\n" for data in _byte_lines(path))
+        records = csv_records(path, csv.reader(text, delimiter=delimiter, strict=True))
+        header = None
+        for line, record in records:
+            place = f"{path}:{line}"
+            if isinstance(record, Problem):
+                raise UserError(str(record))
+            if header is None:
+                header = record
+                continue
+            if len(record) != len(header):
+                raise UserError(
+                    f"{place}: fields: {len(record)} in this row, {len(header)} in the header; "
+                    "mend the row, and quote fields that hold the separator"
+                )
+            if any("\udc80" <= char <= "\udcff" for field in record for char in field):
+                raise UserError(f"{place}: the row is not UTF-8; convert the file")
+            yield place, dict(zip(header, record, strict=True))
+
+    return read
+
+
+_READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
+    ".csv": _csv_reader(","),
+    ".tsv": _csv_reader("\t"),
+    ".jsonl": _read_json_lines,
+    ".json": _read_json_lines,
+}

@@ -1,0 +1,197 @@
+"""A finetuning run: its data, its start and its evaluation."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float
+from ml_collections import ConfigDict
+
+from mosaicbert_jax.data.pipeline import Batch, Position
+from mosaicbert_jax.data.tokenizer import vocab_text
+from mosaicbert_jax.errors import UserError
+from mosaicbert_jax.files import write_atomically
+from mosaicbert_jax.finetuning import configuration
+from mosaicbert_jax.finetuning.batching import training_batches
+from mosaicbert_jax.finetuning.encoded import EncodedExamples, encode, encode_tagged
+from mosaicbert_jax.finetuning.objective import logits_of, objective_of
+from mosaicbert_jax.finetuning.origin import Origin, initial_params
+from mosaicbert_jax.finetuning.scores import Scores, score
+from mosaicbert_jax.finetuning.target import TOKEN_CLASSIFICATION, Target
+from mosaicbert_jax.finetuning.task import Task, read_task
+from mosaicbert_jax.training import checkpoints, flops, loop, sharding, workdir
+from mosaicbert_jax.training.durations import Duration
+from mosaicbert_jax.training.optimizer import optimizer_of
+from mosaicbert_jax.training.run import Run
+
+RESULTS_FILE = "results.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Finetuning(Run):
+    """A run on labelled examples.
+
+    Attributes:
+      origin: the model that it starts from.
+      target: what the labels mean.
+      metrics: how what is held out is scored.
+      train: examples to learn from.
+      dev: the held-out sets by name.
+    """
+
+    origin: Origin
+    target: Target
+    metrics: tuple[str, ...]
+    train: EncodedExamples
+    dev: Mapping[str, EncodedExamples]
+
+    @classmethod
+    def prepare(
+        cls, config: ConfigDict, folder: pathlib.Path, task: Task | None = None
+    ) -> "Finetuning":
+        """Checks everything that can be checked before anything is computed or written.
+
+        Args:
+          task: None for the one that the config describes.
+        """
+        configuration.check(config)
+        source = pathlib.Path(config.init_from)
+        origin = Origin.open(source, config.init_from_step)
+        model = configuration.model_config(config, origin.model, source)
+        task = task or read_task(config)
+        if "classifier" in origin.heads and not config.renew_classifier:
+            _check_same_target(source, origin.target, task.target)
+
+        encode_as = encode_tagged if task.target.kind == TOKEN_CLASSIFICATION else encode
+
+        def encoded(examples):
+            return encode_as(examples, origin.tokenizer, task.target, config.data.max_seq_len)
+
+        train, dev = encoded(task.train), {name: encoded(s) for name, s in task.dev.items()}
+        digests = "".join(examples.digest for examples in (train, *dev.values()))
+        dataset = {"digest": hashlib.sha256(digests.encode()).hexdigest()}
+        return cls(
+            config=config,
+            folder=folder,
+            mesh=sharding.make_mesh(**config.mesh),
+            optimizer=optimizer_of(config.optimizer),
+            duration=Duration.parse(config.train.duration, key="train.duration"),
+            record=workdir.record(config, model, dataset, task.target.to_dict()),
+            objective=objective_of(task.target),
+            microbatches=1,
+            origin=origin,
+            target=task.target,
+            metrics=task.metrics,
+            train=train,
+            dev=dev,
+        )
+
+    @property
+    def sequences_per_epoch(self) -> int:
+        """The examples."""
+        return len(self.train)
+
+    @property
+    def token_flops(self) -> float:
+        """Of an example of the longest length."""
+        return flops.model_flops_per_token(
+            self.model, sequence_length=self.config.data.max_seq_len, masking_rate=0.0
+        )
+
+    def describe(self) -> str:
+        """Model, data and length."""
+        held_out = sum(map(len, self.dev.values()))
+        mean = len(self.train.tokens_T) / len(self.train)
+        classes = f"{len(self.target.labels)} classes, " if self.target.labels else ""
+        return (
+            f"{self.parameters:,} parameters from {self.origin.folder}, {self.model.dtype}, on "
+            f"{jax.device_count()} x {jax.devices()[0].device_kind}\n"
+            f"{self.target.kind}: {classes}{len(self.train):,} examples of {mean:.0f} tokens on "
+            f"average, {held_out:,} held out\n"
+            f"the run: {self.config.train.duration}, {self.config.train.batch_size} examples a step"
+        )
+
+    def tokenizer_files(self) -> dict[str, str]:
+        """The origin's."""
+        tokenizer = self.origin.tokenizer
+        return {
+            "tokenizer.json": tokenizer.to_str(pretty=True),
+            "vocab.txt": vocab_text(tokenizer),
+        }
+
+    def initial_params(self, abstract: Any) -> Any:
+        """The origin's encoder and heads, and new ones for those that are missing or to renew."""
+        renewed = ("classifier",) if self.config.renew_classifier else ()
+        kept = tuple(head for head in self.origin.heads if head not in renewed)
+        build = functools.partial(checkpoints.build_model, self.record)
+        return initial_params(self.origin, kept, build, abstract, self.config.seed)
+
+    def batches(self, position: Position) -> Iterator[Batch]:
+        """The recipe's number of examples each, packed."""
+        return training_batches(
+            self.train,
+            position,
+            seed=self.config.seed,
+            size=self.config.train.batch_size,
+            row_length=self.config.data.max_seq_len,
+            shards=sharding.row_shards(self.mesh),
+        )
+
+    def logits(self, params: Any, examples: EncodedExamples) -> Float[np.ndarray, "S C"]:
+        """See `logits_of`."""
+        return logits_of(
+            self.graph,
+            params,
+            examples,
+            self.mesh,
+            size=self.config.eval.batch_size,
+            row_length=self.config.data.max_seq_len,
+        )
+
+    def evaluate(self, params: Any) -> Scores:
+        """The metrics on each held-out set; those of a named set end in its name."""
+        values: dict[str, float] = {}
+        for name, examples in self.dev.items():
+            labels, words_S = examples.labels_S, None
+            if examples.word_labels_T is not None:
+                labels = examples.word_labels_T[examples.word_labels_T >= 0]
+                words_S = examples.words(np.arange(len(examples)))
+            logits = self.logits(params, examples)
+            found = score(logits, labels, self.target, self.metrics, words_S)
+            ending = f"_{name}" if name else ""
+            values |= {f"{metric}{ending}": value for metric, value in found.items()}
+        return Scores(values, sum(map(len, self.dev.values())))
+
+
+def finetune(config: ConfigDict, folder: pathlib.Path) -> Scores:
+    """Trains the run in `folder` from where it is to its end, and writes results.json.
+
+    Raises:
+      UserError: settings or data that cannot be, or a folder that is another run's.
+    """
+    run = Finetuning.prepare(config, folder)
+    scores = loop.train(run)
+    write_results(folder, {"scores": scores.values, "examples": scores.examples})
+    width = max(map(len, scores.values))
+    print("\n".join(f"{name:{width}}  {value:8.4f}" for name, value in scores.values.items()))
+    return scores
+
+
+def write_results(folder: pathlib.Path, results: dict[str, Any]) -> None:
+    """Replaces results.json."""
+    write_atomically(folder / RESULTS_FILE, json.dumps(results, indent=2) + "\n")
+
+
+def _check_same_target(source: pathlib.Path, found: Target, wanted: Target) -> None:
+    """Raises UserError if a classifier tells other things apart than the labels."""
+    if (found.kind, found.labels) != (wanted.kind, wanted.labels):
+        raise UserError(
+            f"the classifier in {source} is for {found}, and the labels here are for {wanted}; "
+            "give --config.renew_classifier=True to start it anew"
+        )

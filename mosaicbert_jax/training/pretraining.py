@@ -1,0 +1,230 @@
+"""Pretraining as a masked language model: its data, its start and its evaluation."""
+
+import contextlib
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+from flax import nnx
+from ml_collections import ConfigDict
+
+from mosaicbert_jax.data.dataset import TokenDataset
+from mosaicbert_jax.data.mixture import Mixture
+from mosaicbert_jax.data.packing import RowPlanner, packing_efficiency
+from mosaicbert_jax.data.pipeline import Batch, Position, batches
+from mosaicbert_jax.errors import UserError
+from mosaicbert_jax.modeling.config import BertConfig
+from mosaicbert_jax.modeling.heads import BertForMaskedLM
+from mosaicbert_jax.training import checkpoints, configuration, flops, sharding, workdir
+from mosaicbert_jax.training.durations import Duration, Progress
+from mosaicbert_jax.training.evaluation import Evaluation, evaluate
+from mosaicbert_jax.training.optimizer import optimizer_of
+from mosaicbert_jax.training.run import Run
+from mosaicbert_jax.training.step import MASKED_LM, evaluation_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretraining(Run):
+    """A run on prepared text.
+
+    Attributes:
+      dataset, validation: the splits; validation is None if nothing is held out.
+      shape: of a step's batch.
+    """
+
+    dataset: TokenDataset | Mixture
+    validation: TokenDataset | Mixture | None
+    shape: configuration.BatchShape
+
+    @classmethod
+    def prepare(cls, config: ConfigDict, folder: pathlib.Path) -> "Pretraining":
+        """Checks everything that can be checked before anything is computed or written."""
+        configuration.check(config)
+        dataset, validation = _open(config.data)
+        metadata = dataset.metadata
+        model = configuration.model_config(config, metadata)
+        mesh = sharding.make_mesh(**config.mesh)
+        shape = configuration.batch_shape(config, sharding.row_shards(mesh))
+        if config.data.row_length < metadata.max_seq_len:
+            raise UserError(
+                f"data.row_length={config.data.row_length} is shorter than the data set's longest "
+                f"sequences; use at least {metadata.max_seq_len}"
+            )
+        return cls(
+            config=config,
+            folder=folder,
+            mesh=mesh,
+            optimizer=optimizer_of(config.optimizer),
+            duration=Duration.parse(config.train.duration, key="train.duration"),
+            record=workdir.record(config, model, workdir.identity(dataset)),
+            objective=MASKED_LM,
+            microbatches=shape.microbatches,
+            dataset=dataset,
+            validation=validation,
+            shape=shape,
+        )
+
+    @property
+    def sequences_per_epoch(self) -> int:
+        """Of the data set, or of all in a mixture."""
+        return len(self.dataset)
+
+    @property
+    def token_flops(self) -> float:
+        """Of a sequence of the longest length."""
+        return flops.model_flops_per_token(
+            self.model,
+            sequence_length=self.dataset.metadata.max_seq_len,
+            masking_rate=self.config.data.masking_rate,
+        )
+
+    def describe(self) -> str:
+        """Model, data, batch and length."""
+        config, shape = self.config, self.shape
+        planner = RowPlanner(
+            self.dataset,
+            config.data.row_length,
+            config.seed,
+            config.data.packing,
+            config.data.window_size,
+        )
+        window = planner.plan(0, 0)
+        per_step = shape.rows * len(window.sequences_S) / window.num_rows
+        mean = window.lengths_S.mean()
+        full = packing_efficiency(window.lengths_S, window.num_rows, config.data.row_length)
+        step = Progress(step=1, sequences=per_step, tokens=per_step * mean)
+        steps = "" if self.duration.is_time else f", about {1 / self.share(step):,.0f} steps"
+        return (
+            f"{self.parameters:,} parameters, {self.model.dtype}, on {jax.device_count()} x "
+            f"{jax.devices()[0].device_kind}\n"
+            f"{_described(self.dataset)} of {mean:.0f} tokens on average\n"
+            f"a step: {shape.rows} rows of {config.data.row_length} tokens in {shape.microbatches} "
+            f"microbatch(es), about {per_step:,.0f} sequences, {full:.1%} full\n"
+            f"the run: {config.train.duration}{steps}"
+        )
+
+    def tokenizer_files(self) -> dict[str, str]:
+        """Those of the data set."""
+        path = self.dataset.metadata.tokenizer_path
+        files = (path, path.parent / "vocab.txt")
+        return {file.name: file.read_text(encoding="utf-8") for file in files}
+
+    def initial_params(self, abstract: Any) -> Any:
+        """Those of init_from: a run's folder, or one in Hugging Face's layout; else random ones."""
+        if not self.config.init_from:
+            everywhere = jax.tree.map(lambda x: x.sharding, abstract)
+
+            def init(key):
+                model = BertForMaskedLM(self.model, rngs=nnx.Rngs(key))
+                return nnx.to_pure_dict(nnx.state(model, nnx.Param))
+
+            return jax.jit(init, out_shardings=everywhere)(jax.random.key(self.config.seed))
+        source = pathlib.Path(self.config.init_from)
+        if (source / workdir.CHECKPOINTS).is_dir():
+            found = BertConfig.from_fields(workdir.read(source)["model"])
+            _check_same_model(source, found, self.model)
+            return checkpoints.restore_params(source, abstract, self.config.init_from_step)
+        model = BertForMaskedLM.from_pretrained(source)
+        _check_same_model(source, model.config, self.model)
+        params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+        return jax.tree.map(lambda x, shape: jax.device_put(x, shape.sharding), params, abstract)
+
+    def batches(self, position: Position) -> Iterator[Batch]:
+        """Packed and masked rows."""
+        return batches(
+            self.dataset,
+            position=position,
+            workers=self.config.data.workers,
+            rows_per_batch=self.shape.rows,
+            masking_rate=self.config.data.masking_rate,
+            **self._stream_settings(),
+        )
+
+    def _stream_settings(self) -> dict[str, Any]:
+        return {
+            "row_length": self.config.data.row_length,
+            "packing": self.config.data.packing,
+            "window_size": self.config.data.window_size,
+            "seed": self.config.seed,
+            "process_index": jax.process_index(),
+            "process_count": jax.process_count(),
+        }
+
+    def evaluate(self, params: Any) -> Evaluation | None:
+        """Masked-language-model loss and accuracy on the validation split, if there is one."""
+        if self.validation is None:
+            return None
+        # A thread's: workers would take longer to start than many an evaluation lasts.
+        stream = batches(
+            self.validation,
+            rows_per_batch=self.shape.rows // self.shape.microbatches,
+            masking_rate=self.config.eval.masking_rate,
+            epochs=1,
+            **self._stream_settings(),
+        )
+        step = _evaluation_step(self.graph, sharding.row_shards(self.mesh))
+        with contextlib.closing(stream):
+            return evaluate(
+                functools.partial(step, params),
+                stream,
+                self.mesh,
+                vocab_size=self.model.vocab_size,
+                max_tokens=self.config.eval.max_tokens,
+            )
+
+
+@functools.lru_cache(maxsize=1)
+def _evaluation_step(graph, row_shards: int):
+    return jax.jit(functools.partial(evaluation_step, graph=graph, row_shards=row_shards))
+
+
+def _open(
+    data: ConfigDict,
+) -> tuple[TokenDataset | Mixture, TokenDataset | Mixture | None]:
+    """What is trained on, and what is held out of it, if anything."""
+    if data.mixture:
+        mixture = Mixture.open(data.mixture)
+        return mixture, mixture.held_out()
+    dataset = TokenDataset(data.path)
+    if "validation" not in dataset.metadata.splits:
+        return dataset, None
+    return dataset, TokenDataset(data.path, "validation")
+
+
+def _described(dataset: TokenDataset | Mixture) -> str:
+    """The number of sequences; before it a line for each data set of a mixture."""
+    lines = []
+    if isinstance(dataset, Mixture):
+        lines = [
+            f"{weight:.1%} of {part.metadata.folder}, read {places / len(part):.2f} times an epoch"
+            for part, weight, places in zip(
+                dataset.datasets, dataset.weights, dataset.places, strict=True
+            )
+        ]
+    return "\n".join([*lines, f"{len(dataset):,} sequences"])
+
+
+def _check_same_model(source: pathlib.Path, found: BertConfig, wanted: BertConfig) -> None:
+    """Raises UserError if parameters of one do not fit the other."""
+    shaping = [
+        "vocab_size",
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "intermediate_size",
+        "type_vocab_size",
+        "position_embedding",
+        "feed_forward",
+    ]
+    if wanted.position_embedding == "learned":
+        shaping.append("max_position_embeddings")
+    changed = [
+        f"model.{name} is {getattr(found, name)!r} there and {getattr(wanted, name)!r} here"
+        for name in shaping
+        if getattr(found, name) != getattr(wanted, name)
+    ]
+    if changed:
+        raise UserError(f"init_from={source} is another model: {'; '.join(changed)}")
