@@ -21,7 +21,7 @@ from mosaicbert_jax.modeling.layers import ROW_AXES
 
 AXES = ("data", "fsdp", "tensor")
 # How a parameter is stored, by its name, the first that fits: the order of the axes that divide one
-# of its axes; and whether the layer gathers it from there, to what tensor divides, or gets it whole.
+# of its axes; and whether the layer gathers it, to what tensor divides, or has it whole.
 # In the first line tensor stands before, so that what it divides at use is gathered in one step.
 _RULES = (
     (r"\.output\.kernel$", ("tensor", "fsdp"), True),
