@@ -4,6 +4,7 @@ import importlib.resources
 import json
 import os
 import pathlib
+import shutil
 from collections.abc import Sequence
 from typing import Any
 
