@@ -40,15 +40,17 @@ def compile_training_step(
     rows: int,
     length: int,
     masking_rate: float = 0.3,
-    microbatches: int = 1,
     devices: int = 1,
-    kernels: str = "",
 ) -> Program:
-    """Forward, backward and update of one batch, rows divided over the devices.
+    """Forward, backward and update of one batch, a microbatch a device.
 
     Args:
       rows: of the batch, on all devices together.
-      kernels: see `compile_for`.
+      length: tokens of a row.
+      masking_rate: share of them that is predicted.
+
+    Raises:
+      NotImplementedError: JAX's CUDA plugin is not there; see `compile_only`.
     """
     mesh = make_mesh(gpu, (devices,))
     everywhere = sharding.replicated(mesh)
@@ -67,7 +69,7 @@ def compile_training_step(
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere)
 
     step = functools.partial(
-        train_step, graph=graph, optimizer=adam, microbatches=microbatches, row_shards=devices
+        train_step, graph=graph, optimizer=adam, microbatches=1, row_shards=devices
     )
     with jax.set_mesh(mesh):
         return compile_for(
@@ -77,6 +79,5 @@ def compile_training_step(
             abstract_batch(mesh, rows, length, masking_rate),
             on_all(learning_rate),
             on_all(dropout_key),
-            kernels=kernels,
             donate=(0,),
         )
