@@ -1,17 +1,21 @@
 """Attention on a GPU: correct against the reference, then its time beside other implementations.
 
     python -m benchmarks.attention [--lengths 128 512 2048 8192] [--output benchmarks/attention.md]
+        [--store]
 
 For each row length, 131,072 tokens of 12 heads of 64 in bfloat16, forward and backward, once as
 full rows (one segment each) and once packed with documents of real lengths (log-normal, 110 tokens
 on average, at most 128 or the row). TFLOP/s count the scores that are needed: 12 · D FLOPs a pair
 of tokens of one segment and head for forward and backward. Others get the same rows; what can't
-serve says why. On a machine without a GPU it runs the kernels with JAX's interpreter, at sizes
-that end (`--rows 1 --lengths 64`): that shows that the script works and says nothing of speed.
+serve says why. `--store` keeps the block size that was fastest on packed rows of each length as the
+default for GPUs of this kind, in pallas_kernels. On a machine without a GPU it runs the kernels
+with JAX's interpreter, at sizes that end (`--rows 1 --lengths 64`): that shows that the script
+works and says nothing of speed.
 """
 
 import argparse
 import functools
+import json
 import pathlib
 import statistics
 import sys
@@ -23,11 +27,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels import alibi_attention_qkv, alibi_slopes, block_ranges
+from pallas_kernels.alibi_attention.block_ranges import MEASURED_BLOCK_SIZES
 from pallas_kernels.backends import target_platform
 
 HEADS, HEAD_SIZE = 12, 64
 TOKENS = 131_072
-BLOCK_SIZES = (32, 64, 128)
+OURS = {size: f"ours, blocks of {size}" for size in (32, 64, 128)}
 REPEATS = 20
 
 
@@ -36,31 +41,50 @@ def main() -> None:
     parser.add_argument("--lengths", type=int, nargs="+", default=[128, 512, 2048, 8192])
     parser.add_argument("--rows", type=int, help="a row count; the default makes 131,072 tokens")
     parser.add_argument("--output", type=pathlib.Path, help="a Markdown file for the results")
+    parser.add_argument("--store", action="store_true", help="keep the fastest block sizes")
     arguments = parser.parse_args()
     kernels = "triton" if target_platform() == "gpu" else "interpret"
+    if arguments.store and kernels != "triton":
+        parser.error("--store is for a GPU: the interpreter's times say nothing")
     device = jax.devices()[0].device_kind
     lines = [
         "# Attention on a GPU",
         "",
-        f"{device}, jax {jax.__version__}, `python -m benchmarks.attention`; forward and backward, "
-        f"median of {REPEATS}, {HEADS} heads of {HEAD_SIZE}, bfloat16",
+        f"{device}, jax {jax.__version__}, `python -m benchmarks.attention`, ours by {kernels}; "
+        f"forward and backward, median of {REPEATS}, {HEADS} heads of {HEAD_SIZE}, bfloat16",
         "",
         "| rows | segments | implementation | largest error | ms | TFLOP/s |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     print("\n".join(lines), flush=True)
+    fastest = {}
     for length in arguments.lengths:
         rows = arguments.rows or max(1, TOKENS // length)
         for kind in ("full", "packed"):
-            for line in measure(rows, length, kind, kernels):
+            seconds_of = {}
+            for line in measure(rows, length, kind, kernels, seconds_of):
                 lines.append(line)
                 print(line, flush=True)
+        if ours := {size: seconds_of[name] for size, name in OURS.items() if name in seconds_of}:
+            fastest[length] = min(ours, key=ours.get)
+    if arguments.store:
+        store(device, fastest)
     if arguments.output:
         arguments.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def measure(rows: int, length: int, kind: str, kernels: str) -> Iterator[str]:
-    """The table's lines for one row length and kind of segments."""
+def store(device: str, fastest: dict[int, int]) -> None:
+    """Keeps {row length: tokens a block} among the defaults of this kind of device."""
+    measured = json.loads(MEASURED_BLOCK_SIZES.read_text(encoding="utf-8"))
+    measured.setdefault(device, {}).update({str(k): v for k, v in fastest.items()})
+    text = json.dumps(measured, indent=2, sort_keys=True) + "\n"
+    MEASURED_BLOCK_SIZES.write_text(text, encoding="utf-8")
+
+
+def measure(
+    rows: int, length: int, kind: str, kernels: str, seconds_of: dict[str, float]
+) -> Iterator[str]:
+    """The table's lines for one row length and kind of segments; fills in the medians."""
     random = np.random.default_rng(0)
     segment_ids_BL = segment_ids(random, rows, length, kind)
     shape = (rows, length, 3, HEADS, HEAD_SIZE)
@@ -78,7 +102,7 @@ def measure(rows: int, length: int, kind: str, kernels: str) -> Iterator[str]:
             found = step(qkv_BL3HD, segment_ids_BL, d_out_BLHD)
             without_bias = "no ALiBi" in name
             error = "–" if without_bias else f"{largest_error(found, true, few):.1e}"
-            seconds = median_seconds(step, qkv_BL3HD, segment_ids_BL, d_out_BLHD)
+            seconds = seconds_of[name] = median_seconds(step, qkv_BL3HD, segment_ids_BL, d_out_BLHD)
         except Exception as reason:  # another library's limits, whatever it raises
             yield f"{start} can't serve: {str(reason).splitlines()[0][:80]} | | |"
         else:
@@ -87,8 +111,8 @@ def measure(rows: int, length: int, kind: str, kernels: str) -> Iterator[str]:
 
 def implementations(kernels: str, length: int) -> Iterator[tuple[str, Callable]]:
     """Names, and functions of (qkv_BL3HD, segment_ids_BL)."""
-    for size in BLOCK_SIZES:
-        yield f"ours, {kernels}, blocks of {size}", attend(kernels, size)
+    for size, name in OURS.items():
+        yield name, attend(kernels, size)
     yield "ours, xla", attend("xla")
     if length <= 2048:  # beyond, the dense bias alone takes gigabytes
         yield "jax.nn.dot_product_attention, xla, dense bias", dense_attention("xla")

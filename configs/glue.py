@@ -6,8 +6,8 @@ Command:   python train.py --config=configs/glue.py --workdir=runs/glue \\
            tensorflow-datasets has prepared. --config.tasks=rte,cola for some;
            --config.recipes.rte.seeds='(19,)' and the like for another recipe.
 Hardware:  one GPU or several.
-Quoted:    the original PyTorch implementation, MosaicBERT-Base after 70,000 batches: mean 84.28,
-           BERT-Base 83.2.
+Quoted:    the original PyTorch implementation, MosaicBERT-Base after 70,000 batches: mean 84.28;
+           83.2 after 4.6 h of pretraining on 8 A100-80GB, to which BERT-Base takes 11.5 h.
 Measured:  not yet.
 """
 

@@ -111,5 +111,6 @@ def _last_evaluation(path: pathlib.Path, step: int) -> dict[str, Any] | None:
     """The last row of metrics.jsonl with an evaluation, up to a step."""
     lines = path.read_text(errors="replace").splitlines() if path.exists() else []
     rows = [json.loads(line) for line in lines if is_row_until(line, step)]
-    evaluated = (row for row in reversed(rows) if {"eval_loss", "eval_examples"} & row.keys())
+    keys = ("eval_loss", "eval_examples")  # of pretraining and of finetuning
+    evaluated = (row for row in rows[::-1] if any(row.get(key) is not None for key in keys))
     return next(evaluated, None)

@@ -21,6 +21,12 @@ def target_platform() -> str:
     return jax.default_backend() if device is None else device.platform
 
 
+def target_device_kind() -> str:
+    """Such as "NVIDIA H100 80GB HBM3", of the devices that `target_platform` speaks of."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return (jax.devices()[0] if device is None else device).device_kind
+
+
 @functools.cache  # so that a choice is logged once
 def choose_backend(
     kernel: str,

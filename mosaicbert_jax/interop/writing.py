@@ -4,6 +4,7 @@ import importlib.resources
 import json
 import os
 import pathlib
+import shutil
 from collections.abc import Sequence
 from typing import Any
 
@@ -74,6 +75,8 @@ def save_model(
         (unfinished / CONFIG_FILE).write_text(json.dumps(stored, indent=2) + "\n", "utf-8")
         # Without this entry transformers takes the file for another framework's.
         save_file(stored_tensors(model), unfinished / SAFETENSORS, metadata={"format": "pt"})
+        # safetensors makes it the owner's alone.
+        shutil.copymode(unfinished / CONFIG_FILE, unfinished / SAFETENSORS)
         (unfinished / "README.md").write_text(card, encoding="utf-8")
         if kind == "mosaicbert":
             sources = importlib.resources.files("mosaicbert_jax.interop") / "torch_model"

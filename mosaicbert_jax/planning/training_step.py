@@ -44,14 +44,18 @@ def compile_training_step(
     data: int = 1,
     fsdp: int = 1,
     tensor: int = 1,
-    kernels: str = "",
 ) -> Program:
     """Forward, backward and update of one batch.
 
     Args:
       rows: of the batch, on all devices together.
+      length: tokens of a row.
+      masking_rate: share of them that is predicted.
+      microbatches: parts of it that a device takes one after another.
       data, fsdp, tensor: devices along the axes of the mesh.
-      kernels: see `compile_for`.
+
+    Raises:
+      NotImplementedError: JAX's CUDA plugin is not there; see `compile_only`.
     """
     mesh = make_mesh(gpu, data, fsdp, tensor)
     everywhere = sharding.replicated(mesh)
@@ -80,6 +84,5 @@ def compile_training_step(
             abstract_batch(mesh, rows, length, masking_rate),
             on_all(learning_rate),
             on_all(dropout_key),
-            kernels=kernels,
             donate=(0,),
         )

@@ -1,12 +1,17 @@
 """Which blocks of a row share a segment with which."""
 
 import dataclasses
+import functools
+import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from pallas_kernels.backends import target_platform
+from pallas_kernels.backends import target_device_kind, target_platform
+
+MEASURED_BLOCK_SIZES = pathlib.Path(__file__).parent / "block_sizes.json"
 
 
 @jax.tree_util.register_dataclass
@@ -29,9 +34,23 @@ class BlockRanges:
 
 
 def default_block_size(length: int, platform: str) -> int:
-    """Tokens a block that suit the backend of a platform, for rows of `length` tokens."""
-    # The kernels want powers of two; blocks of 128 would spill registers (benchmarks/).
-    return 64 if platform == "gpu" else min(128, length)
+    """Tokens a block that suit the backend of a platform, for rows of `length` tokens.
+
+    On a GPU: what `python -m benchmarks.attention --store` found fastest on one of its kind, for
+    the longest row length measured that is not longer; 64 where nothing was measured.
+    """
+    if platform != "gpu":
+        return min(128, length)
+    measured = _measured_block_sizes().get(target_device_kind(), {})
+    not_longer = [int(row_length) for row_length in measured if int(row_length) <= length]
+    # Without a measurement: blocks of 128 would spill registers (benchmarks/).
+    return measured[str(max(not_longer))] if not_longer else 64
+
+
+@functools.cache
+def _measured_block_sizes() -> dict[str, dict[str, int]]:
+    """Device kind, row length, tokens a block."""
+    return json.loads(MEASURED_BLOCK_SIZES.read_text(encoding="utf-8"))
 
 
 def block_ranges(

@@ -105,6 +105,11 @@ def test_a_mixture_of_the_two_cannot_leave(tmp_path):
     assert not (tmp_path / "mixed").exists()
 
 
+def test_who_may_read_one_file_may_read_all(tmp_path):
+    build(BertModel).save_pretrained(tmp_path / "model")
+    assert len({path.stat().st_mode for path in (tmp_path / "model").iterdir()}) == 1
+
+
 def test_nothing_is_overwritten(tmp_path):
     model = build(BertModel)
     (tmp_path / "empty").mkdir()

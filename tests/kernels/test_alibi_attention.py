@@ -1,5 +1,6 @@
 """Attention: every backend against the one reference, values and gradients."""
 
+import importlib
 import json
 import time
 
@@ -172,3 +173,15 @@ def test_mistakes_are_explained():
         alibi_attention(x, x, x, None, backend="mosaic")
     with pytest.raises(ValueError, match=r"qkv must be"):
         alibi_attention_qkv(x, None)
+
+
+def test_block_size_is_the_one_measured_on_such_a_device(monkeypatch):
+    module = importlib.import_module("pallas_kernels.alibi_attention.block_ranges")
+    kind = jax.devices()[0].device_kind
+    measured = {kind: {"512": 32, "2048": 128}, "another": {"64": 16}}
+    assert all(name.startswith("NVIDIA") for name in module._measured_block_sizes())
+    assert module.default_block_size(4096, "gpu") == 64
+    monkeypatch.setattr(module, "_measured_block_sizes", lambda: measured)
+    found = [module.default_block_size(length, "gpu") for length in (128, 512, 1024, 2048, 8192)]
+    assert found == [64, 32, 32, 128, 128]
+    assert module.default_block_size(512, "cpu") == 128

@@ -22,7 +22,8 @@ def inputs(rows, length, width, dtype="float32"):
     """x, residual, scale, bias and x's bias, and the gradient of the result."""
     rng = np.random.default_rng(0)
     x_BLE, residual_BLE, d_y_BLE = (normal(rng, rows, length, width, dtype=dtype) for _ in "123")
-    scale_E, bias_E, x_bias_E = 1 + normal(rng, width), normal(rng, width), normal(rng, width)
+    scale_E, bias_E = 1 + 0.2 * normal(rng, width), 0.2 * normal(rng, width)
+    x_bias_E = normal(rng, width)
     return (x_BLE, residual_BLE, scale_E, bias_E, x_bias_E), d_y_BLE
 
 
@@ -69,6 +70,25 @@ def test_epsilon_counts_and_x_needs_no_bias():
         for backend in ("interpret", "xla")
     )
     assert_close(ours, true, TOLERANCE["float32"])
+
+
+def test_gradients_where_the_result_holds_little_of_the_sum():
+    (x_BLE, residual_BLE, scale_E, bias_E, x_bias_E), d_y_BLE = inputs(2, 9, 256, "bfloat16")
+    scale_E = scale_E.at[jnp.array([3, 200])].set(jnp.array([0.0, 0.01]))
+    operands = (x_BLE, residual_BLE, scale_E, bias_E, x_bias_E)
+    ours, true = (
+        values_and_gradients(functools.partial(norm, backend=backend), operands, d_y_BLE)
+        for backend in ("interpret", "xla")
+    )
+    d_scale_E, true_d_scale_E = ours[3], true[3]
+    assert d_scale_E[3] == 0.0
+    # The result is within 2^-9 of itself, which is about the bias, at each of 18 tokens.
+    assert abs(d_scale_E[200] - true_d_scale_E[200]) < 18 * 2**-9 * abs(float(bias_E[200])) * 100
+    # In that column the gradient of the sum lacks what the normalised sum gives: |x| · 1/√E.
+    assert_close(ours[1:3], true[1:3], 0.1)
+    others = np.delete(np.arange(256), [3, 200])
+    ours, true = ([array[..., others] for array in arrays] for arrays in (ours, true))
+    assert_close(ours, true, TOLERANCE["bfloat16"])
 
 
 @pytest.mark.parametrize("norm_dtype", ["float32", "bfloat16"])

@@ -25,7 +25,8 @@ def test_base_compiles_for_eight_gpus():
         "cross_entropy_and_gradient": 1,
     }
     # Gradients and metrics are added up; nothing else passes between the devices.
-    assert set(step["collectives"]) == {"all-reduce-start"}
+    assert step["collectives"]
+    assert set(step["collectives"]) <= {"all-reduce", "all-reduce-start"}
     # Parameters and two moments, float32, whole on each device.
     assert step["lasting_bytes"] == pytest.approx(12 * 137_400_384, rel=0.01)
-    assert step["temporary_bytes"] < 11e9
+    assert step["temporary_bytes"] < 10e9
