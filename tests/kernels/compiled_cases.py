@@ -191,10 +191,10 @@ def compile_geglu(target: str, width: int, devices: int) -> Program:
     mesh = make_mesh(GPUS[target], devices)
     rows, outer_width = devices * ROWS, width // 4
 
-    def step(x_BLE, input_EF, output_FE, d_y_BLE, seed):
-        def forward(x_BLE, input_EF, output_FE):
+    def step(x_BLE, input_E2F, output_FE, d_y_BLE, seed):
+        def forward(x_BLE, input_E2F, output_FE):
             return geglu_linear(
-                matmul(x_BLE, input_EF),
+                matmul(x_BLE, input_E2F),
                 output_FE,
                 dropout_rate=0.1,
                 dropout_keys_B=jax.random.split(jax.random.key(seed), rows),
@@ -202,7 +202,7 @@ def compile_geglu(target: str, width: int, devices: int) -> Program:
                 backend="triton",
             )
 
-        y_BLE, backward = jax.vjp(forward, x_BLE, input_EF, output_FE)
+        y_BLE, backward = jax.vjp(forward, x_BLE, input_E2F, output_FE)
         return y_BLE, *backward(d_y_BLE)
 
     spec = PartitionSpec("data")
@@ -212,7 +212,7 @@ def compile_geglu(target: str, width: int, devices: int) -> Program:
             GPUS[target],
             step,
             x_BLE,
-            array(mesh, jnp.float32, outer_width, 2 * width),
+            array(mesh, jnp.float32, outer_width, 2, width),
             array(mesh, jnp.float32, width, outer_width),
             x_BLE,
             array(mesh, jnp.uint32),

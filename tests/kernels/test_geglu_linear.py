@@ -22,7 +22,7 @@ OUTPUTS = 16
 def inputs(rows, length, width, dtype="float32"):
     """gate_up and the linear map's kernel, and the gradient of the result."""
     rng = np.random.default_rng(0)
-    gate_up_BL2F = normal(rng, rows, length, 2 * width, dtype=dtype)
+    gate_up_BL2F = normal(rng, rows, length, 2, width, dtype=dtype)
     d_out_BLE = normal(rng, rows, length, OUTPUTS, dtype=dtype)
     return (gate_up_BL2F, normal(rng, width, OUTPUTS)), d_out_BLE
 
@@ -77,9 +77,9 @@ def test_kernels_drop_what_dropout_drops_and_round_as_it_does(rate, dtype):
             dropout_keys_B=site_keys(keys_B, 2, Site.FEED_FORWARD),
             backend="interpret",
         ),
-        jnp.concatenate([nines_BLF, up_BLF], axis=-1),
+        jnp.stack([nines_BLF, up_BLF], axis=2),
     )
-    d_gate_BLF, d_up_BLF = jnp.split(backward(d_out_BLF)[0], 2, axis=-1)
+    d_gate_BLF, d_up_BLF = jnp.moveaxis(backward(d_out_BLF)[0], 2, 0)
     ours = product_BLF, d_gate_BLF, d_up_BLF
     true = drop(9 * up_BLF), up_BLF * drop(d_out_BLF), 9 * drop(d_out_BLF)
     for our, expected in zip(ours, true, strict=True):
@@ -98,7 +98,7 @@ def test_neither_product_nor_mask_is_kept():
 
 @pytest.mark.parametrize("shape", [(2, 1), (1, 2)])
 def test_any_mesh_gives_the_same(shape):
-    operands, d_out_BLE = inputs(4, 5, 64)
+    operands, d_out_BLE = inputs(4, 5, 128)
 
     def function(keys_B, *operands):
         return geglu_linear(
@@ -106,15 +106,17 @@ def test_any_mesh_gives_the_same(shape):
             dropout_rate=0.1,
             dropout_keys_B=keys_B,
             row_axes=("data",),
+            width_axis="tensor",
             backend="interpret",
         )
 
     keys_B = row_keys(KEY, 4)
     alone = values_and_gradients(functools.partial(function, keys_B), operands, d_out_BLE)
     mesh = jax.make_mesh(shape, ("data", "tensor"), (AxisType.Auto,) * 2)
-    by_rows, everywhere = (NamedSharding(mesh, PartitionSpec(axis)) for axis in ("data", None))
+    specs = PartitionSpec("data", None, None, "tensor"), PartitionSpec("tensor")
+    *shardings, by_rows = (NamedSharding(mesh, spec) for spec in (*specs, PartitionSpec("data")))
     with jax.set_mesh(mesh):
-        placed = jax.device_put(operands, (by_rows, everywhere))
+        placed = jax.device_put(operands, tuple(shardings))
         divided = values_and_gradients(
             functools.partial(function, keys_B), placed, jax.device_put(d_out_BLE, by_rows)
         )
@@ -129,8 +131,8 @@ def test_what_does_not_fit_is_said():
         geglu_linear(gate_up_BL2F, kernel_FE, backend="interpret")
     with pytest.raises(ValueError, match="'cuda' is not one of auto, triton, xla"):
         geglu_linear(gate_up_BL2F, kernel_FE, backend="cuda")
-    for gate_up, kernel in ((gate_up_BL2F[0], kernel_FE), (gate_up_BL2F[..., :32], kernel_FE)):
-        with pytest.raises(ValueError, match=r"must be \(B, L, 2 F\) and \(F, E\), not "):
+    for gate_up, kernel in ((gate_up_BL2F[0], kernel_FE), (gate_up_BL2F[..., :16], kernel_FE)):
+        with pytest.raises(ValueError, match=r"must be \(B, L, 2, F\) and \(F, E\), not "):
             geglu_linear(gate_up, kernel)
     with pytest.raises(ValueError, match="needs dropout_keys_B"):
         geglu_linear(gate_up_BL2F, kernel_FE, dropout_rate=0.1)

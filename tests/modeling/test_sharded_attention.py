@@ -1,4 +1,4 @@
-"""Attention divided over a mesh: rows over "data", heads and their slopes over "tensor"."""
+"""Attention divided over a mesh: rows over data and fsdp, heads and their slopes over tensor."""
 
 import jax
 import jax.numpy as jnp
@@ -7,9 +7,10 @@ import pytest
 from flax import nnx
 
 from mosaicbert_jax import BertConfig, BertModel
+from mosaicbert_jax.training import sharding
 
 
-@pytest.mark.parametrize("shape", [(2, 1), (1, 2)])
+@pytest.mark.parametrize("shape", [(2, 1, 1), (1, 2, 1), (1, 1, 2)])
 def test_any_mesh_gives_the_same_hidden_states(shape):
     config = BertConfig(
         vocab_size=64,
@@ -27,6 +28,6 @@ def test_any_mesh_gives_the_same_hidden_states(shape):
         return nnx.merge(graph, state)(tokens_BL, segment_ids_BL)
 
     alone = jax.jit(encode)(state, tokens_BL, segment_ids_BL)
-    with jax.set_mesh(jax.make_mesh(shape, ("data", "tensor"), (jax.sharding.AxisType.Auto,) * 2)):
+    with jax.set_mesh(sharding.make_mesh(*shape)):
         divided = jax.jit(encode)(state, tokens_BL, segment_ids_BL)
     np.testing.assert_allclose(divided, alone, atol=2e-6)
