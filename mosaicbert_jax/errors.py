@@ -13,6 +13,14 @@ class UserError(Exception):
     """
 
 
+class Interrupted(Exception):  # noqa: N818  it is no error
+    """A run that was asked to stop has saved, and the same command goes on from there.
+
+    train.py prints the message and exits with status 75, by which schedulers know to start it again
+    (EX_TEMPFAIL of sysexits.h).
+    """
+
+
 @contextlib.contextmanager
 def explained(on_interrupt: str) -> Iterator[None]:
     """Runs a command's work; ends the process with one line where it fails.
@@ -21,13 +29,15 @@ def explained(on_interrupt: str) -> Iterator[None]:
       on_interrupt: what to say on Ctrl-C.
 
     Raises:
-      SystemExit: status 2 after a UserError or an error of the file system, 130 after Ctrl-C, 0
-        when the reader of the output has seen enough.
+      SystemExit: status 2 after a UserError or an error of the file system, 75 after Interrupted,
+        130 after Ctrl-C, 0 when the reader of the output has seen enough.
     """
     try:
         yield
     except UserError as error:
         _end(f"error: {error}", 2)
+    except Interrupted as stopped:
+        _end(str(stopped), 75)
     except UnicodeDecodeError as error:
         _end(f"error: the input is not {error.encoding}: {error.reason}", 2)
     except KeyboardInterrupt:

@@ -44,7 +44,11 @@ def finetuning() -> ConfigDict:
             "optimizer": configuration.optimizer_settings(
                 3e-5, weight_decay=3e-6, final_fraction=0.0
             ),
-            "train": {"duration": "3ep", "batch_size": 16},
+            "train": {
+                "duration": "3ep",
+                "batch_size": 16,
+                "price_per_gpu_hour": placeholder(float),  # dollars; metrics tell what was spent
+            },
             "eval": {"every": "1ep", "batch_size": 64},
             "checkpoint": {"every": "1ep", "keep": 1},
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1},

@@ -35,14 +35,14 @@ def _logits(model: nnx.Module, batch: Mapping[str, jax.Array], dropout_key) -> j
     return logits.astype(jnp.float32)
 
 
-def _class_sums(model, batch, dropout_key, row_shards: int):
+def _class_sums(model, batch, dropout_key):
     logits_SC = _logits(model, batch, dropout_key)
     losses_S = optax.softmax_cross_entropy_with_integer_labels(logits_SC, batch["labels_S"])
     right_S = jnp.argmax(logits_SC, axis=1) == batch["labels_S"]
     return jnp.sum(losses_S * batch["weights_S"]), jnp.sum(right_S * batch["weights_S"])
 
 
-def _token_sums(model, batch, dropout_key, row_shards: int):
+def _token_sums(model, batch, dropout_key):
     logits_BLC = _logits(model, batch, dropout_key)
     labels_BL, weights_BL = batch["labels_BL"], batch["weights_BL"]
     losses_BL = optax.softmax_cross_entropy_with_integer_labels(logits_BLC, labels_BL)
@@ -50,7 +50,7 @@ def _token_sums(model, batch, dropout_key, row_shards: int):
     return jnp.sum(losses_BL * weights_BL), jnp.sum(right_BL * weights_BL)
 
 
-def _value_sums(model, batch, dropout_key, row_shards: int):
+def _value_sums(model, batch, dropout_key):
     errors_S = _logits(model, batch, dropout_key)[:, 0] - batch["labels_S"]
     weights_S = batch["weights_S"]
     return jnp.sum(errors_S**2 * weights_S), jnp.sum(jnp.abs(errors_S) * weights_S)

@@ -64,11 +64,19 @@ class BertForMaskedLM(PretrainedMixin, nnx.Module):
         *,
         token_type_ids_BL: Int[Array, "B L"] | None = None,
         dropout_key: Key[Array, "..."] | None = None,
-        row_shards: int = 1,
+        activation_checkpointing: bool = False,
     ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        """(sum of cross-entropies, number of correct guesses); see `masked_lm_loss`."""
+        """(sum of cross-entropies, number of correct guesses).
+
+        See `masked_lm_loss` and, for the last argument, `BertModel`.
+        """
         hidden_BPE = self.bert(
-            tokens_BL, segment_ids_BL, token_type_ids_BL, positions_BP, dropout_key
+            tokens_BL,
+            segment_ids_BL,
+            token_type_ids_BL,
+            positions_BP,
+            dropout_key,
+            activation_checkpointing,
         )
         return masked_lm_loss(
             self.head.transform(hidden_BPE),
@@ -76,7 +84,6 @@ class BertForMaskedLM(PretrainedMixin, nnx.Module):
             self.head.bias[...],
             labels_BP,
             weights_BP,
-            row_shards,
         )
 
 

@@ -3,6 +3,8 @@
 Post-LayerNorm: x = norm(dropout(output(attention(x))) + x); y = norm(feed_forward(x) + x).
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,6 +23,7 @@ from pallas_kernels import (
     matmul,
     residual_norm,
 )
+from pallas_kernels.tokens import on_own_rows
 
 # The axes of a mesh; every mesh in use has all three.
 ROW_AXES = ("data", "fsdp")  # over which the rows of a batch are divided
@@ -55,6 +58,34 @@ def embedding(config: BertConfig, entries: int, *, rngs: nnx.Rngs) -> nnx.Embed:
     """
     init = nnx.initializers.normal(config.initializer_range)
     return nnx.Embed(entries, config.hidden_size, embedding_init=init, rngs=rngs)
+
+
+def look_up(table_VE: Float[Array, "V E"], tokens_BL: Int[Array, "B L"]) -> Float[Array, "B L E"]:
+    """The tokens' entries of a table that is whole on every device.
+
+    Each device adds up the gradient of its own rows, so that only those sums meet.
+    """
+    return _look_up(table_VE.shape[0], table_VE, tokens_BL)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _look_up(entries: int, table_VE, tokens_BL):
+    return jnp.take(table_VE, tokens_BL, axis=0)
+
+
+def _look_up_forward(entries: int, table_VE, tokens_BL):
+    return _look_up(entries, table_VE, tokens_BL), tokens_BL
+
+
+def _look_up_backward(entries: int, tokens_BL, d_entries_BLE):
+    def call(d_entries_BLE, tokens_BL):
+        zeros_VE = jnp.zeros((entries, d_entries_BLE.shape[-1]), d_entries_BLE.dtype)
+        return zeros_VE.at[tokens_BL].add(d_entries_BLE)[None]
+
+    return on_own_rows(ROW_AXES, call, (d_entries_BLE, tokens_BL)).sum(axis=0), None
+
+
+_look_up.defvjp(_look_up_forward, _look_up_backward)
 
 
 def layer_norm(config: BertConfig, *, epsilon: float | None = None, rngs: nnx.Rngs):

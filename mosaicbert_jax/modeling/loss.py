@@ -14,18 +14,18 @@ from jaxtyping import Array, Float, Int
 
 from mosaicbert_jax.modeling.layers import ROW_AXES
 from pallas_kernels import cross_entropy_and_gradient
+from pallas_kernels.tokens import on_own_rows
 
 CHUNK_PREDICTIONS = 2048  # predictions whose logits exist at one time, on one device
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+@jax.custom_vjp
 def masked_lm_loss(
     hidden_BPE: Float[Array, "B P E"],
     embedding_VE: Float[Array, "V E"],
     bias_V: Float[Array, "V"],
     labels_BP: Int[Array, "B P"],
     weights_BP: Float[Array, "B P"],
-    row_shards: int = 1,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Sums cross-entropy and correct guesses over predicted positions.
 
@@ -34,21 +34,40 @@ def masked_lm_loss(
       embedding_VE, bias_V: the decoder, tied to the word embeddings; float32.
       labels_BP: int32 ids. Where weights_BP is 0 the slot counts for nothing.
       weights_BP: float32, 1 for a prediction.
-      row_shards: over how many devices the rows are divided; chunks are bounded a device.
 
     Returns:
       (sum of weighted cross-entropies, weighted number of correct guesses), float32 scalars.
       Divide by the sum of the weights of the global batch for the means.
     """
-    losses, _ = _chunked(hidden_BPE, embedding_VE, bias_V, labels_BP, weights_BP, row_shards, False)
-    return losses
+    divided, decoder = (hidden_BPE, labels_BP, weights_BP), (embedding_VE, bias_V)
+    sums, _ = _on_each_device(divided, decoder, with_gradients=False)
+    return sums
 
 
-def _chunk_count(rows: int, predictions: int, row_shards: int) -> int:
+def _on_each_device(divided: tuple, decoder: tuple, *, with_gradients: bool):
+    """The sums, and the gradients of the hidden states and of the decoder.
+
+    Each device goes through its own rows in chunks. The gradients of the decoder have an axis over
+    the devices in front, so that what the devices found is added up once, and not in each chunk.
+    """
+
+    def call(hidden_BPE, labels_BP, weights_BP, embedding_VE, bias_V):
+        sums, gradients = _chunked(
+            hidden_BPE, embedding_VE, bias_V, labels_BP, weights_BP, with_gradients
+        )
+        if with_gradients:
+            d_hidden_BPE, *d_decoder = gradients
+            gradients = d_hidden_BPE, *(gradient[None] for gradient in d_decoder)
+        return tuple(total[None] for total in sums), gradients
+
+    sums, gradients = on_own_rows(ROW_AXES, call, divided, decoder)
+    return tuple(total.sum(axis=0) for total in sums), gradients
+
+
+def _chunk_count(rows: int, predictions: int) -> int:
     """The fewest equal chunks of the P axis that stay within the bound."""
-    rows_here = max(1, rows // row_shards)
     for count in range(1, predictions + 1):
-        if predictions % count == 0 and rows_here * predictions // count <= CHUNK_PREDICTIONS:
+        if predictions % count == 0 and rows * predictions // count <= CHUNK_PREDICTIONS:
             return count
     return max(1, predictions)
 
@@ -71,7 +90,6 @@ def _chunk(hidden_BPE, table_VE, bias_V, labels_BP, weights_BP, with_gradients):
         logits_NV,
         labels_N,
         weights_N,
-        row_axes=ROW_AXES,
         backend="auto" if with_gradients else "xla",  # whose gradient is not computed if unused
     )
     # where, not a product: an unused slot must not turn a NaN or inf of its own into the sum's.
@@ -92,9 +110,9 @@ def _chunk(hidden_BPE, table_VE, bias_V, labels_BP, weights_BP, with_gradients):
     return sums, (d_hidden_NE.reshape(hidden_BPE.shape), d_embedding_VE, d_bias_V)
 
 
-def _chunked(hidden_BPE, embedding_VE, bias_V, labels_BP, weights_BP, row_shards, with_gradients):
+def _chunked(hidden_BPE, embedding_VE, bias_V, labels_BP, weights_BP, with_gradients):
     rows, predictions = labels_BP.shape
-    count = _chunk_count(rows, predictions, row_shards)
+    count = _chunk_count(rows, predictions)
     # The barrier has it converted once, and not in each chunk.
     table_VE = jax.lax.optimization_barrier(embedding_VE.astype(hidden_BPE.dtype))
     if count == 1:
@@ -121,13 +139,15 @@ def _chunked(hidden_BPE, embedding_VE, bias_V, labels_BP, weights_BP, row_shards
     return sums, (d_hidden_BPE, *d_decoder)
 
 
-def _forward(hidden_BPE, embedding_VE, bias_V, labels_BP, weights_BP, row_shards):
-    return _chunked(hidden_BPE, embedding_VE, bias_V, labels_BP, weights_BP, row_shards, True)
+def _forward(hidden_BPE, embedding_VE, bias_V, labels_BP, weights_BP):
+    divided, decoder = (hidden_BPE, labels_BP, weights_BP), (embedding_VE, bias_V)
+    return _on_each_device(divided, decoder, with_gradients=True)
 
 
-def _backward(row_shards, gradients, cotangents):
+def _backward(gradients, cotangents):
     d_loss, _ = cotangents  # the number of correct guesses has no gradient
-    d_hidden_BPE, d_embedding_VE, d_bias_V = gradients
+    d_hidden_BPE, *d_decoder = gradients
+    d_embedding_VE, d_bias_V = (gradient.sum(axis=0) for gradient in d_decoder)
     return (
         (d_hidden_BPE * d_loss).astype(d_hidden_BPE.dtype),
         d_embedding_VE * d_loss,

@@ -12,7 +12,7 @@ from mosaicbert_jax.data.masking import predictions_per_row
 from mosaicbert_jax.planning.compile_only import Program, compile_for, make_mesh
 from mosaicbert_jax.planning.gpus import Gpu
 from mosaicbert_jax.training import checkpoints, optimizer, sharding
-from mosaicbert_jax.training.step import TrainState, train_step
+from mosaicbert_jax.training.step import TrainState, masked_lm, train_step
 
 
 def abstract_batch(
@@ -44,6 +44,7 @@ def compile_training_step(
     data: int = 1,
     fsdp: int = 1,
     tensor: int = 1,
+    activation_checkpointing: bool = False,
 ) -> Program:
     """Forward, backward and update of one batch.
 
@@ -53,6 +54,7 @@ def compile_training_step(
       masking_rate: share of them that is predicted.
       microbatches: parts of it that a device takes one after another.
       data, fsdp, tensor: devices along the axes of the mesh.
+      activation_checkpointing: see `BertModel`.
 
     Raises:
       NotImplementedError: JAX's CUDA plugin is not there; see `compile_only`.
@@ -74,7 +76,11 @@ def compile_training_step(
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere)
 
     step = functools.partial(
-        train_step, graph=graph, optimizer=adam, microbatches=microbatches, row_shards=data * fsdp
+        train_step,
+        graph=graph,
+        optimizer=adam,
+        objective=masked_lm(activation_checkpointing=activation_checkpointing),
+        microbatches=microbatches,
     )
     with jax.set_mesh(mesh):
         return compile_for(

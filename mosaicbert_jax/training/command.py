@@ -13,13 +13,17 @@ def main() -> None:
     """Trains as the command line says; see `explained` for what ends it otherwise."""
     with explained("interrupted; the same command goes on from the last checkpoint"):
         config, workdir = parse()
+        # Imported from here on: a typo on the command line answers at once.
+        from mosaicbert_jax.training import hosts
+
+        hosts.join()
         what_next = run(config, pathlib.Path(workdir))
-    print(f"Done. {what_next}", flush=True)
+        if hosts.is_first():
+            print(f"Done. {what_next}", flush=True)
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> str:
     """Pretrains or finetunes, as the config is for; returns what to do next."""
-    # Imported here: a typo on the command line answers at once.
     from mosaicbert_jax.finetuning.finetuning import finetune
     from mosaicbert_jax.finetuning.suite import run_suites
     from mosaicbert_jax.training.loop import train

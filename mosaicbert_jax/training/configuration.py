@@ -22,7 +22,9 @@ FREE_KEYS = (
     "data.workers",
     "log",
     "mesh",
+    "train.activation_checkpointing",
     "train.microbatch_tokens",
+    "train.price_per_gpu_hour",
 )
 
 
@@ -57,6 +59,11 @@ def pretraining(model: BertConfig) -> ConfigDict:
                 "duration": "286720000sp",
                 "batch_tokens": 524_288,  # slots of a step, all devices together
                 "microbatch_tokens": 65_536,  # slots that one device holds at a time
+                # True: keep what enters each layer and compute the rest again in backward, which
+                # takes a third more FLOPs and far less memory.
+                "activation_checkpointing": False,
+                # Dollars, of which a duration in usd is spent; metrics then tell what was.
+                "price_per_gpu_hour": placeholder(float),
             },
             "eval": {
                 "every": "2000ba",
@@ -216,6 +223,12 @@ def check_values(config: ConfigDict, ranges: dict[str, tuple[float, float, bool]
         if not (lowest < number < highest or (allowed and number == lowest)):
             bounds = f"{'at least' if allowed else 'above'} {lowest} and below {highest}"
             raise UserError(f"{key}={number} must be {bounds}")
+    price = config.train.price_per_gpu_hour
+    if price is not None and not 0 < price < math.inf:
+        raise UserError(f"train.price_per_gpu_hour={price} must be above 0, in dollars")
+    for key in _DURATIONS:
+        if price is None and Duration.parse(value(key), key=key).unit == "usd":
+            raise UserError(f"{key}={value(key)} needs train.price_per_gpu_hour, in dollars")
     if config.init_from_step is not None and not config.init_from:
         raise UserError("init_from_step is set, but init_from is not: a step of which run?")
 

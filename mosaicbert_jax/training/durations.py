@@ -1,4 +1,4 @@
-"""How long a run is, and how far it has come: `70000ba`, `286720000sp`, `3ep`, `1.13h`."""
+"""How long a run is, and how far it has come: `70000ba`, `286720000sp`, `3ep`, `1.13h`, `20usd`."""
 
 import dataclasses
 import math
@@ -15,6 +15,7 @@ _UNITS = {
     "s": "seconds",
     "m": "minutes",
     "h": "hours",
+    "usd": "dollars",
 }
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -27,12 +28,15 @@ class Progress:
       step: optimizer steps.
       sequences, tokens: of all hosts, real ones: padding is not counted.
       seconds: since the first step, over all restarts; compilation is not in it, evaluations are.
+      dollars: what the devices cost from the first batch on, compilation included, at the price of
+        each restart; 0 where no price is set.
     """
 
     step: int = 0
     sequences: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    dollars: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON record."""
@@ -50,7 +54,7 @@ class Duration:
 
     Attributes:
       amount: above 0.
-      unit: ba, sp, tok, ep, s, m or h.
+      unit: ba, sp, tok, ep, s, m, h or usd.
     """
 
     amount: float
@@ -80,7 +84,7 @@ class Duration:
     @property
     def is_time(self) -> bool:
         """Whether a clock decides it, so that two runs need not be alike bit for bit."""
-        return self.unit in _SECONDS
+        return self.unit in _SECONDS or self.unit == "usd"
 
     def count(self, progress: Progress, sequences_per_epoch: int) -> float:
         """How many of this duration `progress` amounts to: 1.0 when it has just been used up."""
@@ -89,6 +93,7 @@ class Duration:
             "sp": progress.sequences,
             "tok": progress.tokens,
             "ep": progress.sequences / sequences_per_epoch,
+            "usd": progress.dollars,
         }.get(self.unit)
         if done is None:
             done = progress.seconds / _SECONDS[self.unit]

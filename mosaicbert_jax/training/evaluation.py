@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mosaicbert_jax.data.pipeline import Batch
+from mosaicbert_jax.training import hosts
 from mosaicbert_jax.training.sharding import place_batch
 
 
@@ -67,6 +68,7 @@ def evaluate(
             break
     totals = {name: sum(float(s[name]) for s in jax.device_get(sums)) for name in sums[0]}
     predictions = max(totals["predictions"], 1.0)
+    label_counts_V = hosts.summed(label_counts_V.astype(np.int32))  # each counted its own rows
     return Evaluation(
         loss=totals["loss"] / predictions,
         masked_accuracy=totals["correct"] / predictions,

@@ -3,13 +3,15 @@
 import contextlib
 import functools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
 
 from mosaicbert_jax.data.pipeline import Batch
-from mosaicbert_jax.training import checkpoints, flops, sharding, workdir
+from mosaicbert_jax.errors import Interrupted
+from mosaicbert_jax.training import checkpoints, flops, hosts, interruption, sharding, workdir
+from mosaicbert_jax.training.clock import Clock
 from mosaicbert_jax.training.durations import Duration, Progress
 from mosaicbert_jax.training.host_memory import keep_freed_memory
 from mosaicbert_jax.training.metrics import MetricsWriter, ProgressBar
@@ -25,22 +27,30 @@ def train(run: Run) -> Evaluation | None:
 
     Raises:
       UserError: a folder that is another run's, or a loss that is not finite.
+      Interrupted: it was asked to stop, and has saved.
     """
     if jax.default_backend() == "cpu":
         keep_freed_memory()
     with contextlib.ExitStack() as stack:
-        stack.enter_context(workdir.locked(run.folder))
-        workdir.claim(run.folder, run.record, run.tokenizer_files())
+
+        def take_folder():
+            stack.enter_context(workdir.locked(run.folder))
+            workdir.claim(run.folder, run.record, run.tokenizer_files())
+
+        hosts.on_first(take_folder)
         stack.enter_context(jax.set_mesh(run.mesh))
         store = checkpoints.Checkpoints(run.folder, keep=run.config.checkpoint.keep)
         stack.enter_context(store)
         start = starting_point(run, store)
-        writer = MetricsWriter(run.folder, run.config, step=start.progress.step)
-        stack.enter_context(writer)
-        bar = ProgressBar(run.share(start.progress), show=jax.process_index() == 0)
+        writer = None
+        if hosts.is_first():
+            writer = MetricsWriter(run.folder, run.config, step=start.progress.step)
+            stack.enter_context(writer)
+        bar = ProgressBar(run.share(start.progress), show=hosts.is_first())
         stack.enter_context(contextlib.closing(bar))
+        must_stop = stack.enter_context(interruption.heeded(bar.say))
         train_batches = stack.enter_context(contextlib.closing(run.batches(start.position)))
-        return _train(run, start, train_batches, store, writer, bar)
+        return _train(run, start, train_batches, store, writer, bar, must_stop)
 
 
 def _train(
@@ -48,8 +58,9 @@ def _train(
     start: checkpoints.Restored,
     train_batches: Iterator[Batch],
     store: checkpoints.Checkpoints,
-    writer: MetricsWriter,
+    writer: MetricsWriter | None,
     bar: ProgressBar,
+    must_stop: Callable[[int], bool],
 ) -> Evaluation | None:
     state, progress = start.state, start.progress
     bar.say(run.describe())
@@ -60,35 +71,40 @@ def _train(
         return _evaluate(run, state.params, progress, writer=None, bar=bar)
     config = run.config
     # Another stream than the one that the parameters were drawn from.
-    dropout_key = jax.random.fold_in(jax.random.key(config.seed), 1)
-    dropout_key = jax.device_put(dropout_key, sharding.replicated(run.mesh))
+    dropout_key = jax.jit(
+        lambda: jax.random.fold_in(jax.random.key(config.seed), 1),
+        out_shardings=sharding.replicated(run.mesh),
+    )()
     step = _CompiledStep(run, bar)
     reporter = Reporter(run, writer, bar, progress, flops.peak_flops())
     checkpoint_every = Duration.parse(config.checkpoint.every, key="checkpoint.every")
     evaluate_every = Duration.parse(config.eval.every, key="eval.every")
     epoch = run.sequences_per_epoch
     evaluation = None
-    started = time.monotonic() - progress.seconds
+    clock = Clock(run, progress, (run.duration, checkpoint_every, evaluate_every))
     for batch in reporter.timed(train_batches):
         before = progress
         rate = _learning_rate(run, before)
         arrays = sharding.place_batch(run.mesh, batch.arrays)
-        rate_array = jax.device_put(np.float32(rate), sharding.replicated(run.mesh))
+        rate_array = sharding.place_everywhere(run.mesh, np.float32(rate))
         begun = time.monotonic()
         program = step.compiled(state, arrays, rate_array, dropout_key)
-        started += time.monotonic() - begun
+        clock.leave_out(time.monotonic() - begun)
         reporter.leave_out(time.monotonic() - begun)
         # Nothing crosses between host and device but by the explicit calls around this one.
         with jax.transfer_guard("disallow"):
             state, metrics = program(state, arrays, rate_array, dropout_key)
+        seconds, dollars = clock.read()
         progress = Progress(
             step=before.step + 1,
             sequences=before.sequences + batch.sequences,
             tokens=before.tokens + batch.tokens,
-            seconds=time.monotonic() - started,
+            seconds=seconds,
+            dollars=dollars,
         )
         reporter.dispatched(progress, batch, rate, metrics)
         finished = run.share(progress) >= 1.0
+        stopped = must_stop(progress.step) and not finished
         # Evaluation first: one whose checkpoint is not saved yet is done again after a kill,
         # and one behind its checkpoint would be lost.
         if finished or evaluate_every.passed(before, progress, epoch):
@@ -96,11 +112,15 @@ def _train(
             begun = time.monotonic()
             evaluation = _evaluate(run, state.params, progress, writer=writer, bar=bar)
             reporter.leave_out(time.monotonic() - begun)
-        if finished or checkpoint_every.passed(before, progress, epoch):
+        if finished or stopped or checkpoint_every.passed(before, progress, epoch):
             reporter.flush()  # a state whose loss is not finite is not saved
             store.save(state, progress, batch.position, run.record)
         if finished:
             break
+        if stopped:
+            raise Interrupted(
+                f"stopped after step {progress.step:,}, which is saved; the same command goes on"
+            )
     return evaluation
 
 
@@ -124,7 +144,6 @@ class _CompiledStep:
             optimizer=run.optimizer,
             objective=run.objective,
             microbatches=run.microbatches,
-            row_shards=sharding.row_shards(run.mesh),
         )
         self._step = jax.jit(step, donate_argnums=0)
         self._bar = bar

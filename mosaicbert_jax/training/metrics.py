@@ -126,6 +126,8 @@ class ProgressBar:
             f"step {row['step']:,}  loss {row['loss']:.3f}  "
             f"{score.replace('_', ' ')} {row[score]:.3f}  {row['tokens_per_second']:,.0f} tokens/s"
         )
+        if "dollars" in row:
+            text += f"  ${row['dollars']:.2f}"
         self._bar.set_postfix_str(text, refresh=False)
         self._bar.update(min(share, 1.0) - self._bar.n)
         if not self._is_terminal and time.monotonic() - self._last_line >= self.LOG_SECONDS:

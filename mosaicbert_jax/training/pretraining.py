@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
@@ -23,7 +24,7 @@ from mosaicbert_jax.training.durations import Duration, Progress
 from mosaicbert_jax.training.evaluation import Evaluation, evaluate
 from mosaicbert_jax.training.optimizer import optimizer_of
 from mosaicbert_jax.training.run import Run
-from mosaicbert_jax.training.step import MASKED_LM, evaluation_step
+from mosaicbert_jax.training.step import evaluation_step, masked_lm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Pretraining(Run):
             optimizer=optimizer_of(config.optimizer),
             duration=Duration.parse(config.train.duration, key="train.duration"),
             record=workdir.record(config, model, workdir.identity(dataset)),
-            objective=MASKED_LM,
+            objective=masked_lm(activation_checkpointing=config.train.activation_checkpointing),
             microbatches=shape.microbatches,
             dataset=dataset,
             validation=validation,
@@ -130,7 +131,9 @@ class Pretraining(Run):
         model = BertForMaskedLM.from_pretrained(source)
         _check_same_model(source, model.config, self.model)
         params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-        return jax.tree.map(lambda x, shape: jax.device_put(x, shape.sharding), params, abstract)
+        return jax.tree.map(
+            lambda x, shape: jax.device_put(np.asarray(x), shape.sharding), params, abstract
+        )
 
     def batches(self, position: Position) -> Iterator[Batch]:
         """Packed and masked rows."""
@@ -144,13 +147,14 @@ class Pretraining(Run):
         )
 
     def _stream_settings(self) -> dict[str, Any]:
+        index, count = sharding.host_part(self.mesh)
         return {
             "row_length": self.config.data.row_length,
             "packing": self.config.data.packing,
             "window_size": self.config.data.window_size,
             "seed": self.config.seed,
-            "process_index": jax.process_index(),
-            "process_count": jax.process_count(),
+            "process_index": index,
+            "process_count": count,
         }
 
     def evaluate(self, params: Any) -> Evaluation | None:
@@ -165,7 +169,7 @@ class Pretraining(Run):
             epochs=1,
             **self._stream_settings(),
         )
-        step = _evaluation_step(self.graph, sharding.row_shards(self.mesh))
+        step = _evaluation_step(self.graph)
         with contextlib.closing(stream):
             return evaluate(
                 functools.partial(step, params),
@@ -177,8 +181,8 @@ class Pretraining(Run):
 
 
 @functools.lru_cache(maxsize=1)
-def _evaluation_step(graph, row_shards: int):
-    return jax.jit(functools.partial(evaluation_step, graph=graph, row_shards=row_shards))
+def _evaluation_step(graph):
+    return jax.jit(functools.partial(evaluation_step, graph=graph))
 
 
 def _open(

@@ -18,11 +18,17 @@ class Reporter:
     """Reads the metrics of step n - 1 when step n has been dispatched, so no device waits for it.
 
     Args:
+      writer: of the process that writes.
       peak: FLOP/s of all devices together, the denominator of MFU.
     """
 
     def __init__(
-        self, run: Run, writer: MetricsWriter, bar: ProgressBar, progress: Progress, peak: float
+        self,
+        run: Run,
+        writer: MetricsWriter | None,
+        bar: ProgressBar,
+        progress: Progress,
+        peak: float,
     ):
         self._run = run
         self._writer = writer
@@ -85,7 +91,7 @@ class Reporter:
     def _write(
         self, progress: Progress, batch: Batch, learning_rate: float, metrics: dict[str, float]
     ) -> None:
-        now = time.monotonic()
+        run, now = self._run, time.monotonic()
         seconds = max(now - self._row_time, 1e-9)
         tokens_per_second = (progress.tokens - self._row_progress.tokens) / seconds
         row: dict[str, Any] = {
@@ -93,7 +99,7 @@ class Reporter:
             "samples": progress.sequences,
             "tokens": progress.tokens,
             "loss": metrics["loss"],
-            self._run.objective.score: metrics[self._run.objective.score],
+            run.objective.score: metrics[run.objective.score],
             "learning_rate": learning_rate,
             "tokens_per_second": tokens_per_second,
             "data_wait_fraction": self._row_waited / seconds,
@@ -103,11 +109,13 @@ class Reporter:
             "grad_norm": metrics["grad_norm"],
             "seconds": progress.seconds,
         }
+        if run.config.train.price_per_gpu_hour is not None:
+            row["dollars"] = progress.dollars
         if batch.overflowed is not None:
             row["overflowed_predictions"] = self._overflowed
-        self._writer.write(row)
-        score = self._run.objective.score
-        self._bar.update(self._run.share(progress), row, score)
+        if self._writer is not None:
+            self._writer.write(row)
+        self._bar.update(run.share(progress), row, run.objective.score)
         self._row_progress, self._row_time, self._row_slots = progress, now, 0
         self._row_waited = 0.0
         self._overflowed = 0

@@ -112,6 +112,30 @@ def _divide(order: tuple[str, str], as_stored: bool, _, gradient: jax.Array) -> 
 _enter.defvjp(lambda order, as_stored, x: (_enter(order, as_stored, x), None), _divide)
 
 
+def host_part(mesh: Mesh) -> tuple[int, int]:
+    """Which part of a batch's rows this process's devices hold, and how many parts there are.
+
+    Raises:
+      UserError: they hold no equal and connected part, as when tensor divides rows of hosts.
+    """
+    shards = row_shards(mesh)
+    indices = by_rows(mesh).addressable_devices_indices_map((shards,)).values()
+    first, *more = sorted({index[0].start or 0 for index in indices})
+    held = 1 + len(more)
+    if shards % held or first % held or more != list(range(first + 1, first + held)):
+        sizes = ", ".join(f"mesh.{axis}={mesh.shape[axis]}" for axis in AXES)
+        raise UserError(
+            f"{sizes}: process {jax.process_index()} would hold the row parts {[first, *more]} of "
+            f"{shards}; let mesh.tensor divide the devices of a host"
+        )
+    return first // held, shards // held
+
+
+def place_everywhere(mesh: Mesh, value: np.ndarray | np.generic) -> jax.Array:
+    """A value that all processes have, on all devices."""
+    return jax.make_array_from_process_local_data(replicated(mesh), value)
+
+
 def place_batch(mesh: Mesh, arrays: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     """Global arrays from each host's rows; what has no rows, such as labels_S, is everywhere."""
     return {

@@ -4,6 +4,7 @@ A batch is a dict with tokens_BL and segment_ids_BL (int32), and what its `Objec
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -26,18 +27,28 @@ class Objective:
     """What is learnt from a batch.
 
     Attributes:
-      sums: (model, batch, dropout_key, row_shards) -> float32 sums over the batch: of the losses,
-        and of what `score` names.
+      sums: (model, batch, dropout_key) -> float32 sums over the batch: of the losses, and of what
+        `score` names.
       weights: the array of the batch whose sum turns both into means.
       score: the name of the second mean in metrics.jsonl.
     """
 
-    sums: Callable[[nnx.Module, Batch, jax.Array | None, int], tuple[jax.Array, jax.Array]]
+    sums: Callable[[nnx.Module, Batch, jax.Array | None], tuple[jax.Array, jax.Array]]
     weights: str
     score: str
 
 
-def _masked_lm_sums(model, batch: Batch, dropout_key, row_shards: int):
+def masked_lm(*, activation_checkpointing: bool = False) -> Objective:
+    """Of batches with positions_BP, labels_BP (int32) and weights_BP (float32).
+
+    Args:
+      activation_checkpointing: see `BertModel`.
+    """
+    sums = functools.partial(_masked_lm_sums, activation_checkpointing)
+    return Objective(sums, weights="weights_BP", score="masked_accuracy")
+
+
+def _masked_lm_sums(activation_checkpointing, model, batch: Batch, dropout_key):
     return model.loss(
         batch["tokens_BL"],
         batch["segment_ids_BL"],
@@ -45,12 +56,11 @@ def _masked_lm_sums(model, batch: Batch, dropout_key, row_shards: int):
         batch["labels_BP"],
         batch["weights_BP"],
         dropout_key=dropout_key,
-        row_shards=row_shards,
+        activation_checkpointing=activation_checkpointing,
     )
 
 
-# Of batches with positions_BP, labels_BP (int32) and weights_BP (float32).
-MASKED_LM = Objective(_masked_lm_sums, weights="weights_BP", score="masked_accuracy")
+MASKED_LM = masked_lm()
 
 
 @jax.tree_util.register_dataclass
@@ -78,7 +88,6 @@ def train_step(
     graph: nnx.GraphDef,
     optimizer: optax.GradientTransformation,
     microbatches: int,
-    row_shards: int,
     objective: Objective = MASKED_LM,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One update from the mean loss over all labels of the global batch.
@@ -89,7 +98,6 @@ def train_step(
       graph: of the model that state.params belong to.
       microbatches: into how many equal parts the rows are divided, one after the other; the
         update is that of the undivided batch, dropout included.
-      row_shards: over how many devices the rows are divided.
 
     Returns:
       The next state, and float32 scalars: loss, the objective's score, grad_norm, predictions.
@@ -101,7 +109,7 @@ def train_step(
 
     def loss_of(params, batch, keys_B):
         model = nnx.merge(graph, sharding.at_use(params))
-        loss_sum, score_sum = objective.sums(model, batch, keys_B, row_shards)
+        loss_sum, score_sum = objective.sums(model, batch, keys_B)
         return loss_sum * scale, score_sum * scale
 
     gradients_of = jax.value_and_grad(loss_of, has_aux=True)
@@ -109,7 +117,7 @@ def train_step(
         (loss, score), gradients = gradients_of(state.params, batch, keys_B)
     else:
         (loss, score), gradients = _accumulate(
-            gradients_of, state.params, batch, keys_B, microbatches, row_shards
+            gradients_of, state.params, batch, keys_B, microbatches
         )
     params, optimizer_state = optimizers.apply(
         optimizer, gradients, state.optimizer_state, state.params, learning_rate
@@ -124,18 +132,18 @@ def train_step(
 
 
 def evaluation_step(
-    params: nnx.State, batch: Batch, *, graph: nnx.GraphDef, row_shards: int
+    params: nnx.State, batch: Batch, *, graph: nnx.GraphDef
 ) -> dict[str, jax.Array]:
     """Sums over a masked batch, no dropout: loss, correct guesses, predictions; float32 scalars."""
     model = nnx.merge(graph, sharding.at_use(params))
-    loss_sum, correct = MASKED_LM.sums(model, batch, None, row_shards)
+    loss_sum, correct = MASKED_LM.sums(model, batch, None)
     return {"loss": loss_sum, "correct": correct, "predictions": jnp.sum(batch["weights_BP"])}
 
 
-def _accumulate(
-    gradients_of: Callable, params: nnx.State, batch: Batch, keys_B, microbatches: int, shards: int
-):
+def _accumulate(gradients_of: Callable, params: nnx.State, batch: Batch, keys_B, microbatches: int):
     """The sums of loss, score and gradients over microbatches."""
+    mesh = jax.sharding.get_abstract_mesh()
+    shards = 1 if mesh.empty else sharding.row_shards(mesh)
 
     def split(x_BL: jax.Array) -> jax.Array:
         # Each device keeps its own rows: a microbatch is a slice of every device's share.

@@ -87,7 +87,8 @@ def test_each_layer_drops_at_its_own_place(monkeypatch, feed_forward, name, site
     model = BertModel(config, rngs=nnx.Rngs(0))
     model(jnp.zeros((2, 3), jnp.int32), dropout_key=keys_B)
     if name == "residual_norm":
-        assert asked.pop(0) == (0.0, None, layers.ROW_AXES)  # the embeddings', which drop what it gives
+        # The embeddings', which drop what it gives.
+        assert asked.pop(0) == (0.0, None, layers.ROW_AXES)
     expected = [(layer, site) for layer in range(2) for site in sites]
     for (layer, site), (rate, drawn_B, axes) in zip(expected, asked, strict=True):
         assert (rate, axes) == (0.0 if site is NOWHERE else 0.1, layers.ROW_AXES)

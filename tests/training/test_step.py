@@ -53,8 +53,8 @@ def make_batch(rows=8, length=48, slots=16, seed=0):
     }
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "microbatches", "row_shards"))
-def step(state, batch, rate, key, graph, microbatches=1, row_shards=1):
+@functools.partial(jax.jit, static_argnames=("graph", "microbatches"))
+def step(state, batch, rate, key, graph, microbatches=1):
     return train_step(
         state,
         batch,
@@ -63,7 +63,6 @@ def step(state, batch, rate, key, graph, microbatches=1, row_shards=1):
         graph=graph,
         optimizer=OPTIMIZER,
         microbatches=microbatches,
-        row_shards=row_shards,
     )
 
 
@@ -136,7 +135,7 @@ def test_two_devices_as_one(microbatches):
     with jax.set_mesh(mesh):
         placed = sharding.place_batch(mesh, jax.tree.map(np.asarray, batch))
         whole = jax.device_put((state, rate, KEY), sharding.replicated(mesh))
-        two, two_metrics = step(whole[0], placed, *whole[1:], graph, microbatches, 2)
+        two, two_metrics = step(whole[0], placed, *whole[1:], graph, microbatches)
     assert_trees_close(one_metrics, two_metrics, rtol=1e-5)
     assert_trees_close(one.optimizer_state, two.optimizer_state, atol=1e-6)
 
@@ -148,7 +147,7 @@ def test_dropout_differs_from_step_to_step_and_evaluation_has_none():
     _, second = step(after, batch, rate, KEY, graph)
     assert first["loss"] != second["loss"]
 
-    evaluate = functools.partial(evaluation_step, graph=graph, row_shards=1)
+    evaluate = functools.partial(evaluation_step, graph=graph)
     sums = jax.jit(evaluate)(state.params, batch)
     model = nnx.merge(graph, state.params)
     inputs = (batch[name] for name in ("tokens_BL", "segment_ids_BL"))
@@ -167,7 +166,7 @@ def test_dropout_follows_the_key_and_the_state_is_donated():
     _, other = step(state, batch, rate, jax.random.key(4), graph)
     assert one["loss"] != other["loss"]
 
-    settings = {"graph": graph, "optimizer": OPTIMIZER, "microbatches": 1, "row_shards": 1}
+    settings = {"graph": graph, "optimizer": OPTIMIZER, "microbatches": 1}
     given = jax.tree.map(jnp.copy, state)
     donating = jax.jit(functools.partial(train_step, **settings), donate_argnums=0)
     donating(given, batch, rate, KEY)

@@ -1,0 +1,86 @@
+"""One run on several processes: how they find each other, and how they agree.
+
+A process a host, which has all its devices, or a process a device. All run the same program on the
+same steps; whatever one decides by its own clock or its own files, the first decides for all.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from mosaicbert_jax.errors import UserError
+
+_ADDRESS, _COUNT, _INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+
+
+def join(environment: Mapping[str, str] = os.environ) -> None:
+    """Joins the other processes of a run, if the environment names any.
+
+    Reads JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID,
+    and where the latter two are missing SLURM's SLURM_NTASKS and SLURM_PROCID. A process takes all
+    devices that it sees: JAX_LOCAL_DEVICE_IDS (by number) or CUDA_VISIBLE_DEVICES restrict it.
+    Must come before anything else of JAX.
+
+    Raises:
+      UserError: not all of them are given, they contradict each other, or the others do not come.
+    """
+    address = environment.get(_ADDRESS)
+    if not address:
+        return
+    count = environment.get(_COUNT, environment.get("SLURM_NTASKS"))
+    index = environment.get(_INDEX, environment.get("SLURM_PROCID"))
+    numbers = [int(text) if text and text.isdecimal() else -1 for text in (index, count)]
+    if not 0 <= numbers[0] < numbers[1]:
+        raise UserError(
+            f"{_ADDRESS}={address}, but {_COUNT}={count} and {_INDEX}={index}: set them to the "
+            "number of processes and to the number of this one, from 0"
+        )
+    try:
+        jax.distributed.initialize(
+            address, numbers[1], numbers[0], cluster_detection_method="deactivate"
+        )
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"process {index} of {count} cannot join {address}: {error}") from error
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes what is written once, and speaks."""
+    return jax.process_index() == 0
+
+
+def on_first(action: Callable[[], None]) -> None:
+    """Runs `action` in the first process, and ends all if it raises a UserError.
+
+    Raises:
+      UserError: that of the action in the first process; in the others that it failed.
+    """
+    error = None
+    if is_first():
+        try:
+            action()
+        except UserError as raised:
+            error = raised
+    (failed,) = agreed(float(error is not None))
+    if error is not None:
+        raise error
+    if failed:
+        raise UserError("the first process stopped, and says why")
+
+
+def agreed(*numbers: float) -> tuple[float, ...]:
+    """The first process's numbers, to the bit, in all of them, which wait for each other."""
+    if jax.process_count() == 1:
+        return numbers
+    # As words: an array of JAX has no 64 bits.
+    words = np.array(numbers, np.float64).view(np.uint32)
+    return tuple(np.asarray(multihost_utils.broadcast_one_to_all(words)).view(np.float64).tolist())
+
+
+def summed(array: np.ndarray) -> np.ndarray:
+    """The sum over the processes of an array that each has."""
+    if jax.process_count() == 1:
+        return array
+    return multihost_utils.process_allgather(array).sum(axis=0)
