@@ -19,31 +19,43 @@ _ADDRESS, _COUNT, _INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_
 def join(environment: Mapping[str, str] = os.environ) -> None:
     """Joins the other processes of a run, if the environment names any.
 
-    Reads JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID,
-    and where the latter two are missing SLURM's SLURM_NTASKS and SLURM_PROCID. A process takes all
-    devices that it sees: JAX_LOCAL_DEVICE_IDS (by number) or CUDA_VISIBLE_DEVICES restrict it.
-    Must come before anything else of JAX.
+    Either JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID,
+    whose processes take all devices that they see; or what `srun` of SLURM sets, with one process a
+    node, which has its GPUs, or one a GPU. Must come before anything else of JAX.
 
     Raises:
       UserError: not all of them are given, they contradict each other, or the others do not come.
     """
     address = environment.get(_ADDRESS)
     if not address:
+        _join_by_slurm(environment)
         return
-    count = environment.get(_COUNT, environment.get("SLURM_NTASKS"))
-    index = environment.get(_INDEX, environment.get("SLURM_PROCID"))
+    count, index = environment.get(_COUNT), environment.get(_INDEX)
     numbers = [int(text) if text and text.isdecimal() else -1 for text in (index, count)]
     if not 0 <= numbers[0] < numbers[1]:
         raise UserError(
             f"{_ADDRESS}={address}, but {_COUNT}={count} and {_INDEX}={index}: set them to the "
             "number of processes and to the number of this one, from 0"
         )
+    _initialize(address, numbers[1], numbers[0], cluster_detection_method="deactivate")
+
+
+def _join_by_slurm(environment: Mapping[str, str]) -> None:
+    tasks, nodes = (int(environment.get(f"SLURM_STEP_NUM_{of}", 1)) for of in ("TASKS", "NODES"))
+    if tasks == 1:
+        return  # no step of srun, or one of a single process
+    if tasks > nodes:
+        _initialize()  # JAX knows SLURM, and gives each process the GPU of its number
+        return
+    gpus = environment.get("SLURM_GPUS_ON_NODE")
+    _initialize(local_device_ids=None if gpus is None else list(range(int(gpus))))
+
+
+def _initialize(*arguments, **options) -> None:
     try:
-        jax.distributed.initialize(
-            address, numbers[1], numbers[0], cluster_detection_method="deactivate"
-        )
+        jax.distributed.initialize(*arguments, **options)
     except (RuntimeError, ValueError) as error:
-        raise UserError(f"process {index} of {count} cannot join {address}: {error}") from error
+        raise UserError(f"the processes of this run do not find each other: {error}") from error
 
 
 def is_first() -> bool:

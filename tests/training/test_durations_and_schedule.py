@@ -17,6 +17,7 @@ from mosaicbert_jax.training.schedule import learning_rate
         ("2m", Progress(seconds=30), 0.25),
         ("1.5h", Progress(seconds=5400), 1.0),
         ("90s", Progress(seconds=45), 0.5),
+        ("20usd", Progress(dollars=5), 0.25),
     ],
 )
 def test_share(text, progress, count):

@@ -11,17 +11,20 @@ import time
 import jax
 import numpy as np
 import pytest
+import yaml
 
 from mosaicbert_jax.errors import UserError
 from mosaicbert_jax.training import hosts
 from tests.conftest import ROOT, run_process, run_train
 
+_ADDRESS = "JAX_COORDINATOR_ADDRESS"
 STEPS, ROWS_BEFORE_SIGTERM = 60, 5
 SETTINGS = (
     f"train.duration={STEPS}ba",
     "train.microbatch_tokens=256",
     f"checkpoint.every={STEPS}ba",
     f"eval.every={STEPS}ba",
+    "model.num_hidden_layers=1",
 )
 
 
@@ -34,7 +37,7 @@ def start(count: int, workdir, dataset, *settings: str) -> list[subprocess.Popen
         **os.environ,
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": "",
-        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+        _ADDRESS: f"127.0.0.1:{port}",
         "JAX_NUM_PROCESSES": str(count),
     }
     return [
@@ -91,7 +94,8 @@ def test_sigterm_to_one_stops_all_after_the_same_step_with_a_checkpoint(stopped)
     for _, errors in told:
         assert f"stopped after step {step}, which is saved; the same command goes on" in errors
     assert "2 x cpu" in told[0][0]
-    assert not told[1][0]  # the first speaks for all
+    # The first speaks for all; Gloo, the library that adds up on CPUs, greets in each.
+    assert all("[Gloo]" in line for line in told[1][0].splitlines())
 
 
 @pytest.mark.parametrize(("count", "settings"), [(1, ()), (4, ("mesh.fsdp=2",))])
@@ -134,12 +138,65 @@ def test_a_mistake_ends_all_processes_with_one_line(dataset, tmp_path):
 )
 def test_half_an_address_is_said(environment):
     with pytest.raises(UserError, match=r"JAX_COORDINATOR_ADDRESS=here:1, but JAX_NUM_PROCESSES="):
-        hosts.join({"JAX_COORDINATOR_ADDRESS": "here:1", **environment})
+        hosts.join({_ADDRESS: "here:1", **environment})
 
 
-def test_slurm_says_how_many_and_which(monkeypatch):
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, None),
+        ({"SLURM_NTASKS": "8", "SLURM_PROCID": "0"}, None),  # in a job, but in no step of it
+        ({"SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_NUM_NODES": "1"}, None),
+        (
+            {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "2", "SLURM_GPUS_ON_NODE": "4"},
+            ((), {"local_device_ids": [0, 1, 2, 3]}),
+        ),
+        ({"SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_NUM_NODES": "2"}, ((), {})),
+        (
+            {_ADDRESS: "a:1", "JAX_NUM_PROCESSES": "8", "JAX_PROCESS_ID": "3"},
+            (("a:1", 8, 3), {"cluster_detection_method": "deactivate"}),
+        ),
+    ],
+)
+def test_who_is_joined(monkeypatch, environment, expected):
     joined = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **_: joined.append(args))
-    hosts.join({})
-    hosts.join({"JAX_COORDINATOR_ADDRESS": "a:1", "SLURM_NTASKS": "8", "SLURM_PROCID": "3"})
-    assert joined == [("a:1", 8, 3)]
+    monkeypatch.setattr(
+        jax.distributed, "initialize", lambda *args, **options: joined.append((args, options))
+    )
+    hosts.join(environment)
+    assert joined == ([] if expected is None else [expected])
+
+
+@pytest.mark.parametrize("status", [0, 1, 75])
+def test_the_slurm_job_starts_again_after_a_stop_and_only_then(tmp_path, status):
+    calls = tmp_path / "calls"
+    for name, last in (("srun", f"exit {status}"), ("scontrol", "")):
+        (tmp_path / name).write_text(f'#!/bin/bash\necho "{name} $@" >> {calls}\n{last}\n')
+        (tmp_path / name).chmod(0o755)
+    done = subprocess.run(
+        [ROOT / "launch" / "slurm.sh", "--config=a b"],
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (status, "")
+    started, *more = calls.read_text().splitlines()
+    assert started == "srun --kill-on-bad-exit=0 .venv/bin/python train.py --config=a b"
+    assert more == (["scontrol requeue 7"] if status == 75 else [])
+
+
+def test_the_kubernetes_job_names_its_processes():
+    service, job = yaml.safe_load_all((ROOT / "launch" / "kubernetes.yaml").read_text())
+    pod = job["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    environment = {entry["name"]: entry.get("value") for entry in container["env"]}
+    assert list(environment) == [_ADDRESS, "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"]
+    name = job["metadata"]["name"]
+    assert environment[_ADDRESS].split(":")[0] == f"{name}-0.{service['metadata']['name']}"
+    assert service["spec"]["selector"] == {"job-name": name}
+    assert pod["subdomain"] == service["metadata"]["name"]
+    assert int(environment["JAX_NUM_PROCESSES"]) == job["spec"]["completions"]
+    rules = job["spec"]["podFailurePolicy"]["rules"]
+    actions = {tuple(r["onExitCodes"]["values"]): r["action"] for r in rules if "onExitCodes" in r}
+    assert actions == {(75,): "Ignore", (2,): "FailJob"}

@@ -11,7 +11,7 @@ from flax import nnx
 from mosaicbert_jax import BertConfig, BertForMaskedLM
 from mosaicbert_jax.training import sharding
 from mosaicbert_jax.training.optimizer import apply, make_optimizer
-from mosaicbert_jax.training.step import TrainState, evaluation_step, train_step
+from mosaicbert_jax.training.step import TrainState, evaluation_step, masked_lm, train_step
 from tests.golden_cases import Case
 
 CONFIG = BertConfig(
@@ -181,3 +181,21 @@ def test_a_batch_without_predictions_changes_only_by_decay():
     assert metrics["loss"] == 0
     decayed = jax.tree.map(lambda p: p * (1 - 1e-4), state.params)
     assert_trees_close(after.params, decayed, rtol=1e-6)
+
+
+def test_activation_checkpointing_changes_memory_alone():
+    graph, state = start(small_model())
+    batch = make_batch()
+
+    def gradients(activation_checkpointing):
+        objective = masked_lm(activation_checkpointing=activation_checkpointing)
+
+        def loss(params):
+            return objective.sums(nnx.merge(graph, params), batch, KEY)[0]
+
+        return jax.jit(jax.value_and_grad(loss)).lower(state.params).compile()
+
+    kept, computed_again = gradients(False), gradients(True)
+    assert_trees_close(kept(state.params), computed_again(state.params), rtol=1e-5, atol=1e-6)
+    flops = [program.cost_analysis()["flops"] for program in (kept, computed_again)]
+    assert 1.1 < flops[1] / flops[0] < 1.4
