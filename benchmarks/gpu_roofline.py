@@ -28,9 +28,9 @@ from mosaicbert_jax.modeling.dropout import row_keys
 from mosaicbert_jax.planning.compile_only import Program, compile_for, make_mesh
 from mosaicbert_jax.planning.gpus import GPUS, Gpu
 from mosaicbert_jax.planning.traffic import Instruction, Module, Work, parse
-from mosaicbert_jax.planning.training_step import abstract_batch
 from mosaicbert_jax.training import checkpoints, optimizer
 from mosaicbert_jax.training.flops import model_flops_per_token
+from mosaicbert_jax.training.microbatch import abstract_batch
 
 MASKING_RATE = 0.3
 SEQUENCE_LENGTH = 128  # the recipe's longest; longer rows hold several

@@ -5,32 +5,13 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh
 
 from mosaicbert_jax import BertConfig, BertForMaskedLM
-from mosaicbert_jax.data.masking import predictions_per_row
 from mosaicbert_jax.planning.compile_only import Program, compile_for, make_mesh
 from mosaicbert_jax.planning.gpus import Gpu
 from mosaicbert_jax.training import checkpoints, optimizer, sharding
+from mosaicbert_jax.training.microbatch import abstract_batch
 from mosaicbert_jax.training.step import TrainState, train_step
-
-
-def abstract_batch(
-    mesh: Mesh, rows: int, length: int, masking_rate: float
-) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes of a batch."""
-    slots = predictions_per_row(length, masking_rate)
-    columns = {
-        "tokens_BL": (length, jnp.int32),
-        "segment_ids_BL": (length, jnp.int32),
-        "positions_BP": (slots, jnp.int32),
-        "labels_BP": (slots, jnp.int32),
-        "weights_BP": (slots, jnp.float32),
-    }
-    return {
-        name: jax.ShapeDtypeStruct((rows, width), dtype, sharding=sharding.by_rows(mesh))
-        for name, (width, dtype) in columns.items()
-    }
 
 
 def compile_training_step(
