@@ -198,6 +198,12 @@ _RANGES = {
 
 def check(config: ConfigDict) -> None:
     """Raises UserError for values that no pretraining can have."""
+    check_settings(config)
+    _check_data(config.data.path, config.data.mixture)
+
+
+def check_settings(config: ConfigDict) -> None:
+    """The same, but for the data, which a plan does without."""
     ranges = dict(_RANGES)
     microbatch = config.train.microbatch_tokens
     if microbatch == AUTO:
@@ -205,7 +211,6 @@ def check(config: ConfigDict) -> None:
     elif type(microbatch) is not int:
         raise UserError(f"train.microbatch_tokens={microbatch!r}: a number of tokens, or {AUTO!r}")
     check_values(config, ranges)
-    _check_data(config.data.path, config.data.mixture)
 
 
 def check_values(config: ConfigDict, ranges: dict[str, tuple[float, float, bool]]) -> None:
