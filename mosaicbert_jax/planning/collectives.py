@@ -79,7 +79,9 @@ def is_collective(work: Work) -> bool:
     return re.sub(r"-(start|done)$", "", work.instruction.opcode) in _KINDS
 
 
-def read(work: Iterable[Work], *, mesh: tuple[int, int, int], fixed_sizes: set[int]) -> list:
+def read(
+    work: Iterable[Work], *, mesh: tuple[int, int, int], fixed_sizes: set[int]
+) -> list[Collective]:
     """The collectives of a compiled step.
 
     Args:
@@ -101,7 +103,7 @@ def read(work: Iterable[Work], *, mesh: tuple[int, int, int], fixed_sizes: set[i
                 members=len(group),
                 times=one.times,
                 over_data=len({device // inner for device in group}) > 1,
-                with_rows=not is_fixed(one, fixed_sizes),
+                with_rows=bool(grows_with_rows(one, fixed_sizes)),
             )
         )
     return [one for one in found if one.members > 1]
@@ -110,15 +112,18 @@ def read(work: Iterable[Work], *, mesh: tuple[int, int, int], fixed_sizes: set[i
 _SMALL = 2**20
 
 
-def is_fixed(work: Work, fixed_sizes: set[int]) -> bool:
-    """Whether an instruction has as much to do for one row as for many.
+def grows_with_rows(work: Work, fixed_sizes: set[int]) -> bool | None:
+    """Whether an instruction has more to do for more rows; None if its arrays are too small to say.
 
-    So it has if all its arrays from 1 MiB on are as large as a parameter, or joined ones (of one
-    axis); small ones count with the rows unless there are none else.
+    It has if one of its arrays from 1 MiB on is not as large as a parameter, nor several joined,
+    which have one axis.
     """
     large = [s for s in (*work.operands, *work.instruction.results) if s.bytes >= _SMALL]
-    return bool(large) and all(
-        len(shape.dimensions) == 1 or math.prod(shape.dimensions) in fixed_sizes for shape in large
+    if not large:
+        return None
+    return any(
+        len(shape.dimensions) > 1 and math.prod(shape.dimensions) not in fixed_sizes
+        for shape in large
     )
 
 

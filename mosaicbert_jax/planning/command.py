@@ -11,11 +11,11 @@ from mosaicbert_jax.modeling.config import BertConfig
 from mosaicbert_jax.planning import published
 from mosaicbert_jax.planning.collectives import Links
 from mosaicbert_jax.planning.compile_only import run_there
-from mosaicbert_jax.planning.compiled_plan import Order
 from mosaicbert_jax.planning.gpus import GPUS
 from mosaicbert_jax.planning.plan import MEMORY_FRACTION, PRICES, Workload, buy, predict, run_slots
 from mosaicbert_jax.planning.plan_report import Plan
 from mosaicbert_jax.planning.profile import StepProfile
+from mosaicbert_jax.planning.step_search import Order
 from mosaicbert_jax.training import configuration, sharding
 from mosaicbert_jax.training.durations import Duration
 from mosaicbert_jax.training.flops import model_flops_per_token
@@ -164,7 +164,7 @@ def _order(
 
 
 def _compiled(order: Order) -> dict:
-    """What the compile environment answers; see `compiled_plan.compiled`."""
+    """What the compile environment answers; see `step_search.compiled`."""
     try:
         said = run_there(
             "mosaicbert_jax.planning.compiled_plan", json.dumps(dataclasses.asdict(order))

@@ -1,112 +1,24 @@
 """Compiles the training step of a plan, and searches for its largest microbatch, as JSON.
 
-Runs where compilers are, with one argument: the JSON of an `Order`. Prints what `compiled` returns.
+Runs where compilers are, with one argument: the JSON of a `step_search.Order`. Prints what
+`step_search.compiled` returns.
 """
 
 import contextlib
-import dataclasses
+import functools
 import json
 import os
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any, TextIO
+from typing import TextIO
 
-import jax
-
-from mosaicbert_jax import BertConfig
 from mosaicbert_jax.errors import UserError
-from mosaicbert_jax.planning.compile_only import make_mesh
-from mosaicbert_jax.planning.gpus import GPUS
-from mosaicbert_jax.planning.profile import StepProfile, of_program
-from mosaicbert_jax.planning.training_step import abstract_state, compile_training_step
-from mosaicbert_jax.training.microbatch import largest_that_fits, sizes_of
-
-
-@dataclasses.dataclass(frozen=True)
-class Order:
-    """What is to be compiled: one node's share of a step.
-
-    Attributes:
-      gpu: a name of GPUS.
-      model: the fields of the BertConfig.
-      rows: of the batch, on the node's devices together.
-      length: tokens of a row.
-      sequence_length: of those that a row holds.
-      masking_rate: share of tokens that is predicted.
-      mesh: devices along data, fsdp and tensor.
-      microbatch: rows a device takes at a time; None: the most that fit.
-      limit: bytes of a device's memory that the step may take.
-    """
-
-    gpu: str
-    model: dict[str, Any]
-    rows: int
-    length: int
-    sequence_length: int
-    masking_rate: float
-    mesh: tuple[int, int, int]
-    microbatch: int | None
-    limit: int
-
-
-def compiled(order: Order, terminal: TextIO) -> dict[str, Any]:
-    """The search, and the profile of the step that the plan is for; all as a JSON record.
-
-    That step has the microbatch of the order, or the largest that fits.
-
-    Raises:
-      UserError: a model that cannot be divided so, or of which not one row fits.
-    """
-    gpu, model = GPUS[order.gpu], BertConfig.from_fields(order.model)
-    data, fsdp, tensor = order.mesh
-    shards = data * fsdp
-    sizes = sizes_of(order.rows, shards)
-    state = abstract_state(model, make_mesh(gpu, *order.mesh))
-    product = 2 * order.length * min(order.length, order.sequence_length) * model.hidden_size
-    profiles: dict[int, StepProfile] = {}
-
-    def bytes_of(rows: int) -> int:
-        doing = (
-            f"Compiling program {len(profiles) + 1} of at most 3, {rows} rows of {order.length} "
-            f"tokens on each of {data * fsdp * tensor} x {gpu.name}"
-        )
-        microbatches = sizes[-1] // rows
-        with _shown(doing, terminal):
-            program = compile_training_step(
-                gpu,
-                model,
-                rows=order.rows,
-                length=order.length,
-                masking_rate=order.masking_rate,
-                microbatches=microbatches,
-                data=data,
-                fsdp=fsdp,
-                tensor=tensor,
-            )
-            profiles[rows] = of_program(
-                program,
-                state,
-                rows=rows,
-                microbatches=microbatches,
-                mesh=order.mesh,
-                attention_product=rows * product / tensor,
-            )
-        return profiles[rows].needed
-
-    found = largest_that_fits(sizes, bytes_of, order.limit, order.microbatch or sizes[-1])
-    planned = order.microbatch or found.rows or min(profiles)
-    return {
-        "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
-        "largest": found.rows,
-        "measured": {str(rows): size for rows, size in sorted(found.measured.items())},
-        "profile": profiles[planned].to_dict(),
-    }
 
 
 @contextlib.contextmanager
-def _shown(doing: str, terminal: TextIO) -> Iterator[None]:
+def _shown(terminal: TextIO, doing: str) -> Iterator[None]:
     """Says what is being done; on a terminal with the seconds since, which go on."""
     done, began = threading.Event(), time.monotonic()
 
@@ -129,7 +41,7 @@ def _shown(doing: str, terminal: TextIO) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _without_the_compilers_own_words() -> Iterator[TextIO]:
+def _without_the_libraries_words() -> Iterator[TextIO]:
     """Keeps what the libraries write to the terminal from it; yields the terminal."""
     sys.stderr.flush()
     kept = os.dup(2)
@@ -147,10 +59,13 @@ def _without_the_compilers_own_words() -> Iterator[TextIO]:
 def main() -> None:
     """Prints {"error": …} for what the user can mend."""
     record = json.loads(sys.argv[1])
-    order = Order(**{**record, "mesh": tuple(record["mesh"])})
     try:
-        with _without_the_compilers_own_words() as terminal:
-            answer = compiled(order, terminal)
+        with _without_the_libraries_words() as terminal:
+            # Imported here: some libraries write as they are imported.
+            from mosaicbert_jax.planning.step_search import Order, compiled
+
+            order = Order(**{**record, "mesh": tuple(record["mesh"])})
+            answer = compiled(order, functools.partial(_shown, terminal))
     except UserError as error:
         answer = {"error": str(error)}
     print(json.dumps(answer))

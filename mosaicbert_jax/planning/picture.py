@@ -33,7 +33,7 @@ def draw(plan: Plan, path: str | pathlib.Path) -> None:
         axis.plot(nodes, roofline, "o-", label="roofline")
         axis.plot(nodes, published, "o-", label="efficiency of the published runs")
         ideal = [roofline[0] * (nodes[0] / n if axis is left else n / nodes[0]) for n in nodes]
-        axis.plot(nodes, ideal, ":", color="gray", label="roofline, if links cost nothing")
+        axis.plot(nodes, ideal, ":", color="gray", label="as many times faster as there are nodes")
         axis.set(
             xlabel=f"nodes of {plan.workload.devices}", ylabel=name, xscale="log", yscale="log"
         )

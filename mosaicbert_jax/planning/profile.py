@@ -98,12 +98,10 @@ def of_program(
     params = jax.tree.leaves(state.params)
     sizes = {x.size for x in params} | {math.prod(x.sharding.shard_shape(x.shape)) for x in params}
     outside = [w for w in work if not w.instruction.is_matmul and not collectives.is_collective(w)]
-    fixed = [w for w in outside if collectives.is_fixed(w, sizes)]
+    fixed = [w for w in outside if collectives.grows_with_rows(w, sizes) is False]
     in_all = [w for w in fixed if microbatches > 1 and w.times % microbatches == 0]
-    parameter_bytes, optimizer_bytes = (
-        stored_bytes(state.params),
-        stored_bytes(state.optimizer_state),
-    )
+    parameter_bytes = stored_bytes(state.params)
+    optimizer_bytes = stored_bytes(state.optimizer_state)
     return StepProfile(
         rows=rows,
         microbatches=microbatches,
