@@ -27,14 +27,15 @@ from mosaicbert_jax import BertConfig, BertForMaskedLM
 from mosaicbert_jax.modeling.dropout import row_keys
 from mosaicbert_jax.planning.compile_only import Program, compile_for, make_mesh
 from mosaicbert_jax.planning.gpus import GPUS, Gpu
+from mosaicbert_jax.planning.plan import MATMUL_SHARE, MEMORY_SHARE
+from mosaicbert_jax.planning.profile import ATTENTION_PRODUCTS
 from mosaicbert_jax.planning.traffic import Instruction, Module, Work, parse
-from mosaicbert_jax.planning.training_step import abstract_batch
 from mosaicbert_jax.training import checkpoints, optimizer
 from mosaicbert_jax.training.flops import model_flops_per_token
+from mosaicbert_jax.training.microbatch import abstract_batch
 
 MASKING_RATE = 0.3
 SEQUENCE_LENGTH = 128  # the recipe's longest; longer rows hold several
-MATMUL_SHARE, MEMORY_SHARE = 0.8, 0.9  # of the data sheet's figures, assumed
 LARGEST = 25
 
 # Which part of the model an instruction belongs to, by the beginning of the name of a function that
@@ -69,7 +70,6 @@ PARTS = (
 )
 _MERE_FORM = {"parameter", "constant", "broadcast", "bitcast", "convert", "tuple", "iota"}
 _MOVES = {"copy", "transpose"}
-_ATTENTION_PRODUCTS = {"alibi_attention_forward": 2, "alibi_attention_backward": 7}  # L x L x D
 
 
 def compile_gradients(gpu: Gpu, config: BertConfig, rows: int, length: int) -> Program:
@@ -177,7 +177,7 @@ class Roofline:
         kernels = sum(
             one.times * product * count
             for one in work
-            for name, count in _ATTENTION_PRODUCTS.items()
+            for name, count in ATTENTION_PRODUCTS.items()
             if one.instruction.is_kernel and name in one.instruction.op_name
         )
         per_token = model_flops_per_token(

@@ -12,6 +12,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs a command; see `explained` for what ends it otherwise."""
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
+    if hasattr(arguments, "overrides"):
+        arguments.overrides, rest = rest, []
     # argparse gives up on texts that stand behind an option, as in: fill-mask DIR --top 3 TEXT.
     if rest and (not hasattr(arguments, "text") or any(word.startswith("-") for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -101,6 +103,39 @@ def _parser() -> argparse.ArgumentParser:
         "--renew-head", action="store_true", help="of a Hugging Face folder: take the encoder alone"
     )
     convert.set_defaults(command=_convert)
+
+    plan = commands.add_parser(
+        "plan", help="memory, time and price of a pretraining run, predicted without a GPU"
+    )
+    plan.add_argument(
+        "--config", required=True, metavar="FILE",
+        help="as for train.py; override a value with --config.KEY=VALUE",
+    )  # fmt: skip
+    plan.add_argument("--gpu", required=True, help="a100-40gb, a100-80gb, h100 or h200")
+    plan.add_argument("--gpus", type=int, default=8, help="of a node; the default is 8")
+    plan.add_argument(
+        "--nodes", type=int, nargs="+", default=[1],
+        help="how many; several give a table, the step compiled for the first",
+    )  # fmt: skip
+    plan.add_argument("--price", type=float, help="of a GPU-hour, dollars; the default is printed")
+    plan.add_argument("--budget", type=float, help="dollars; tells how many tokens they buy")
+    plan.add_argument(
+        "--tokens-per-sequence", type=float,
+        help="on average; the default is 128, to which the recipe cuts its documents",
+    )  # fmt: skip
+    plan.add_argument(
+        "--inside", type=float, default=600, help="GB/s of a GPU to its node; the default is 600"
+    )
+    plan.add_argument(
+        "--between", type=float, default=200, help="GB/s of a node to others; the default is 200"
+    )
+    plan.add_argument(
+        "--memory-fraction", type=float, default=0.75,
+        help="of a GPU's memory that JAX takes, as XLA_PYTHON_CLIENT_MEM_FRACTION; 0.75 by default",
+    )  # fmt: skip
+    plan.add_argument("--json", action="store_true", help="print everything as JSON")
+    plan.add_argument("--picture", metavar="FILE.png", help="draw hours and price over the nodes")
+    plan.set_defaults(command=_plan, overrides=[])
     return parser
 
 
@@ -182,6 +217,38 @@ def _convert(arguments: argparse.Namespace) -> None:
     renew = ("head",) if arguments.renew_head else ()
     import_folder(source, output, tokenizer=arguments.tokenizer, renew=renew)
     print(f"{output} is a workdir; train from it with --config.init_from={output}")
+
+
+def _plan(arguments: argparse.Namespace) -> None:
+    import json
+
+    from mosaicbert_jax.planning.collectives import Links
+    from mosaicbert_jax.planning.command import PlanOptions, plan
+    from mosaicbert_jax.planning.plan_report import text
+    from mosaicbert_jax.training.command import read
+
+    words = [f"--config={arguments.config}", *arguments.overrides]
+    config, _, rest = read(["plan", *words])
+    if rest:
+        raise UserError(f"{' '.join(rest)} is not understood")
+    made = plan(
+        config,
+        PlanOptions(
+            gpu=arguments.gpu,
+            gpus=arguments.gpus,
+            nodes=tuple(arguments.nodes),
+            price=arguments.price,
+            budget=arguments.budget,
+            tokens_per_sequence=arguments.tokens_per_sequence,
+            links=Links(arguments.inside * 1e9, arguments.between * 1e9),
+            memory_fraction=arguments.memory_fraction,
+        ),
+    )
+    print(json.dumps(made.to_dict(), indent=2) if arguments.json else text(made), end="")
+    if arguments.picture:
+        from mosaicbert_jax.planning.picture import draw
+
+        draw(made, arguments.picture)
 
 
 def _lines() -> Iterator[str]:

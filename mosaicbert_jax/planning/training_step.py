@@ -8,29 +8,22 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from mosaicbert_jax import BertConfig, BertForMaskedLM
-from mosaicbert_jax.data.masking import predictions_per_row
 from mosaicbert_jax.planning.compile_only import Program, compile_for, make_mesh
 from mosaicbert_jax.planning.gpus import Gpu
 from mosaicbert_jax.training import checkpoints, optimizer, sharding
+from mosaicbert_jax.training.microbatch import abstract_batch
 from mosaicbert_jax.training.step import TrainState, masked_lm, train_step
 
+_ADAM = optimizer.make_optimizer(
+    peak_learning_rate=5e-4, b1=0.9, b2=0.98, eps=1e-6, weight_decay=1e-5
+)
 
-def abstract_batch(
-    mesh: Mesh, rows: int, length: int, masking_rate: float
-) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes of a batch."""
-    slots = predictions_per_row(length, masking_rate)
-    columns = {
-        "tokens_BL": (length, jnp.int32),
-        "segment_ids_BL": (length, jnp.int32),
-        "positions_BP": (slots, jnp.int32),
-        "labels_BP": (slots, jnp.int32),
-        "weights_BP": (slots, jnp.float32),
-    }
-    return {
-        name: jax.ShapeDtypeStruct((rows, width), dtype, sharding=sharding.by_rows(mesh))
-        for name, (width, dtype) in columns.items()
-    }
+
+def abstract_state(config: BertConfig, mesh: Mesh) -> TrainState:
+    """The shapes of parameters and optimizer state, as they are stored."""
+    params = checkpoints.abstract_params(config, sharding.replicated(mesh))
+    step = jax.ShapeDtypeStruct((), jnp.int32)
+    return sharding.stored(mesh, TrainState(params, jax.eval_shape(_ADAM.init, params), step))
 
 
 def compile_training_step(
@@ -61,13 +54,6 @@ def compile_training_step(
     """
     mesh = make_mesh(gpu, data, fsdp, tensor)
     everywhere = sharding.replicated(mesh)
-    adam = optimizer.make_optimizer(
-        peak_learning_rate=5e-4, b1=0.9, b2=0.98, eps=1e-6, weight_decay=1e-5
-    )
-    params = checkpoints.abstract_params(config, everywhere)
-    state = TrainState(
-        params, jax.eval_shape(adam.init, params), jax.ShapeDtypeStruct((), jnp.int32)
-    )
     learning_rate = jax.ShapeDtypeStruct((), jnp.float32)
     dropout_key = jax.eval_shape(lambda: jax.random.key(0))
     graph, _ = nnx.split(nnx.eval_shape(lambda: BertForMaskedLM(config, rngs=nnx.Rngs(0))))
@@ -78,7 +64,7 @@ def compile_training_step(
     step = functools.partial(
         train_step,
         graph=graph,
-        optimizer=adam,
+        optimizer=_ADAM,
         objective=masked_lm(activation_checkpointing=activation_checkpointing),
         microbatches=microbatches,
     )
@@ -86,7 +72,7 @@ def compile_training_step(
         return compile_for(
             gpu,
             step,
-            sharding.stored(mesh, state),
+            abstract_state(config, mesh),
             abstract_batch(mesh, rows, length, masking_rate),
             on_all(learning_rate),
             on_all(dropout_key),

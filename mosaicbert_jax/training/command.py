@@ -40,7 +40,23 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> str:
 
 
 def parse() -> tuple[ConfigDict, str]:
-    """The config with its overrides, and the workdir, from sys.argv, which config_flags reads too.
+    """The config with its overrides, and the workdir, from sys.argv.
+
+    Raises:
+      UserError: see `read`; or there is no workdir.
+    """
+    config, workdir, rest = read(sys.argv)
+    if config is None or workdir is None or rest:
+        extra = f"; {rest} is not understood" if rest else ""
+        raise UserError(f"usage: train.py --config=configs/NAME.py --workdir=DIR{extra}")
+    return config, workdir
+
+
+def read(words: list[str]) -> tuple[ConfigDict | None, str | None, list[str]]:
+    """The config with its overrides, the workdir, and what else a command line has.
+
+    Args:
+      words: the command line; the first is the program.
 
     Raises:
       UserError: an unknown flag or key (names the nearest), a value of another type, or a config
@@ -56,8 +72,9 @@ def parse() -> tuple[ConfigDict, str]:
     flags.DEFINE_string(
         "workdir", None, "the run's folder: made, or gone on with", flag_values=values
     )
+    command_line, sys.argv = sys.argv, words  # config_flags reads the overrides there
     try:
-        rest = values(sys.argv)[1:]
+        rest = values(words)[1:]
         config = values.config
         if config is not None and not isinstance(config, ConfigDict):
             config.seed  # noqa: B018  a config file that failed to load raises what went wrong
@@ -67,10 +84,9 @@ def parse() -> tuple[ConfigDict, str]:
         raise UserError(f"{error.filename}:{error.lineno}: {error.msg}") from error
     except Exception as error:  # whatever the config file or an override of it raises
         raise UserError(_explain(error)) from error
-    if config is None or values.workdir is None or rest:
-        extra = f"; {rest} is not understood" if rest else ""
-        raise UserError(f"usage: train.py --config=configs/NAME.py --workdir=DIR{extra}")
-    return config, values.workdir
+    finally:
+        sys.argv = command_line
+    return config, values.workdir, rest
 
 
 def _explain(error: BaseException) -> str:

@@ -6,12 +6,13 @@ from typing import Any
 
 import jax
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
+from ml_collections.config_dict import FieldReference, placeholder
 
 from mosaicbert_jax.data.dataset import DatasetMetadata
 from mosaicbert_jax.errors import UserError
 from mosaicbert_jax.modeling.config import BertConfig
 from mosaicbert_jax.training.durations import Duration
+from mosaicbert_jax.training.microbatch import AUTO
 
 # What a run may go on with another value of: it changes no number, or the rounding alone.
 # Folders may move: data sets are known by their digests.
@@ -58,7 +59,8 @@ def pretraining(model: BertConfig) -> ConfigDict:
             "train": {
                 "duration": "286720000sp",
                 "batch_tokens": 524_288,  # slots of a step, all devices together
-                "microbatch_tokens": 65_536,  # slots that one device holds at a time
+                # Slots that one device holds at a time; "auto": the most that fit its memory.
+                "microbatch_tokens": FieldReference(65_536, field_type=object),
                 # True: keep what enters each layer and compute the rest again in backward, which
                 # takes a third more FLOPs and far less memory.
                 "activation_checkpointing": False,
@@ -142,7 +144,7 @@ class BatchShape:
 
 
 def batch_shape(config: ConfigDict, row_shards: int) -> BatchShape:
-    """Rows and microbatches from the token counts.
+    """Rows and microbatches from the token counts; with "auto", as many microbatches as can be.
 
     Raises:
       UserError: counts that do not divide.
@@ -160,6 +162,8 @@ def batch_shape(config: ConfigDict, row_shards: int) -> BatchShape:
             f"which {row_shards} devices cannot share equally"
         )
     rows_here = rows // row_shards
+    if config.train.microbatch_tokens == AUTO:
+        return BatchShape(rows, rows_here)
     most = config.train.microbatch_tokens // row_length
     if not most:
         raise UserError(
@@ -201,8 +205,19 @@ _RANGES = {
 
 def check(config: ConfigDict) -> None:
     """Raises UserError for values that no pretraining can have."""
-    check_values(config, _RANGES)
+    check_settings(config)
     _check_data(config.data.path, config.data.mixture)
+
+
+def check_settings(config: ConfigDict) -> None:
+    """The same, but for the data, which a plan does without."""
+    ranges = dict(_RANGES)
+    microbatch = config.train.microbatch_tokens
+    if microbatch == AUTO:
+        del ranges["train.microbatch_tokens"]
+    elif type(microbatch) is not int:
+        raise UserError(f"train.microbatch_tokens={microbatch!r}: a number of tokens, or {AUTO!r}")
+    check_values(config, ranges)
 
 
 def check_values(config: ConfigDict, ranges: dict[str, tuple[float, float, bool]]) -> None:

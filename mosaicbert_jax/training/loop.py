@@ -1,7 +1,6 @@
 """Training, from a run to a trained model, whatever the run learns."""
 
 import contextlib
-import functools
 import time
 from collections.abc import Callable, Iterator
 
@@ -19,7 +18,6 @@ from mosaicbert_jax.training.reporter import Reporter
 from mosaicbert_jax.training.run import Evaluation, Run
 from mosaicbert_jax.training.schedule import learning_rate
 from mosaicbert_jax.training.start import starting_point
-from mosaicbert_jax.training.step import train_step
 
 
 def train(run: Run) -> Evaluation | None:
@@ -39,6 +37,7 @@ def train(run: Run) -> Evaluation | None:
 
         hosts.on_first(take_folder)
         stack.enter_context(jax.set_mesh(run.mesh))
+        run = run.settled(_say)
         store = checkpoints.Checkpoints(run.folder, keep=run.config.checkpoint.keep)
         stack.enter_context(store)
         start = starting_point(run, store)
@@ -51,6 +50,11 @@ def train(run: Run) -> Evaluation | None:
         must_stop = stack.enter_context(interruption.heeded(bar.say))
         train_batches = stack.enter_context(contextlib.closing(run.batches(start.position)))
         return _train(run, start, train_batches, store, writer, bar, must_stop)
+
+
+def _say(line: str) -> None:
+    if hosts.is_first():
+        print(line, flush=True)
 
 
 def _train(
@@ -138,14 +142,7 @@ class _CompiledStep:
     """The training step, compiled once for each shape of batch; the state is donated."""
 
     def __init__(self, run: Run, bar: ProgressBar):
-        step = functools.partial(
-            train_step,
-            graph=run.graph,
-            optimizer=run.optimizer,
-            objective=run.objective,
-            microbatches=run.microbatches,
-        )
-        self._step = jax.jit(step, donate_argnums=0)
+        self._step = run.jitted_step()
         self._bar = bar
         self._programs: dict[tuple, jax.stages.Compiled] = {}
 

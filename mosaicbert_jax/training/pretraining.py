@@ -4,10 +4,11 @@ import contextlib
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
@@ -19,7 +20,14 @@ from mosaicbert_jax.data.pipeline import Batch, Position, batches
 from mosaicbert_jax.errors import UserError
 from mosaicbert_jax.modeling.config import BertConfig
 from mosaicbert_jax.modeling.heads import BertForMaskedLM
-from mosaicbert_jax.training import checkpoints, configuration, flops, sharding, workdir
+from mosaicbert_jax.training import (
+    checkpoints,
+    configuration,
+    flops,
+    microbatch,
+    sharding,
+    workdir,
+)
 from mosaicbert_jax.training.durations import Duration, Progress
 from mosaicbert_jax.training.evaluation import Evaluation, evaluate
 from mosaicbert_jax.training.optimizer import optimizer_of
@@ -67,6 +75,37 @@ class Pretraining(Run):
             validation=validation,
             shape=shape,
         )
+
+    def settled(self, say: Callable[[str], None]) -> "Pretraining":
+        """With the largest microbatch that fits the devices, if the config asks for that."""
+        if self.config.train.microbatch_tokens != microbatch.AUTO:
+            return self
+        length = self.config.data.row_length
+        shards = sharding.row_shards(self.mesh)
+        here = self.shape.rows // shards
+        state = self.abstract_state()
+        everywhere = sharding.replicated(self.mesh)
+        rate = jax.ShapeDtypeStruct((), jnp.float32, sharding=everywhere)
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        key = jax.ShapeDtypeStruct((), key.dtype, sharding=everywhere)
+        batch = microbatch.abstract_batch(
+            self.mesh, self.shape.rows, length, self.config.data.masking_rate
+        )
+
+        def with_microbatches_of(rows: int) -> Pretraining:
+            shape = dataclasses.replace(self.shape, microbatches=here // rows)
+            return dataclasses.replace(self, shape=shape, microbatches=shape.microbatches)
+
+        def bytes_of(rows: int) -> int:
+            say(f"Choosing the microbatch: compiling for {rows} rows of {length} tokens.")
+            step = with_microbatches_of(rows).jitted_step()
+            return microbatch.bytes_needed(step.lower(state, batch, rate, key).compile())
+
+        rows, why = microbatch.choose(
+            bytes_of, rows=self.shape.rows, row_shards=shards, row_length=length
+        )
+        say(why)
+        return with_microbatches_of(rows)
 
     @property
     def sequences_per_epoch(self) -> int:

@@ -4,8 +4,8 @@ import abc
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Iterator
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, Self
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from mosaicbert_jax.data.pipeline import Batch, Position
 from mosaicbert_jax.modeling.config import BertConfig
 from mosaicbert_jax.training import checkpoints, sharding
 from mosaicbert_jax.training.durations import Duration, Progress
-from mosaicbert_jax.training.step import Objective, TrainState
+from mosaicbert_jax.training.step import Objective, TrainState, train_step
 
 
 class Evaluation(Protocol):
@@ -81,6 +81,25 @@ class Run(abc.ABC):
     @abc.abstractmethod
     def evaluate(self, params: Any) -> Evaluation | None:
         """Evaluates on what is held out, if anything is."""
+
+    def settled(self, say: Callable[[str], None]) -> Self:
+        """With all that depends on the devices' memory decided; under the run's mesh.
+
+        Args:
+          say: takes a line for the terminal.
+        """
+        return self
+
+    def jitted_step(self) -> jax.stages.Wrapped:
+        """The training step on the run's mesh; the state is donated."""
+        step = functools.partial(
+            train_step,
+            graph=self.graph,
+            optimizer=self.optimizer,
+            objective=self.objective,
+            microbatches=self.microbatches,
+        )
+        return jax.jit(step, donate_argnums=0)
 
     @property
     def model(self) -> BertConfig:

@@ -39,7 +39,13 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
     Raises:
       UserError: if their product is not the number of devices.
     """
-    sizes, devices = [data, fsdp, tensor], jax.device_count()
+    sizes = mesh_shape(jax.device_count(), data, fsdp, tensor)
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def mesh_shape(devices: int, data: int = -1, fsdp: int = 1, tensor: int = 1) -> tuple[int, ...]:
+    """How many of the devices lie along each axis; see `make_mesh`."""
+    sizes = [data, fsdp, tensor]
     given = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
     known = int(np.prod([size for size in sizes if size != -1]))
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
@@ -47,7 +53,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
     sizes = [devices // known if size == -1 else size for size in sizes]
     if np.prod(sizes) != devices:
         raise UserError(f"{given}, but there are {devices} devices, which these do not divide")
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return tuple(sizes)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

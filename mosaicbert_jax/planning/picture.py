@@ -1,0 +1,51 @@
+"""A plan as a picture: time and price over the number of nodes."""
+
+import pathlib
+
+from mosaicbert_jax.errors import UserError
+from mosaicbert_jax.planning.plan_report import Plan
+
+
+def draw(plan: Plan, path: str | pathlib.Path) -> None:
+    """Hours on the left, tokens a second on the right, from the roofline to published efficiency.
+
+    Raises:
+      UserError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise UserError('--picture needs matplotlib: pip install -e ".[benchmarks]"') from error
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    found = [one for one in plan.predictions.values() if one is not None]
+    nodes = [one.nodes for one in found]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+    for axis, name, values in (
+        (left, "hours of the run, predicted", [one.hours for one in found]),
+        (right, "million tokens/s, predicted", [one.tokens_per_second for one in found]),
+    ):
+        scale = 1e-6 if axis is right else 1.0
+        roofline = [value.roofline * scale for value in values]
+        published = [value.published * scale for value in values]
+        axis.fill_between(nodes, roofline, published, alpha=0.15)
+        axis.plot(nodes, roofline, "o-", label="roofline")
+        axis.plot(nodes, published, "o-", label="efficiency of the published runs")
+        ideal = [roofline[0] * (nodes[0] / n if axis is left else n / nodes[0]) for n in nodes]
+        axis.plot(nodes, ideal, ":", color="gray", label="as many times faster as there are nodes")
+        axis.set(
+            xlabel=f"nodes of {plan.workload.devices}", ylabel=name, xscale="log", yscale="log"
+        )
+        axis.set_xticks(nodes, [str(n) for n in nodes])
+        axis.minorticks_off()
+        axis.spines[["top", "right"]].set_visible(False)
+    left.legend(frameon=False)
+    links = plan.workload.links
+    figure.suptitle(
+        f"{plan.parameters / 1e6:,.0f} M parameters, {plan.duration}, {plan.workload.kind.name}; "
+        f"{links.inside / 1e9:.0f} GB/s inside a node, {links.between / 1e9:.0f} GB/s between",
+        fontsize=10,
+    )
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

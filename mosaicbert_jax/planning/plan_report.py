@@ -1,0 +1,301 @@
+"""A plan in words: tables for the terminal and for Markdown, or one record for scripts."""
+
+import dataclasses
+from typing import Any
+
+from mosaicbert_jax.planning import published
+from mosaicbert_jax.planning.collectives import seconds
+from mosaicbert_jax.planning.plan import (
+    MATMUL_SHARE,
+    MEMORY_SHARE,
+    Bought,
+    Prediction,
+    Range,
+    Workload,
+    gpu_hours_of,
+    slowdown,
+)
+from mosaicbert_jax.planning.profile import StepProfile
+from mosaicbert_jax.training.microbatch import MARGIN
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """All that was found out.
+
+    Attributes:
+      model: "base", "large" or None; see `published`.
+      parameters: of the model.
+      dtype: of its activations.
+      duration: as given.
+      memory_fraction: of the GPU's memory that JAX takes.
+      limit: bytes of it that a step may take.
+      largest: rows of the largest microbatch that fits, or None.
+      measured: bytes that the step needs, by rows of its microbatches.
+      predictions: by nodes; None where the batch does not divide so.
+      bought: for the budget, if one was given.
+    """
+
+    workload: Workload
+    profile: StepProfile
+    model: str | None
+    parameters: int
+    dtype: str
+    duration: str
+    memory_fraction: float
+    limit: int
+    largest: int | None
+    measured: dict[int, int]
+    predictions: dict[int, Prediction | None]
+    bought: Bought | None
+
+    @property
+    def first(self) -> Prediction:
+        """On the first number of nodes, which the step was compiled for."""
+        return self.predictions[self.workload.nodes]
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON record, with what a reader would have to compute."""
+        record = dataclasses.asdict(self)
+        record["predicted"] = True
+        record["fits"] = self.profile.needed <= self.limit
+        record["needed_bytes"] = self.profile.needed
+        if self.largest is not None:
+            record["largest_microbatch_tokens"] = self.largest * self.workload.row_length
+        record["published"] = [
+            {**dataclasses.asdict(point), "predicted_hours": hours and dataclasses.asdict(hours)}
+            for point, hours in self.points()
+        ]
+        return record
+
+    def points(self) -> list[tuple[published.Point, Range | None]]:
+        """The published runs of this model on this GPU, with the hours predicted for each."""
+        return [
+            (point, gpu_hours_of(self.workload, self.profile, point))
+            for point in published.POINTS
+            if (point.model, point.gpu) == (self.model, self.workload.gpu)
+        ]
+
+
+def text(plan: Plan) -> str:
+    """For the terminal, and readable as Markdown."""
+    sections = [_title(plan), _memory(plan), _token(plan), _collectives(plan), _run(plan)]
+    if plan.bought:
+        sections.append(_bought(plan.bought))
+    if len(plan.predictions) > 1:
+        sections.append(scaling(plan))
+    if plan.points():
+        sections.append(_published(plan))
+    return "\n\n".join(sections) + "\n"
+
+
+def _table(*rows: tuple[str, ...]) -> str:
+    """Aligned columns; the first row is the heading."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+
+    def line(row: tuple[str, ...]) -> str:
+        cells = [
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        return f"| {' | '.join(cells)} |"
+
+    rule = f"| {' | '.join('-' * width for width in widths)} |"
+    return "\n".join([line(rows[0]), rule, *map(line, rows[1:])])
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:,.2f}"
+
+
+def _title(plan: Plan) -> str:
+    work = plan.workload
+    nodes = "1 node" if work.nodes == 1 else f"{work.nodes} nodes"
+    data, fsdp, tensor = work.mesh
+    return (
+        f"{plan.parameters:,} parameters in {plan.dtype} on {work.nodes * work.devices} x "
+        f"{work.kind.name} ({nodes}; in each, data {data}, fsdp {fsdp}, tensor {tensor}).\n"
+        "Compiled without a GPU: every figure is predicted, none was measured."
+    )
+
+
+def _memory(plan: Plan) -> str:
+    step, work = plan.profile, plan.workload
+    gradients = min(step.parameter_bytes, step.temporary_bytes)
+    verdict = "fits" if step.needed <= plan.limit else "does NOT fit"
+    table = _table(
+        ("memory of a device", "GB"),
+        ("parameters, float32", _gb(step.parameter_bytes)),
+        ("gradients, float32", _gb(gradients)),
+        ("optimizer state", _gb(step.optimizer_bytes)),
+        ("batch", _gb(step.other_lasting_bytes)),
+        ("activations and other temporary memory", _gb(step.temporary_bytes - gradients)),
+        ("all", _gb(step.needed)),
+        (f"to be had ({verdict})", _gb(plan.limit)),
+    )
+    shape = (
+        f"With {step.microbatches} microbatch(es) of {step.rows} rows of {work.row_length} tokens "
+        f"(train.microbatch_tokens={step.rows * work.row_length}). To be had are "
+        f"{_gb(work.kind.memory)} GB, of which JAX takes {plan.memory_fraction:.0%} unless told "
+        f"otherwise (XLA_PYTHON_CLIENT_MEM_FRACTION), less a margin of {MARGIN:.0%}."
+    )
+    return f"{table}\n{shape}\n{_largest(plan)}"
+
+
+def _largest(plan: Plan) -> str:
+    compiled = ", ".join(f"{rows} rows {_gb(size)} GB" for rows, size in plan.measured.items())
+    if plan.largest is None:
+        return (
+            f"Not one row fits; compiled: {compiled}. Divide the model over devices with "
+            "--config.mesh.fsdp, or take a larger GPU."
+        )
+    share = plan.profile.rows * plan.profile.microbatches
+    whole = ", all that a device has of the batch" if plan.largest == share else ""
+    tokens = plan.largest * plan.workload.row_length
+    return (
+        f"The largest microbatch that fits: {plan.largest} rows{whole} "
+        f"(train.microbatch_tokens={tokens}); compiled: {compiled}."
+    )
+
+
+def _token(plan: Plan) -> str:
+    step, work = plan.profile, plan.workload
+    slots = step.rows * step.microbatches * work.row_length
+    model = work.token_flops / 1e6
+    executed = step.executed_flops * work.mesh[2] / slots / 1e6
+    return (
+        f"A token takes {model:,.0f} MFLOP by the model, {executed:,.0f} as executed, and moves "
+        f"{step.bytes_outside / slots / 1e3:,.0f} KB through device memory outside matrix "
+        f"products and {step.matmul_bytes / slots / 1e3:,.0f} KB in them (a step with its update, "
+        f"on one device)."
+    )
+
+
+def _collectives(plan: Plan) -> str:
+    step, work = plan.profile, plan.workload
+    links = work.links
+    assumed = (
+        f"Rings over {links.inside / 1e9:,.0f} GB/s a device inside a node and "
+        f"{links.between / 1e9:,.0f} GB/s a node between nodes; nothing is assumed to overlap."
+    )
+    if not step.collectives:
+        return "No collectives on one node."
+    groups: dict[tuple[str, int], list] = {}
+    for one in step.collectives:
+        groups.setdefault((one.kind, one.members), []).append(one)
+    rows = [("collectives of a step", "how many", "MB", "predicted ms")]
+    for (kind, members), group in groups.items():
+        at = sum(seconds(o, links, node=work.devices, nodes=work.nodes) for o in group)
+        rows.append(
+            (
+                f"{kind} over {members * (work.nodes if group[0].over_data else 1)}",
+                str(sum(one.times for one in group)),
+                f"{sum(one.times * one.bytes for one in group) / 1e6:,.1f}",
+                f"{at * 1e3:,.2f}",
+            )
+        )
+    return f"{_table(*rows)}\n{assumed}"
+
+
+def _run(plan: Plan) -> str:
+    found, work = plan.first, plan.workload
+    step, slower = found.step, slowdown(work, plan.profile)
+
+    def row(name: str, figure: Range, shown: str) -> tuple[str, str, str]:
+        return name, shown.format(figure.roofline), shown.format(figure.published)
+
+    table = _table(
+        (f"the run, {plan.duration}", "roofline", "published efficiency"),
+        row("seconds a step", found.step_seconds, "{:,.3f}"),
+        row("tokens/s", found.tokens_per_second, "{:,.0f}"),
+        row("MFU", found.mfu, "{:.1%}"),
+        row("sequences, millions", Range(found.sequences.roofline / 1e6,
+                                         found.sequences.published / 1e6), "{:,.2f}"),
+        row("hours", found.hours, "{:,.2f}"),
+        row(f"price at {work.price:.2f} $ a GPU-hour", found.dollars, "{:,.2f} $"),
+    )  # fmt: skip
+    counted = f"{work.tokens_per_sequence:g} tokens a sequence"
+    if work.slots_per_sequence != work.tokens_per_sequence:
+        counted += f" in rows of {work.slots_per_sequence:g}, padding counted as tokens"
+    return (
+        f"{table}\n"
+        f"Roofline: matrix products {step.matmul * 1e3:,.1f} ms a step at {MATMUL_SHARE:.0%} of "
+        f"the peak, other bytes {step.memory * 1e3:,.1f} ms at {MEMORY_SHARE:.0%} of the "
+        f"bandwidth, collectives {step.communication * 1e3:,.1f} ms. Published efficiency: "
+        f"{slower:.2f} times as long, {_origin(work)}. {counted[0].upper()}{counted[1:]}; "
+        "evaluations, checkpoints and the start are not counted."
+    )
+
+
+def _origin(work: Workload) -> str:
+    if work.gpu in published.MFU_BY_GPU:
+        mfu = published.MFU_BY_GPU[work.gpu]
+        return f"the {mfu:.1%} MFU of the original PyTorch implementation's Base run on such GPUs"
+    return (
+        "as the original PyTorch implementation's Base run was on A100s; nothing is published for "
+        "this GPU"
+    )
+
+
+def _bought(bought: Bought) -> str:
+    heading = f"{bought.dollars:,.2f} $ buy {bought.hours:,.2f} hours"
+    return _table(
+        (heading, "roofline", "published efficiency"),
+        (
+            "billion tokens",
+            f"{bought.tokens.roofline / 1e9:,.2f}",
+            f"{bought.tokens.published / 1e9:,.2f}",
+        ),
+        (
+            "million sequences",
+            f"{bought.sequences.roofline / 1e6:,.2f}",
+            f"{bought.sequences.published / 1e6:,.2f}",
+        ),
+    )  # fmt: skip
+
+
+def scaling(plan: Plan) -> str:
+    """The run on each number of nodes, roofline and published efficiency."""
+    heading = (
+        "nodes", "GPUs", "rows a GPU", "step ms", "links ms", "million tokens/s", "MFU", "hours",
+        "price $",
+    )  # fmt: skip
+    rows = [heading]
+    for nodes, found in plan.predictions.items():
+        gpus = str(nodes * plan.workload.devices)
+        if found is None:
+            rows.append((str(nodes), gpus, "the batch's rows do not divide", *("",) * 6))
+            continue
+        step = found.step
+        tokens = found.tokens_per_second
+        rows.append(
+            (
+                str(nodes),
+                gpus,
+                str(step.rows * step.microbatches),
+                _pair(found.step_seconds, 1e3, "{:,.1f}"),
+                f"{step.communication * 1e3:,.1f}",
+                _pair(tokens, 1e-6, "{:,.2f}"),
+                f"{found.mfu.roofline:.0%} .. {found.mfu.published:.0%}",
+                _pair(found.hours, 1, "{:,.2f}"),
+                _pair(found.dollars, 1, "{:,.0f}"),
+            )
+        )
+    return f"{_table(*rows)}\nRoofline .. published efficiency; the batch is the same everywhere."
+
+
+def _pair(figure: Range, scale: float, shown: str) -> str:
+    return f"{shown.format(figure.roofline * scale)} .. {shown.format(figure.published * scale)}"
+
+
+def _published(plan: Plan) -> str:
+    rows = [
+        ("published for the original PyTorch implementation", "GPUs", "hours", "here, predicted")
+    ]
+    for point, hours in plan.points():
+        here = _pair(hours, 1, "{:,.2f}") if hours else "its sequences are not published"
+        rows.append((point.result, str(point.gpus), f"{point.hours:,.2f}", here))
+    return (
+        f"{_table(*rows)}\nHere: as many sequences as it read in that time at the speed of its "
+        "full run on 8 GPUs, from the roofline to that same speed."
+    )

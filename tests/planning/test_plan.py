@@ -1,0 +1,262 @@
+"""Memory, time and price reckoned by hand; and one step that is really compiled."""
+
+import dataclasses
+import json
+import re
+import sys
+
+import pytest
+
+from mosaicbert_jax import BertConfig
+from mosaicbert_jax.__main__ import main
+from mosaicbert_jax.errors import UserError
+from mosaicbert_jax.planning import command, published
+from mosaicbert_jax.planning.collectives import Collective, Links
+from mosaicbert_jax.planning.plan import (
+    Workload,
+    buy,
+    gpu_hours_of,
+    predict,
+    run_slots,
+    slowdown,
+    step_on,
+)
+from mosaicbert_jax.planning.profile import StepProfile
+from mosaicbert_jax.training.durations import Duration
+
+GB = 1_000_000_000
+# 1,000 rows of 100 slots on 10 GPUs of one node, all in one microbatch.
+WORKLOAD = Workload(
+    gpu="a100-80gb",
+    devices=10,
+    mesh=(10, 1, 1),
+    nodes=1,
+    batch_rows=1000,
+    row_length=100,
+    slots_per_sequence=50.0,
+    tokens_per_sequence=50.0,
+    token_flops=312e12 * 0.8 * 1e-5,  # a device's 10,000 slots take 0.1 s of matrix products
+    links=Links(inside=100e9, between=10e9),
+    price=2.0,
+)
+PROFILE = StepProfile(
+    rows=100,
+    microbatches=1,
+    parameter_bytes=1 * GB,
+    optimizer_bytes=2 * GB,
+    other_lasting_bytes=0,
+    temporary_bytes=5 * GB,
+    executed_flops=1,  # less than the model's, which count then
+    matmul_bytes=0,
+    row_bytes=int(0.05 * 0.9 * 2_039_040_000_000),  # 50 ms
+    step_bytes=int(0.01 * 0.9 * 2_039_040_000_000),  # 10 ms
+    microbatch_bytes=0,
+    collectives=(Collective("all-reduce", GB, 10, 1, over_data=True, with_rows=False),),
+)
+
+
+def test_a_step_adds_up():
+    assert PROFILE.needed == 8 * GB
+    step = step_on(WORKLOAD, PROFILE, 1)
+    assert step.matmul == pytest.approx(0.1)
+    assert step.memory == pytest.approx(0.06)
+    assert step.communication == pytest.approx(2 * 0.9 * 1e9 / 100e9)  # 18 ms
+    assert step.seconds == pytest.approx(0.178)
+    assert step.mfu == pytest.approx(0.8 * 0.1 / 0.178)
+    assert (step.rows, step.microbatches) == (100, 1)
+
+
+def test_more_nodes_share_the_rows_but_not_the_update():
+    step = step_on(WORKLOAD, PROFILE, 5)
+    assert (step.rows, step.microbatches) == (20, 1)
+    assert step.matmul == pytest.approx(0.1 / 5)
+    assert step.memory == pytest.approx(0.05 / 5 + 0.01)
+    # A ring of 50 devices that crosses a link of 10 GB/s.
+    assert step.communication == pytest.approx(2 * 49 / 50 * 1e9 / 10e9)
+    assert step_on(WORKLOAD, PROFILE, 3) is None
+    assert step_on(WORKLOAD, PROFILE, 200) is None
+
+
+def test_fewer_microbatches_on_more_nodes():
+    """Compiled for one of 2 nodes, in 4 microbatches of which each gathers parameters."""
+    gathered = Collective("all-gather", GB, 2, 4, over_data=False, with_rows=False)
+    activations = Collective("all-reduce", GB, 2, 4, over_data=False, with_rows=True)
+    profile = dataclasses.replace(
+        PROFILE,
+        rows=10,
+        microbatches=4,
+        microbatch_bytes=int(0.04 * 0.9 * 2_039_040_000_000),
+        collectives=(gathered, activations),
+    )
+    workload = dataclasses.replace(WORKLOAD, nodes=2, mesh=(5, 2, 1))
+    two, four = step_on(workload, profile, 2), step_on(workload, profile, 4)
+    assert (four.rows, four.microbatches) == (10, 2)
+    assert two.memory == pytest.approx(0.05 + 0.01 + 0.04)
+    assert four.memory == pytest.approx(0.025 + 0.01 + 0.02)
+    assert two.communication == pytest.approx(4 * 0.5 * 0.01 + 4 * 0.01)
+    assert four.communication == pytest.approx(two.communication / 2)
+
+
+def test_gradients_meet_between_nodes_where_a_node_has_one_replica():
+    workload = dataclasses.replace(WORKLOAD, mesh=(1, 10, 1))
+    profile = dataclasses.replace(PROFILE, parameter_bytes=GB // 10, collectives=())
+    assert step_on(workload, profile, 1).communication == 0
+    # Ten rings of 2 devices share the node's 10 GB/s; each moves its tenth of the gradients.
+    step = step_on(workload, profile, 2)
+    assert step.communication == pytest.approx(2 * 0.5 * 0.1e9 / 1e9)
+
+
+def test_the_run_and_its_price():
+    slower = slowdown(WORKLOAD, PROFILE)
+    assert slower == pytest.approx(0.8 * 0.1 / 0.178 / published.MFU)
+    found = predict(WORKLOAD, PROFILE, Duration(1000, "ba"), 1)
+    assert found.tokens_per_second.roofline == pytest.approx(100_000 / 0.178)
+    assert found.tokens_per_second.published == pytest.approx(100_000 / 0.178 / slower)
+    assert found.mfu.published == pytest.approx(published.MFU)
+    assert found.hours.roofline == pytest.approx(178 / 3600)
+    assert found.hours.published == pytest.approx(178 * slower / 3600)
+    assert found.dollars.roofline == pytest.approx(178 / 3600 * 10 * 2)
+    assert found.dollars.published == pytest.approx(178 * slower / 3600 * 10 * 2)
+    assert found.sequences.roofline == found.sequences.published == 2_000_000
+
+
+def test_a_run_of_hours_reads_what_it_can():
+    found = predict(WORKLOAD, PROFILE, Duration(30, "m"), 1)
+    assert found.hours.roofline == found.hours.published == 0.5
+    assert found.dollars.published == 10.0
+    assert found.sequences.roofline == pytest.approx(100_000 / 0.178 * 1800 / 50)
+    assert found.sequences.published < found.sequences.roofline
+
+
+def test_what_a_budget_buys():
+    found = predict(WORKLOAD, PROFILE, Duration(1, "ba"), 1)
+    bought = buy(WORKLOAD, found, 20.0)
+    assert bought.hours == 1.0  # 10 GPUs at 2 dollars
+    assert bought.tokens.roofline == pytest.approx(100_000 / 0.178 * 3600)
+    assert bought.sequences.published == pytest.approx(bought.tokens.published / 50)
+
+
+@pytest.mark.parametrize(
+    ("amount", "unit", "slots"),
+    [(3, "ba", 300_000), (7, "sp", 1_050), (450, "tok", 675), (2, "h", None)],
+)
+def test_slots_of_a_run(amount, unit, slots):
+    """Rows of one sequence of 100 tokens, in 150 slots."""
+    padded = dataclasses.replace(WORKLOAD, slots_per_sequence=150.0, tokens_per_sequence=100.0)
+    assert run_slots(padded, Duration(amount, unit)) == slots
+    with pytest.raises(UserError, match=r"train\.duration=3ep: how long an epoch is"):
+        run_slots(padded, Duration(3, "ep"))
+
+
+def test_the_published_run_gives_the_published_efficiency():
+    assert pytest.approx(0.312, abs=0.0005) == published.MFU
+    assert published.model_name(BertConfig.mosaicbert_base(vocab_size=100)) == "base"
+    assert published.model_name(BertConfig.mosaicbert_large()) == "large"
+    assert published.model_name(BertConfig.bert_base()) is None
+    # On the GPU that was measured, its sequences take its time at the published efficiency.
+    workload = dataclasses.replace(
+        WORKLOAD, devices=8, mesh=(8, 1, 1), batch_rows=800, slots_per_sequence=128.0,
+        token_flops=737_138_073.6,
+    )  # fmt: skip
+    point = published.POINTS[3]
+    profile = dataclasses.replace(PROFILE, row_bytes=0, step_bytes=0, collectives=())
+    hours = gpu_hours_of(workload, profile, point)
+    assert hours.roofline == pytest.approx(point.hours * published.MFU / 0.8, rel=1e-3)
+    assert hours.published == pytest.approx(point.hours, rel=1e-3)
+    assert gpu_hours_of(workload, profile, published.POINTS[5]) is None  # sequences unknown
+
+
+def run_plan(monkeypatch, capsys, *words: str) -> str:
+    monkeypatch.setattr(sys, "argv", ["anything"])
+    main(["plan", *words])
+    return capsys.readouterr().out
+
+
+TINY = ("--config=configs/tiny.py", "--gpu", "a100-80gb", "--config.train.batch_tokens=16384")
+
+
+def test_plan_of_a_compiled_step(monkeypatch, capsys):
+    """For 8 A100s: 128 rows of 128 tokens, 16 on each."""
+    try:
+        out = run_plan(
+            monkeypatch, capsys, *TINY, "--config.model.num_hidden_layers=1", "--nodes", "1", "8",
+            "--config.train.microbatch_tokens=auto", "--budget", "20", "--json",
+            "--config.train.duration", "50ba",
+        )  # fmt: skip
+    except SystemExit:
+        said = capsys.readouterr().err
+        if "compiling for GPUs needs" not in said:
+            raise
+        pytest.skip(said)
+    plan = json.loads(out)
+    profile = plan["profile"]
+    assert (profile["rows"], profile["microbatches"]) == (16, 1)
+    assert profile["parameter_bytes"] == 4 * plan["parameters"]
+    assert profile["optimizer_bytes"] == pytest.approx(8 * plan["parameters"], rel=1e-3)
+    assert plan["fits"]
+    assert plan["largest"] == 16
+    assert plan["measured"] == {"16": plan["needed_bytes"]}  # all that there is: one program
+    reduced = [c for c in profile["collectives"] if c["kind"] == "all-reduce"]
+    assert {(c["members"], c["over_data"]) for c in reduced} == {(8, True)}
+    # The gradients; that of the embedding, which is the head too, may be reduced in two parts.
+    gradients = sum(c["bytes"] * c["times"] for c in reduced)
+    assert 4 * plan["parameters"] <= gradients < 2.1 * 4 * plan["parameters"]
+    assert profile["executed_flops"] > 0
+    assert plan["predictions"]["8"]["gpus"] == 64
+    assert plan["bought"]["hours"] == 1.0
+    assert plan["predicted"] is True
+
+
+def answer_of(order) -> dict:
+    profile = dataclasses.replace(PROFILE, rows=16, temporary_bytes=order.limit)
+    return {
+        "parameters": 1_000, "largest": None, "measured": {"16": profile.needed},
+        "profile": profile.to_dict(),
+    }  # fmt: skip
+
+
+def test_what_does_not_fit_is_said(monkeypatch, capsys):
+    monkeypatch.setattr(command, "_compiled", answer_of)
+    out = run_plan(monkeypatch, capsys, *TINY, "--nodes", "1", "3", "--memory-fraction", "0.5")
+    # Half of 85.10 GB, less a tenth.
+    assert "| to be had (does NOT fit)               | 38.30 |" in out
+    assert "Not one row fits; compiled: 16 rows 41.30 GB." in out
+    assert "every figure is predicted" in out
+    assert "the batch's rows do not divide" in out
+    assert "price at 2.50 $ a GPU-hour" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--gpu", "a200"), "--gpu a200: there are a100-40gb, a100-80gb, h100, h200"),
+        (("--nodes", "0"), "--nodes 0: it must be above 0"),
+        (("--memory-fraction", "2"), "--memory-fraction 2: at most 1"),
+        (("--config.train.duration=3ep",), r"train\.duration=3ep: how long"),
+        (("--config.mesh.fsdp=3",), "there are 8 devices, which these do not divide"),
+        (("--gpus", "3"), "3 devices cannot share equally"),
+        (("--tokens-per-sequence", "200"), r"more than a row of data\.row_length=128"),
+        (("--config.trian.duration=1ba",), "there is no config key 'trian'"),
+        (("--fish",), "Unknown command line flag 'fish'"),
+    ],
+)
+def test_mistakes_are_said_before_anything_is_compiled(words, message, monkeypatch, capsys):
+    monkeypatch.setattr(command, "_compiled", pytest.fail)
+    with pytest.raises(SystemExit, match="2"):
+        main(["plan", *TINY, *words])
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert re.search(message, lines[0])
+
+
+def test_finetuning_has_no_plan(monkeypatch, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["plan", "--config=configs/finetune.py", "--gpu", "h100"])
+    assert capsys.readouterr().err.startswith("error: a plan is for pretraining")
+
+
+def test_the_answer_of_the_compiler_may_be_an_error(monkeypatch, capsys):
+    monkeypatch.setattr(command, "run_there", lambda *words: 'noise\n{"error": "too wide"}\n')
+    with pytest.raises(SystemExit, match="2"):
+        main(["plan", *TINY])
+    assert capsys.readouterr().err == "error: too wide\n"
