@@ -59,9 +59,9 @@ class Setting:
 
 
 SETTINGS = (
-    Setting(TASKS["reviews"], 1000, 5, minilm_epochs=3),
-    Setting(TASKS["ratings"], 1000, 5, minilm_epochs=3),
-    Setting(TASKS["topics"], 500, 5, minilm_epochs=2),
+    Setting(TASKS["reviews"], 1000, 5, minilm_epochs=2),
+    Setting(TASKS["ratings"], 500, 10, minilm_epochs=3),
+    Setting(TASKS["topics"], 250, 10, minilm_epochs=2),
     Setting(TASKS["reviews"], None, 3),
     Setting(TASKS["ratings"], None, 3),
     Setting(TASKS["topics"], None, 3),
