@@ -7,8 +7,8 @@ import pathlib
 import pickle
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
+from time import sleep
 
 import mosaicbert_jax
 from mosaicbert_jax.errors import UserError
@@ -45,7 +45,7 @@ def side_by_side(runs: Sequence[SuiteRun], processes: int) -> Iterator[SuiteRun]
                 print(f"\n{child.run}: done", flush=True)
                 yield child.run
             if not ended:
-                time.sleep(_POLL_SECONDS)
+                sleep(_POLL_SECONDS)
     finally:
         for child in children:
             child.process.stdin.close()

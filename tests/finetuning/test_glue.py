@@ -3,6 +3,7 @@
 import collections
 import itertools
 import json
+import pathlib
 
 import pytest
 
@@ -150,7 +151,7 @@ def suite(folder, dataset, tmp_path_factory):
     place = tmp_path_factory.mktemp("suite")
     origin, workdir = pretrained(place / "origin", dataset), place / "suite"
 
-    def run(*overrides):
+    def run(*overrides, workdir=workdir):
         return finetune(workdir, origin, folder, *QUICK, *overrides, config="glue")
 
     for batches in (2, 18):
@@ -196,6 +197,19 @@ def test_the_stages_and_the_means(suite, capsys):
     text = table(results)
     assert [line.split()[0] for line in text.splitlines()] == ["task", *NAMES, "mean"]
     assert text.splitlines()[-1].endswith("GLUE")
+
+
+def test_side_by_side_ends_as_one_by_one(suite, tmp_path):
+    workdir, run = suite
+    folder = tmp_path / "suite"
+    assert run("tasks=mnli,rte", "processes=2", workdir=folder) == 0
+    found, expected = (json.loads((x / "results.json").read_text()) for x in (folder, workdir))
+    assert found["tasks"] == {name: expected["tasks"][name] for name in ("mnli", "rte")}
+    for name in ("MNLI-m", "MNLI-mm", "RTE"):
+        file = pathlib.Path("submission") / f"{name}.tsv"
+        assert (folder / file).read_bytes() == (workdir / file).read_bytes()
+    for seed in ("19", "717"):
+        assert f"parameters from {folder}/mnli/19" in (folder / "rte" / f"{seed}.log").read_text()
 
 
 def test_the_submission_is_the_leaderboards(suite):
