@@ -50,8 +50,6 @@ SETTINGS = (
     Setting(TASKS["ratings"], 1000, 5, minilm_epochs=1),
     Setting(TASKS["topics"], 300, 10, minilm_epochs=1),
     Setting(TASKS["reviews"], None, 3),
-    Setting(TASKS["ratings"], None, 3),
-    Setting(TASKS["topics"], None, 5),
 )
 
 

@@ -1,12 +1,12 @@
 """The recipe of configs/finetune.py in PyTorch and transformers, for benchmarks/finetuning.py.
 
 Written from the recipe, not from this project's training code; what it shares with it is the
-data: the same examples as the same token ids in the same batches, each row one example with
-padding.
+data: the same examples as the same token ids in the same batches, one example a row.
 """
 
 import itertools
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -21,13 +21,25 @@ from mosaicbert_jax.finetuning.finetuning import Finetuning
 from mosaicbert_jax.finetuning.scores import score
 from mosaicbert_jax.finetuning.target import REGRESSION
 
+_ROWS = 8  # computed at a time, of like length, so that little of them is padding
 
-def _inputs(arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
-    return {
-        "input_ids": torch.from_numpy(arrays["tokens_BL"]).long(),
-        "attention_mask": torch.from_numpy(arrays["segment_ids_BL"] > 0).long(),
-        "token_type_ids": torch.from_numpy(arrays["token_type_ids_BL"]).long(),
-    }
+
+def _parts(
+    examples: EncodedExamples, packed: dict[str, np.ndarray]
+) -> Iterator[tuple[dict[str, torch.Tensor], np.ndarray]]:
+    """A packed batch as a model's inputs, a few rows at a time, with their places in the batch."""
+    arrays = padded(examples, packed, None)
+    lengths_S = (arrays["segment_ids_BL"] > 0).sum(axis=1)
+    by_length = np.argsort(lengths_S)
+    for begin in range(0, len(by_length), _ROWS):
+        rows = by_length[begin : begin + _ROWS]
+        part = np.ix_(rows, np.arange(lengths_S[rows].max()))
+        inputs = {
+            "input_ids": arrays["tokens_BL"][part],
+            "attention_mask": arrays["segment_ids_BL"][part] > 0,
+            "token_type_ids": arrays["token_type_ids_BL"][part],
+        }
+        yield {name: torch.from_numpy(array).long() for name, array in inputs.items()}, rows
 
 
 def _logits(model: torch.nn.Module, examples: EncodedExamples, length: int) -> np.ndarray:
@@ -35,9 +47,9 @@ def _logits(model: torch.nn.Module, examples: EncodedExamples, length: int) -> n
     model.eval()
     found: dict[int, np.ndarray] = {}
     with torch.inference_mode():
-        for arrays, indices_S in evaluation_batches(examples, size=64, row_length=length, shards=1):
-            logits = model(**_inputs(padded(examples, arrays, None))).logits.numpy()
-            found |= zip(indices_S.tolist(), logits, strict=True)
+        for packed, indices_S in evaluation_batches(examples, size=64, row_length=length, shards=1):
+            for inputs, rows in _parts(examples, packed):
+                found |= zip(indices_S[rows].tolist(), model(**inputs).logits.numpy(), strict=True)
     return np.stack([found[index] for index in range(len(examples))])
 
 
@@ -59,6 +71,7 @@ def finetune_in_torch(run: Finetuning, epochs: int) -> dict[str, float]:
         betas=(0.9, 0.98),
         eps=1e-6,
         weight_decay=config.optimizer.weight_decay / peak,
+        fused=True,
     )
     total = epochs * len(run.train)
 
@@ -69,14 +82,15 @@ def finetune_in_torch(run: Finetuning, epochs: int) -> dict[str, float]:
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, fraction)
     steps = math.ceil(total / batch_size)
     for batch in tqdm(itertools.islice(run.batches(Position()), steps), total=steps, desc="torch"):
-        arrays = padded(run.train, batch.arrays, None)
-        logits, labels = model(**_inputs(arrays)).logits, torch.from_numpy(arrays["labels_S"])
-        if run.target.kind == REGRESSION:
-            loss = torch.nn.functional.mse_loss(logits[:, 0], labels)
-        else:
-            loss = torch.nn.functional.cross_entropy(logits, labels.long())
         optimizer.zero_grad()
-        loss.backward()
+        for inputs, rows in _parts(run.train, batch.arrays):
+            logits = model(**inputs).logits
+            labels = torch.from_numpy(batch.arrays["labels_S"][rows])
+            if run.target.kind == REGRESSION:
+                loss = torch.nn.functional.mse_loss(logits[:, 0], labels, reduction="sum")
+            else:
+                loss = torch.nn.functional.cross_entropy(logits, labels.long(), reduction="sum")
+            (loss / batch_size).backward()
         optimizer.step()
         schedule.step()
     (dev,) = run.dev.values()

@@ -12,6 +12,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 
 from ml_collections import ConfigDict
 
@@ -22,6 +23,8 @@ from mosaicbert_jax.finetuning.classifier import Classifier
 from mosaicbert_jax.finetuning.finetuning import RESULTS_FILE, Finetuning, write_results
 from mosaicbert_jax.finetuning.glue import TASKS
 from mosaicbert_jax.training import loop, workdir
+
+_PATIENCE_SECONDS = 30.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +92,9 @@ def _interrupt_at_end_of_input() -> None:
     # Not through sys.stdin, whose lock a thread that waits would keep beyond the process's end.
     while os.read(0, 1):
         pass
-    os.kill(os.getpid(), signal.SIGINT)
+    while True:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(_PATIENCE_SECONDS)  # one that comes while a callback runs is lost
 
 
 if __name__ == "__main__":
