@@ -48,8 +48,8 @@ class Setting:
 SETTINGS = (
     Setting(TASKS["reviews"], 1000, 5, minilm_epochs=1),
     Setting(TASKS["ratings"], 1000, 5, minilm_epochs=1),
-    Setting(TASKS["topics"], 300, 10, minilm_epochs=1),
-    Setting(TASKS["reviews"], None, 3),
+    Setting(TASKS["topics"], 300, 5, minilm_epochs=1),
+    Setting(TASKS["reviews"], None, 2),
 )
 
 
