@@ -49,10 +49,12 @@ def padded(
       length: of the rows; None: the longest example's, rounded up to a multiple of 8.
     """
     used = batch["weights_S"] > 0
-    tokens, segments = batch["tokens_BL"].ravel(), batch["segment_ids_BL"].ravel()
+    tokens, segments_BL = batch["tokens_BL"].ravel(), batch["segment_ids_BL"]
     first_S = batch["first_positions_S"][used]
-    lengths_S = [int(np.argmax(np.append(segments[i:], -1) != segments[i])) for i in first_S]
-    width = length or -(-max(lengths_S) // 8) * 8
+    rows_S, columns_S = np.divmod(first_S, segments_BL.shape[1])
+    is_own_SL = segments_BL[rows_S] == segments_BL[rows_S, columns_S][:, None]
+    lengths_S = is_own_SL.sum(axis=1)
+    width = length or -(-lengths_S.max() // 8) * 8
     shape = (len(first_S), width)
     flat = np.concatenate([np.arange(n) for n in lengths_S])
     places_T = np.repeat(np.arange(len(first_S)) * width, lengths_S) + flat

@@ -20,7 +20,7 @@ from mosaicbert_jax.training import checkpoints, workdir
 
 SEEDS = (19, 8364, 717)
 LENGTH = 128
-GRID = (3e-4, 1e-3, 3e-3)
+GRID = (1e-4, 3e-4, 1e-3)
 MINILM_LEARNING_RATE = 1e-4
 PRETRAINED, RANDOM = "MosaicBERT, pretrained", "MosaicBERT, random weights"
 MINILMS = MINILM, MINILM_TORCH = "MiniLM", "MiniLM in PyTorch"
