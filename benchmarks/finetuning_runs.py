@@ -103,16 +103,18 @@ class Benchmark:
         """The scores of what is done."""
         found = []
         for setting, start in _cases():
-            done = sorted(
-                self._work.glob(f"{_folder(setting, start, 'final', '*', '*')}/{RESULTS_FILE}")
-            )
-            if done:
-                files = self._files(setting, choosing=False)
+            rates = (MINILM_LEARNING_RATE,) if start in MINILMS else GRID
+            chosen = [self._results(setting, start, rate, SEEDS[0], "choosing") for rate in rates]
+            if len(rates) > 1 and not all(path.exists() for path in chosen):
+                continue
+            rate = self.learning_rate(setting, start)
+            paths = [self._results(setting, start, rate, seed, "final") for seed in SEEDS]
+            scores = [json.loads(path.read_text())["scores"] for path in paths if path.exists()]
+            if scores:
+                files = self._files(setting, "final")
                 train, dev = (len(path.read_text().splitlines()) for path in files)
-                rate = self.learning_rate(setting, start)
-                scores = tuple(json.loads(path.read_text())["scores"] for path in done)
                 epochs = setting.epochs_of(start)
-                found.append(Found(setting, start, rate, epochs, (train, dev), scores))
+                found.append(Found(setting, start, rate, epochs, (train, dev), tuple(scores)))
         return found
 
     def learning_rate(self, setting: Setting, start: str) -> float:
@@ -121,20 +123,22 @@ class Benchmark:
             return MINILM_LEARNING_RATE
         metric = setting.task.metrics[0]
         return max(
-            GRID,
-            key=lambda rate: self.scores(setting, start, rate, SEEDS[0], choosing=True)[metric],
+            GRID, key=lambda rate: self.scores(setting, start, rate, SEEDS[0], "choosing")[metric]
         )
 
     def scores(
-        self, setting: Setting, start: str, rate: float, seed: int, *, choosing: bool = False
+        self, setting: Setting, start: str, rate: float, seed: int, purpose: str = "final"
     ) -> dict[str, float]:
-        """Of one run, which is done if it is not there."""
-        purpose = "choosing" if choosing else "final"
-        folder = self._work / _folder(setting, start, purpose, f"{rate:g}", seed)
-        results = folder / RESULTS_FILE
+        """Of one run, which is done if it is not there.
+
+        Args:
+          purpose: "final", or "choosing" of the learning rate, with other examples held out.
+        """
+        results = self._results(setting, start, rate, seed, purpose)
+        folder = results.parent
         if not results.exists():
             print(f"\n{setting.name}, {start}, {purpose}, {rate:g}, seed {seed}", flush=True)
-            config = self._config(setting, start, rate, seed, choosing=choosing)
+            config = self._config(setting, start, rate, seed, purpose)
             if start == MINILM_TORCH:
                 run = Finetuning.prepare(config, folder)
                 found = finetune_in_torch(run, setting.epochs_of(start))
@@ -145,21 +149,27 @@ class Benchmark:
                 shutil.rmtree(folder / workdir.CHECKPOINTS)
         return json.loads(results.read_text())["scores"]
 
-    def _files(self, setting: Setting, *, choosing: bool) -> tuple[pathlib.Path, pathlib.Path]:
+    def _results(
+        self, setting: Setting, start: str, rate: float, seed: int, purpose: str
+    ) -> pathlib.Path:
+        name = start.lower().replace(", ", "-").replace(" ", "-")
+        return self._work / setting.name / f"{name}-{purpose}-{rate:g}-{seed}" / RESULTS_FILE
+
+    def _files(self, setting: Setting, purpose: str) -> tuple[pathlib.Path, pathlib.Path]:
         return write_task(
             setting.task,
             self._ratings,
             self._work / "data",
             most=setting.labels,
-            choosing=choosing,
+            choosing=purpose == "choosing",
         )
 
     def _config(
-        self, setting: Setting, start: str, rate: float, seed: int, *, choosing: bool
+        self, setting: Setting, start: str, rate: float, seed: int, purpose: str
     ) -> ConfigDict:
         """The recipe of configs/finetune.py at the size of these models."""
         config = recipe.get_config()
-        train, dev = self._files(setting, choosing=choosing)
+        train, dev = self._files(setting, purpose)
         config.init_from = str(self._origin(start, seed))
         config.task, config.seed = setting.task.kind, seed
         config.data.path, config.data.dev_path = str(train), str(dev)
@@ -184,12 +194,6 @@ def _cases() -> list[tuple[Setting, str]]:
         for setting in SETTINGS
         for start in (PRETRAINED, RANDOM, *(MINILMS if setting.minilm_epochs else ()))
     ]
-
-
-def _folder(setting: Setting, start: str, purpose: str, rate: str, seed: int | str) -> str:
-    """Of a run, below the work folder."""
-    name = start.lower().replace(", ", "-").replace(" ", "-")
-    return f"{setting.name}/{name}-{purpose}-{rate}-{seed}"
 
 
 def random_start(pretrained: pathlib.Path, folder: pathlib.Path, seed: int) -> pathlib.Path:
