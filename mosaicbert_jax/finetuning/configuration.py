@@ -134,6 +134,7 @@ def glue() -> ConfigDict:
             "init_from_step": placeholder(int),  # of that workdir; None: its last checkpoint
             "init_from_steps": (),  # a suite for each of these, in folders of their own
             "tasks": "mnli,qqp,qnli,sst2,cola,rte,mrpc,stsb",
+            "processes": 1,  # more: so many runs side by side, each on a GPU of its own
             "recipes": {
                 "mnli": _recipe(3, 5e-5, 5e-6, 48, 1),
                 "qqp": _recipe(5, 3e-5, 3e-6, 16, 1),

@@ -4,26 +4,29 @@ In the workdir, TASK/SEED is the workdir of a run, and done when its results.jso
 been done is not done again; a run that was interrupted goes on.
 """
 
+import contextlib
 import json
 import pathlib
-import shutil
 import statistics
+from collections.abc import Iterator
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from mosaicbert_jax.errors import UserError
 from mosaicbert_jax.files import write_atomically
 from mosaicbert_jax.finetuning import glue
-from mosaicbert_jax.finetuning.classifier import Classifier
 from mosaicbert_jax.finetuning.configuration import run_config
-from mosaicbert_jax.finetuning.finetuning import RESULTS_FILE, Finetuning, write_results
+from mosaicbert_jax.finetuning.finetuning import RESULTS_FILE, write_results
 from mosaicbert_jax.finetuning.glue import TASKS
-from mosaicbert_jax.training import checkpoints, loop, workdir
+from mosaicbert_jax.finetuning.side_by_side import side_by_side
+from mosaicbert_jax.finetuning.suite_run import SuiteRun
+from mosaicbert_jax.training import checkpoints, workdir
 
 _SETTINGS_FILE = "suite.json"
 _SUBMISSION = "submission"
-_FREE = ("tasks", "checkpoint", "log", "mesh", "eval")
+_FREE = ("tasks", "processes", "checkpoint", "log", "mesh", "eval")
 
 
 def run_suites(config: ConfigDict, folder: pathlib.Path) -> None:
@@ -32,6 +35,9 @@ def run_suites(config: ConfigDict, folder: pathlib.Path) -> None:
     Raises:
       UserError: as `run_suite`.
     """
+    if config.processes > 1:
+        # This process computes nothing then, and must not take memory of a GPU.
+        jax.config.update("jax_platforms", "cpu")
     if not config.init_from_steps:
         run_suite(config, folder)
         return
@@ -58,24 +64,58 @@ def run_suite(config: ConfigDict, folder: pathlib.Path) -> dict[str, Any]:
 
     Raises:
       UserError: an unknown task, settings other than those that it was begun with, or as
-        `Finetuning.prepare`.
+        `Finetuning.prepare` and `side_by_side`.
     """
+    if config.processes < 1:
+        raise UserError(f"processes={config.processes} must be at least 1")
     names = _tasks(config)
     with workdir.locked(folder):
         _claim(config, folder)
-        for name in names:
-            recipe = config.recipes[name]
-            init_from, step = origin_of(config, folder, name, names)
-            for seed in recipe.seeds:
-                run = folder / name / str(seed)
-                if not (run / RESULTS_FILE).exists():
-                    print(f"\n{name}, seed {seed}, from {init_from}", flush=True)
-                    settings = run_config(config, name, seed, init_from, step)
-                    _finish(name, settings, run, keep=_is_needed(config, name, seed))
-            results = summary(config, folder)
-            write_results(folder, results)
-            print(f"\n{table(results)}", flush=True)
-            _submit(folder, name, results)
+        runs = _runs(config, folder, names)
+        left = [run for run in runs if not run.is_done]
+        if not left:
+            return _tell(config, folder)
+        several = config.processes > 1
+        finished = side_by_side(left, config.processes) if several else _one_by_one(left)
+        with contextlib.closing(finished):
+            for done in finished:
+                if all(run.is_done for run in runs if run.task == done.task):
+                    results = _tell(config, folder)
+    return results
+
+
+def _runs(config: ConfigDict, folder: pathlib.Path, names: list[str]) -> list[SuiteRun]:
+    """All runs of some tasks; what others start from comes first."""
+    origins = {name: origin_of(config, folder, name, names) for name in names}
+    return [
+        SuiteRun(
+            task=name,
+            seed=seed,
+            config=run_config(config, name, seed, *origins[name]),
+            folder=folder / name / str(seed),
+            after=None if origins[name][0] == config.init_from else pathlib.Path(origins[name][0]),
+            keep=_is_needed(config, name, seed),
+        )
+        for name in names
+        for seed in config.recipes[name].seeds
+    ]
+
+
+def _one_by_one(runs: list[SuiteRun]) -> Iterator[SuiteRun]:
+    """Finishes the runs in this process, over all devices, and yields each."""
+    for run in runs:
+        print(f"\n{run}", flush=True)
+        run.finish()
+        yield run
+
+
+def _tell(config: ConfigDict, folder: pathlib.Path) -> dict[str, Any]:
+    """Writes and prints the results so far, and the test labels; returns the results."""
+    results = summary(config, folder)
+    write_results(folder, results)
+    for name in results["tasks"]:
+        _submit(folder, name, results)
+    print(f"\n{table(results)}", flush=True)
     return results
 
 
@@ -148,21 +188,6 @@ def _is_needed(config: ConfigDict, name: str, seed: int) -> bool:
     """Whether other tasks start from the model of a run."""
     is_start = any(recipe.starts_from == name for recipe in config.recipes.values())
     return is_start and seed == config.recipes[name].seeds[0]
-
-
-def _finish(name: str, config: ConfigDict, folder: pathlib.Path, *, keep: bool) -> None:
-    """Trains one run to its end, labels the test set, and writes the results last."""
-    task = glue.read_glue_task(name, config.data.path)
-    scores = loop.train(Finetuning.prepare(config, folder, task))
-    for part in TASKS[name].dev:
-        indices, examples = glue.read_test_set(name, config.data.path, part)
-        if examples:
-            labels = [found.label for found in Classifier(folder)(examples)]
-            text = glue.submission_text(name, indices, labels)
-            write_atomically(folder / glue.submission_name(name, part), text)
-    write_results(folder, {"scores": scores.values, "examples": scores.examples})
-    if not keep:
-        shutil.rmtree(folder / workdir.CHECKPOINTS)  # of Base, 1.6 GB a run
 
 
 def _submit(folder: pathlib.Path, name: str, results: dict[str, Any]) -> None:

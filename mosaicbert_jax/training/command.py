@@ -24,17 +24,20 @@ def main() -> None:
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> str:
     """Pretrains or finetunes, as the config is for; returns what to do next."""
-    from mosaicbert_jax.finetuning.finetuning import finetune
-    from mosaicbert_jax.finetuning.suite import run_suites
-    from mosaicbert_jax.training.loop import train
-    from mosaicbert_jax.training.pretraining import Pretraining
-
+    # Imported here: a typo on the command line answers at once, and pretraining needs no metrics.
     if "task" in config:
+        from mosaicbert_jax.finetuning.finetuning import finetune
+
         finetune(config, workdir)
         return f"Try: python -m mosaicbert_jax predict {workdir} FILE"
     if "tasks" in config:
+        from mosaicbert_jax.finetuning.suite import run_suites
+
         run_suites(config, workdir)
         return f"The scores are in {workdir}/results.json."
+    from mosaicbert_jax.training.loop import train
+    from mosaicbert_jax.training.pretraining import Pretraining
+
     train(Pretraining.prepare(config, workdir))
     return f"Try: python -m mosaicbert_jax fill-mask {workdir} 'The [MASK] of the union.'"
 

@@ -3,6 +3,7 @@
 import collections
 import itertools
 import json
+import pathlib
 
 import pytest
 
@@ -144,13 +145,16 @@ QUICK = (
 )  # fmt: skip
 
 
+ONE_WORKER = pytest.mark.xdist_group("finetuning: the suite")  # is not made twice
+
+
 @pytest.fixture(scope="module")
 def suite(folder, dataset, tmp_path_factory):
     """All eight tasks, interrupted in the first one and in one of the last."""
     place = tmp_path_factory.mktemp("suite")
     origin, workdir = pretrained(place / "origin", dataset), place / "suite"
 
-    def run(*overrides):
+    def run(*overrides, workdir=workdir):
         return finetune(workdir, origin, folder, *QUICK, *overrides, config="glue")
 
     for batches in (2, 18):
@@ -163,6 +167,7 @@ def suite(folder, dataset, tmp_path_factory):
     return workdir, run
 
 
+@ONE_WORKER
 def test_the_stages_and_the_means(suite, capsys):
     workdir, _ = suite
     results = json.loads((workdir / "results.json").read_text())
@@ -198,6 +203,21 @@ def test_the_stages_and_the_means(suite, capsys):
     assert text.splitlines()[-1].endswith("GLUE")
 
 
+@ONE_WORKER
+def test_side_by_side_ends_as_one_by_one(suite, tmp_path):
+    workdir, run = suite
+    folder = tmp_path / "suite"
+    assert run("tasks=mnli,rte", "processes=2", workdir=folder) == 0
+    found, expected = (json.loads((x / "results.json").read_text()) for x in (folder, workdir))
+    assert found["tasks"] == {name: expected["tasks"][name] for name in ("mnli", "rte")}
+    for name in ("MNLI-m", "MNLI-mm", "RTE"):
+        file = pathlib.Path("submission") / f"{name}.tsv"
+        assert (folder / file).read_bytes() == (workdir / file).read_bytes()
+    for seed in ("19", "717"):
+        assert f"parameters from {folder}/mnli/19" in (folder / "rte" / f"{seed}.log").read_text()
+
+
+@ONE_WORKER
 def test_the_submission_is_the_leaderboards(suite):
     workdir, _ = suite
     files = {path.name: path.read_text() for path in (workdir / "submission").iterdir()}
@@ -220,6 +240,7 @@ def test_the_submission_is_the_leaderboards(suite):
     assert glue.submission_text("stsb", ["7"], ["5.3"]) == "index\tprediction\n7\t5.000\n"
 
 
+@ONE_WORKER
 def test_other_settings_and_tasks_are_refused(suite, capsys):
     _, run = suite
     assert run("recipes.cola.epochs=2") == 2
