@@ -68,6 +68,8 @@ def main() -> None:
             answer = compiled(order, functools.partial(_shown, terminal))
     except UserError as error:
         answer = {"error": str(error)}
+    except KeyboardInterrupt:
+        sys.exit(130)  # without a traceback: who started this says it
     print(json.dumps(answer))
 
 

@@ -78,7 +78,7 @@ class Plan:
 
 
 def text(plan: Plan) -> str:
-    """For the terminal, and readable as Markdown."""
+    """For the terminal; it is Markdown too."""
     sections = [_title(plan), _memory(plan), _token(plan), _collectives(plan), _run(plan)]
     if plan.bought:
         sections.append(_bought(plan.bought))
@@ -139,7 +139,7 @@ def _memory(plan: Plan) -> str:
         f"{_gb(work.kind.memory)} GB, of which JAX takes {plan.memory_fraction:.0%} unless told "
         f"otherwise (XLA_PYTHON_CLIENT_MEM_FRACTION), less a margin of {MARGIN:.0%}."
     )
-    return f"{table}\n{shape}\n{_largest(plan)}"
+    return f"{table}\n\n{shape}\n{_largest(plan)}"
 
 
 def _largest(plan: Plan) -> str:
@@ -194,7 +194,7 @@ def _collectives(plan: Plan) -> str:
                 f"{at * 1e3:,.2f}",
             )
         )
-    return f"{_table(*rows)}\n{assumed}"
+    return f"{_table(*rows)}\n\n{assumed}"
 
 
 def _run(plan: Plan) -> str:
@@ -218,7 +218,7 @@ def _run(plan: Plan) -> str:
     if work.slots_per_sequence != work.tokens_per_sequence:
         counted += f" in rows of {work.slots_per_sequence:g}, padding counted as tokens"
     return (
-        f"{table}\n"
+        f"{table}\n\n"
         f"Roofline: matrix products {step.matmul * 1e3:,.1f} ms a step at {MATMUL_SHARE:.0%} of "
         f"the peak, other bytes {step.memory * 1e3:,.1f} ms at {MEMORY_SHARE:.0%} of the "
         f"bandwidth, collectives {step.communication * 1e3:,.1f} ms. Published efficiency: "
@@ -281,7 +281,7 @@ def scaling(plan: Plan) -> str:
                 _pair(found.dollars, 1, "{:,.0f}"),
             )
         )
-    return f"{_table(*rows)}\nRoofline .. published efficiency; the batch is the same everywhere."
+    return f"{_table(*rows)}\n\nRoofline .. published efficiency; the batch is the same everywhere."
 
 
 def _pair(figure: Range, scale: float, shown: str) -> str:
@@ -296,6 +296,6 @@ def _published(plan: Plan) -> str:
         here = _pair(hours, 1, "{:,.2f}") if hours else "its sequences are not published"
         rows.append((point.result, str(point.gpus), f"{point.hours:,.2f}", here))
     return (
-        f"{_table(*rows)}\nHere: as many sequences as it read in that time at the speed of its "
+        f"{_table(*rows)}\n\nHere: as many sequences as it read in that time at the speed of its "
         "full run on 8 GPUs, from the roofline to that same speed."
     )
