@@ -80,9 +80,9 @@ def report(found: Sequence[Found], pretrained: pathlib.Path, picture: str) -> st
         *(_row(one, metric) for one in found for metric in one.setting.task.metrics),
         "",
         *_differences(found),
-        "With dropout off and one classifier to start from, both ways end with the same scores "
-        "(tests/finetuning/test_torch.py), so what MiniLM's differ by is the classifier's random "
-        "start and dropout.",
+        "With dropout off and one classifier to start from, a small BERT ends both ways with the "
+        "same scores (tests/finetuning/test_torch.py); here the classifier's random start and "
+        "dropout differ.",
         "",
         f"![held-out scores of each start]({picture}.png)",
     ]
@@ -107,7 +107,7 @@ def _differences(found: Sequence[Found]) -> list[str]:
     lines = []
     for first, second in ((PRETRAINED, RANDOM), (MINILM, MINILM_TORCH)):
         shown = [
-            f"{setting.task.title}, {setting.labels or 'all'} labels: "
+            f"{setting.task.title}, {setting.labels or 'all'} labels, "
             f"{mean - means[setting, second]:+.3f} {setting.task.metrics[0]}"
             for (setting, start), mean in means.items()
             if start == first and (setting, second) in means
