@@ -136,7 +136,7 @@ def _workload(config: ConfigDict, options: PlanOptions, model: BertConfig) -> Wo
             model, sequence_length=round(tokens), masking_rate=config.data.masking_rate
         ),
         links=options.links,
-        price=PRICES[options.gpu] if options.price is None else options.price,
+        price=options.price or config.train.price_per_gpu_hour or PRICES[options.gpu],
     )
 
 
@@ -159,6 +159,7 @@ def _order(
         masking_rate=config.data.masking_rate,
         mesh=workload.mesh,
         microbatch=microbatch,
+        activation_checkpointing=config.train.activation_checkpointing,
         limit=int((1 - MARGIN) * memory),
     )
 

@@ -151,7 +151,7 @@ def slowdown(workload: Workload, profile: StepProfile) -> float:
 
 
 def run_slots(workload: Workload, duration: Duration) -> float | None:
-    """How many slots a run takes; None if its duration is a time.
+    """How many slots a run takes; None if its duration is a time, or the price of one.
 
     Raises:
       UserError: epochs, whose length the data decides.
@@ -209,7 +209,8 @@ def predict(
 
     rate = both(workload.batch_slots / step.seconds, 1 / slower)
     if slots is None:
-        seconds = duration.amount * {"s": 1, "m": 60, "h": 3600}[duration.unit]
+        seconds_of = {"s": 1, "m": 60, "h": 3600, "usd": 3600 / (workload.price * gpus)}
+        seconds = duration.amount * seconds_of[duration.unit]
         hours = both(seconds / 3600, 1.0)
         sequences = Range(
             *(per_second * seconds / workload.slots_per_sequence for per_second in

@@ -28,6 +28,7 @@ class Order:
       masking_rate: share of tokens that is predicted.
       mesh: devices along data, fsdp and tensor.
       microbatch: rows a device takes at a time; None: the most that fit.
+      activation_checkpointing: see `BertModel`.
       limit: bytes of a device's memory that the step may take.
     """
 
@@ -39,6 +40,7 @@ class Order:
     masking_rate: float
     mesh: tuple[int, int, int]
     microbatch: int | None
+    activation_checkpointing: bool
     limit: int
 
 
@@ -78,6 +80,7 @@ def compiled(order: Order, shown: Callable[[str], AbstractContextManager[None]])
                 data=data,
                 fsdp=fsdp,
                 tensor=tensor,
+                activation_checkpointing=order.activation_checkpointing,
             )
             profiles[rows] = of_program(
                 program,

@@ -4,12 +4,17 @@
 """
 
 import collections
+import dataclasses
 import json
 import re
 
+import jax
+
 from mosaicbert_jax import BertConfig
+from mosaicbert_jax.planning.compile_only import make_mesh
 from mosaicbert_jax.planning.gpus import GPUS
-from mosaicbert_jax.planning.training_step import compile_training_step
+from mosaicbert_jax.planning.profile import of_program
+from mosaicbert_jax.planning.training_step import abstract_state, compile_training_step
 
 GPU, DEVICES, ROWS_OF_A_DEVICE, LENGTH = "a100-80gb", 8, 256, 128
 CONFIG = BertConfig.mosaicbert_base(dtype="bfloat16", hidden_dropout_prob=0.1)
@@ -30,7 +35,25 @@ def main() -> None:
         "collectives": program.collectives(),
         "kernels": collections.Counter(_KERNEL_CALL.findall(program.text)),
     }
-    print(json.dumps(told))
+    print(json.dumps({"replicated": told, "sharded": sharded()}))
+
+
+def sharded() -> dict:
+    """Two of its layers with everything divided over the GPUs: what they say to each other."""
+    mesh, config = (1, DEVICES, 1), dataclasses.replace(CONFIG, num_hidden_layers=2)
+    program = compile_training_step(
+        GPUS[GPU], config, rows=DEVICES * ROWS_OF_A_DEVICE, length=LENGTH, fsdp=DEVICES
+    )
+    state = abstract_state(config, make_mesh(GPUS[GPU], *mesh))
+    profile = of_program(
+        program, state, rows=ROWS_OF_A_DEVICE, microbatches=1, mesh=mesh, attention_product=1
+    )
+    return {
+        "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
+        "table": config.vocab_size * config.hidden_size,
+        "lasting_bytes": program.lasting_bytes,
+        "collectives": [dataclasses.asdict(collective) for collective in profile.collectives],
+    }
 
 
 if __name__ == "__main__":

@@ -126,6 +126,7 @@ def test_a_run_of_hours_reads_what_it_can():
     assert found.dollars.published == 10.0
     assert found.sequences.roofline == pytest.approx(100_000 / 0.178 * 1800 / 50)
     assert found.sequences.published < found.sequences.roofline
+    assert predict(WORKLOAD, PROFILE, Duration(10, "usd"), 1) == found  # 10 GPUs at 2 dollars
 
 
 def test_what_a_budget_buys():

@@ -1,5 +1,6 @@
 """MosaicBERT-Base's whole training step, compiled for eight A100s that are not there."""
 
+import collections
 import json
 
 import pytest
@@ -9,11 +10,37 @@ from mosaicbert_jax.planning.compile_only import run_there
 from tests.planning import compiled_step as case
 
 
-def test_base_compiles_for_eight_gpus():
+@pytest.fixture(scope="module")
+def steps():
+    """What `compiled_step` prints; without the environment to compile in, the tests are skipped."""
     try:
-        step = json.loads(run_there("tests.planning.compiled_step"))
+        return json.loads(run_there("tests.planning.compiled_step"))
     except UserError as error:
         pytest.skip(str(error))
+
+
+@pytest.mark.xdist_group("compiled step")
+def test_a_sharded_step_gathers_parameters_and_scatters_gradients(steps):
+    step = steps["sharded"]
+    assert step["lasting_bytes"] == pytest.approx(12 * step["parameters"] / 8, rel=0.01)
+    moved = collections.defaultdict(int)
+    for collective in step["collectives"]:
+        assert collective["members"] == 8
+        assert not collective["with_rows"]  # no activations
+        moved[collective["kind"]] += collective["bytes"] * collective["times"]
+    assert set(moved) == {"all-gather", "reduce-scatter", "all-reduce"}
+    # Each parameter once, at most in float32; what is used in bfloat16 alone may be cast before.
+    assert 2 * step["parameters"] < moved["all-gather"] < 4.01 * step["parameters"]
+    # Each gradient once, and the table's twice, as the decoder's and the embedding's.
+    gradients = step["parameters"] + step["table"]
+    assert moved["reduce-scatter"] == pytest.approx(4 * gradients, rel=0.01)
+    # The biases that kernels sum, and the metrics.
+    assert moved["all-reduce"] < 0.001 * moved["reduce-scatter"]
+
+
+@pytest.mark.xdist_group("compiled step")
+def test_base_compiles_for_eight_gpus(steps):
+    step = steps["replicated"]
     layers = case.CONFIG.num_hidden_layers
     assert step["kernels"] == {
         "alibi_attention_forward": layers,
