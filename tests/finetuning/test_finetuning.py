@@ -46,9 +46,6 @@ def data(place):
     return write_csv(place / "reviews.csv", sentences(200))
 
 
-ONE_WORKER = pytest.mark.xdist_group("finetuning: the run")  # is not made twice
-
-
 @pytest.fixture(scope="module")
 def run(place, origin, data):
     folder = place / "run"
@@ -64,7 +61,6 @@ def command(*arguments) -> int:
     return 0
 
 
-@ONE_WORKER
 def test_what_a_run_learns_and_leaves(run, origin, data):
     rows = metric_rows(run)
     training = [row for row in rows if "loss" in row]
@@ -88,7 +84,6 @@ def test_what_a_run_learns_and_leaves(run, origin, data):
     ).read_bytes()
 
 
-@ONE_WORKER
 def test_a_complete_run_is_left_alone(run, origin, data, capsys):
     before = (run / "metrics.jsonl").read_bytes()
     assert finetune(run, origin, data, *SHORT) == 0
@@ -108,7 +103,6 @@ def last_state(folder):
     return step, [np.asarray(x).tobytes() for x in jax.tree.leaves(found)]
 
 
-@ONE_WORKER
 def test_interrupted_runs_end_with_the_same_bits(run, origin, data, tmp_path, capsys):
     folder = tmp_path / "run"
     for batches in (5, 9, 20):  # before, shortly after, and long after a checkpoint
@@ -159,7 +153,6 @@ def test_pooler_and_classifier_start_anew_from_pretraining(origin, data, tmp_pat
         assert not found[head]["bias"].any()
 
 
-@ONE_WORKER
 def test_a_finetuned_model_keeps_its_heads_unless_asked(run, data, tmp_path, capsys):
     before = params_of(checkpoints.load_model(run))
     assert same(started(tmp_path / "kept", run, data), before)
@@ -232,7 +225,6 @@ def test_a_label_outside_the_range_in_the_dev_file(origin, tmp_path, capsys):
     assert "dev.csv:3: the label 5.25 is outside the range, 0 to 5" in capsys.readouterr().err
 
 
-@ONE_WORKER
 def test_checkpoints_that_do_not_fit(run, origin, dataset, data, tmp_path, capsys):
     smaller = pretrained(tmp_path / "small", dataset, BASELINE)
     assert finetune(run, smaller, data, *SHORT) == 2  # the run began with another model
@@ -251,7 +243,6 @@ def test_checkpoints_that_do_not_fit(run, origin, dataset, data, tmp_path, capsy
     assert "tokenizer has 300 entries and the model 192" in capsys.readouterr().err
 
 
-@ONE_WORKER
 def test_predict_labels_files_and_standard_input(run, origin, data, tmp_path, capsys, monkeypatch):
     lines = ["the peace great law", "the war state year"]
     (tmp_path / "x.txt").write_text("\n".join(lines))
@@ -276,7 +267,6 @@ def test_predict_labels_files_and_standard_input(run, origin, data, tmp_path, ca
     assert "holds a finetuned model" in capsys.readouterr().err
 
 
-@ONE_WORKER
 def test_an_exported_classifier_keeps_its_class_names(run, tmp_path, capsys):
     folder = tmp_path / "exported"
     assert command("convert", run, "--output", folder) == 0

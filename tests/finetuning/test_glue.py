@@ -145,9 +145,6 @@ QUICK = (
 )  # fmt: skip
 
 
-ONE_WORKER = pytest.mark.xdist_group("finetuning: the suite")  # is not made twice
-
-
 @pytest.fixture(scope="module")
 def suite(folder, dataset, tmp_path_factory):
     """All eight tasks, interrupted in the first one and in one of the last."""
@@ -167,7 +164,6 @@ def suite(folder, dataset, tmp_path_factory):
     return workdir, run
 
 
-@ONE_WORKER
 def test_the_stages_and_the_means(suite, capsys):
     workdir, _ = suite
     results = json.loads((workdir / "results.json").read_text())
@@ -203,7 +199,6 @@ def test_the_stages_and_the_means(suite, capsys):
     assert text.splitlines()[-1].endswith("GLUE")
 
 
-@ONE_WORKER
 def test_side_by_side_ends_as_one_by_one(suite, tmp_path):
     workdir, run = suite
     folder = tmp_path / "suite"
@@ -217,7 +212,6 @@ def test_side_by_side_ends_as_one_by_one(suite, tmp_path):
         assert f"parameters from {folder}/mnli/19" in (folder / "rte" / f"{seed}.log").read_text()
 
 
-@ONE_WORKER
 def test_the_submission_is_the_leaderboards(suite):
     workdir, _ = suite
     files = {path.name: path.read_text() for path in (workdir / "submission").iterdir()}
@@ -240,7 +234,6 @@ def test_the_submission_is_the_leaderboards(suite):
     assert glue.submission_text("stsb", ["7"], ["5.3"]) == "index\tprediction\n7\t5.000\n"
 
 
-@ONE_WORKER
 def test_other_settings_and_tasks_are_refused(suite, capsys):
     _, run = suite
     assert run("recipes.cola.epochs=2") == 2

@@ -36,4 +36,6 @@ def test_the_same_start_ends_with_the_same_scores(dataset, tmp_path, task, outpu
     finetune(config, tmp_path / "run")
     found = json.loads((tmp_path / "run" / "results.json").read_text())["scores"]
     expected = finetune_in_torch(Finetuning.prepare(config, tmp_path / "torch"), epochs=2)
+    # The correlation of ranks moves by steps.
+    assert found.pop("spearman", 0) == pytest.approx(expected.pop("spearman", 0), abs=0.02)
     assert found == pytest.approx(expected, abs=2e-3)
