@@ -1,7 +1,7 @@
 """One run of a suite, in this process or as a module that is run in one of its own.
 
 Such a process gets its run, pickled, through standard input from the one that started it, and
-stops, as after Ctrl-C, when that end is closed, however that came about.
+stops, as after SIGTERM, when that end is closed, however that came about.
 """
 
 import dataclasses
@@ -12,7 +12,6 @@ import shutil
 import signal
 import sys
 import threading
-import time
 
 from ml_collections import ConfigDict
 
@@ -23,8 +22,6 @@ from mosaicbert_jax.finetuning.classifier import Classifier
 from mosaicbert_jax.finetuning.finetuning import RESULTS_FILE, Finetuning, write_results
 from mosaicbert_jax.finetuning.glue import TASKS
 from mosaicbert_jax.training import loop, workdir
-
-_PATIENCE_SECONDS = 30.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,17 +81,15 @@ def main() -> None:
     """What the process does; see `explained` for what ends it otherwise."""
     with explained("interrupted"):
         run = pickle.load(sys.stdin.buffer)
-        threading.Thread(target=_interrupt_at_end_of_input, daemon=True).start()
+        threading.Thread(target=_stop_at_end_of_input, daemon=True).start()
         run.finish()
 
 
-def _interrupt_at_end_of_input() -> None:
+def _stop_at_end_of_input() -> None:
     # Not through sys.stdin, whose lock a thread that waits would keep beyond the process's end.
     while os.read(0, 1):
         pass
-    while True:
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(_PATIENCE_SECONDS)  # one that comes while a callback runs is lost
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 """MosaicBERT-Base's training step compiled for eight A100s, as JSON: run where compilers are.
 
-.venv-compile/bin/python -m tests.planning.compiled_step
+.venv-compile/bin/python -m tests.planning.compiled_step replicated
 """
 
 import collections
 import dataclasses
 import json
 import re
+import sys
 
 import jax
 
@@ -21,7 +22,8 @@ CONFIG = BertConfig.mosaicbert_base(dtype="bfloat16", hidden_dropout_prob=0.1)
 _KERNEL_CALL = re.compile(r'"__gpu\$xla\.gpu\.triton".*?op_name="[^"]*?(\w+)/pallas_call"')
 
 
-def main() -> None:
+def replicated() -> dict:
+    """All of it, each GPU with all parameters."""
     program = compile_training_step(
         GPUS[GPU],
         CONFIG,
@@ -35,7 +37,7 @@ def main() -> None:
         "collectives": program.collectives(),
         "kernels": collections.Counter(_KERNEL_CALL.findall(program.text)),
     }
-    print(json.dumps({"replicated": told, "sharded": sharded()}))
+    return told
 
 
 def sharded() -> dict:
@@ -57,4 +59,4 @@ def sharded() -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    print(json.dumps({"replicated": replicated, "sharded": sharded}[sys.argv[1]]()))

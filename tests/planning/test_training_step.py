@@ -10,18 +10,16 @@ from mosaicbert_jax.planning.compile_only import run_there
 from tests.planning import compiled_step as case
 
 
-@pytest.fixture(scope="module")
-def steps():
-    """What `compiled_step` prints; without the environment to compile in, the tests are skipped."""
+def compiled(kind: str) -> dict:
+    """What `compiled_step` prints; without the environment to compile in, the test is skipped."""
     try:
-        return json.loads(run_there("tests.planning.compiled_step"))
+        return json.loads(run_there("tests.planning.compiled_step", kind))
     except UserError as error:
         pytest.skip(str(error))
 
 
-@pytest.mark.xdist_group("compiled step")
-def test_a_sharded_step_gathers_parameters_and_scatters_gradients(steps):
-    step = steps["sharded"]
+def test_a_sharded_step_gathers_parameters_and_scatters_gradients():
+    step = compiled("sharded")
     assert step["lasting_bytes"] == pytest.approx(12 * step["parameters"] / 8, rel=0.01)
     moved = collections.defaultdict(int)
     for collective in step["collectives"]:
@@ -38,9 +36,8 @@ def test_a_sharded_step_gathers_parameters_and_scatters_gradients(steps):
     assert moved["all-reduce"] < 0.001 * moved["reduce-scatter"]
 
 
-@pytest.mark.xdist_group("compiled step")
-def test_base_compiles_for_eight_gpus(steps):
-    step = steps["replicated"]
+def test_base_compiles_for_eight_gpus():
+    step = compiled("replicated")
     layers = case.CONFIG.num_hidden_layers
     assert step["kernels"] == {
         "alibi_attention_forward": layers,
