@@ -103,7 +103,7 @@ def test_unused_slots_change_no_loss(examples):
     """The sums of a batch of 5 of 16 slots are those of the 5 alone."""
     model = BertForSequenceClassification(TINY, rngs=nnx.Rngs(0))
     objective = objective_of(Target(CLASSIFICATION, ("bad", "good")))
-    sums = nnx.jit(lambda model, batch: objective.sums(model, batch, None, 1))
+    sums = nnx.jit(lambda model, batch: objective.sums(model, batch, None))
     found = []
     for size in (5, 16):
         arrays, _ = packed_batch(examples, np.arange(5), size=size, row_length=48, shards=1)

@@ -145,11 +145,12 @@ QUICK = (
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def suite(folder, dataset, tmp_path_factory):
-    """All eight tasks, interrupted in the first one and in one of the last."""
-    place = tmp_path_factory.mktemp("suite")
-    origin, workdir = pretrained(place / "origin", dataset), place / "suite"
+def test_a_whole_suite(folder, dataset, tmp_path, capsys):
+    """All eight tasks, interrupted in the first one and in one of the last; then what it left.
+
+    One test, as several would run the suite once in each of pytest's workers.
+    """
+    origin, workdir = pretrained(tmp_path / "origin", dataset), tmp_path / "suite"
 
     def run(*overrides, workdir=workdir):
         return finetune(workdir, origin, folder, *QUICK, *overrides, config="glue")
@@ -161,11 +162,13 @@ def suite(folder, dataset, tmp_path_factory):
     assert len(done) >= 2
     assert run() == 0
     assert all(path.stat().st_mtime_ns == time for path, time in done.items())  # not done again
-    return workdir, run
+    stages_and_means(workdir)
+    submission(workdir)
+    other_settings_and_tasks_are_refused(run, capsys)
+    side_by_side_ends_as_one_by_one(run, workdir, tmp_path / "side by side")
 
 
-def test_the_stages_and_the_means(suite, capsys):
-    workdir, _ = suite
+def stages_and_means(workdir):
     results = json.loads((workdir / "results.json").read_text())
     assert list(results["tasks"]) == list(NAMES)
     assert results["complete"]
@@ -199,9 +202,7 @@ def test_the_stages_and_the_means(suite, capsys):
     assert text.splitlines()[-1].endswith("GLUE")
 
 
-def test_side_by_side_ends_as_one_by_one(suite, tmp_path):
-    workdir, run = suite
-    folder = tmp_path / "suite"
+def side_by_side_ends_as_one_by_one(run, workdir, folder):
     assert run("tasks=mnli,rte", "processes=2", workdir=folder) == 0
     found, expected = (json.loads((x / "results.json").read_text()) for x in (folder, workdir))
     assert found["tasks"] == {name: expected["tasks"][name] for name in ("mnli", "rte")}
@@ -212,8 +213,8 @@ def test_side_by_side_ends_as_one_by_one(suite, tmp_path):
         assert f"parameters from {folder}/mnli/19" in (folder / "rte" / f"{seed}.log").read_text()
 
 
-def test_the_submission_is_the_leaderboards(suite):
-    workdir, _ = suite
+def submission(workdir):
+    """As the leaderboard wants it."""
     files = {path.name: path.read_text() for path in (workdir / "submission").iterdir()}
     assert set(files) == {
         "CoLA.tsv", "MNLI-m.tsv", "MNLI-mm.tsv", "MRPC.tsv", "QNLI.tsv", "QQP.tsv", "RTE.tsv",
@@ -234,8 +235,8 @@ def test_the_submission_is_the_leaderboards(suite):
     assert glue.submission_text("stsb", ["7"], ["5.3"]) == "index\tprediction\n7\t5.000\n"
 
 
-def test_other_settings_and_tasks_are_refused(suite, capsys):
-    _, run = suite
+def other_settings_and_tasks_are_refused(run, capsys):
+    capsys.readouterr()
     assert run("recipes.cola.epochs=2") == 2
     assert "recipes.cola.epochs: 1, now 2" in capsys.readouterr().err
     assert run("tasks=rte,wnli") == 2
