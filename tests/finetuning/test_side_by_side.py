@@ -1,5 +1,6 @@
 """What ends a suite whose runs go on side by side; for its results see test_glue.py."""
 
+import re
 import time
 
 import pytest
@@ -48,10 +49,11 @@ def test_an_interrupted_suite_stops_its_runs_with_their_checkpoints(
 def test_a_run_that_fails_ends_the_suite_with_its_message(origin, folder, tmp_path, capsys):
     path = folder / "RTE" / "dev.tsv"
     path.write_text(path.read_text().replace("not_entailment\n", "perhaps\n", 1))
-    settings = (*QUICK, "tasks=rte", "processes=2", "recipes.rte.seeds=(19,)")
+    settings = (*QUICK, "tasks=rte", "processes=2")
     assert finetune(tmp_path / "suite", origin, folder, *settings, config="glue") == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"error: rte, seed 19: {path}:2: unknown label 'perhaps'")
+    # Whichever of the two is first to say it.
+    assert re.match(rf"error: rte, seed (19|717): {path}:2: unknown label 'perhaps'", error)
     assert error.count("\n") == 1
 
     assert finetune(tmp_path / "none", origin, folder, "processes=0", config="glue") == 2
