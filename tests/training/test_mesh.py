@@ -31,6 +31,7 @@ SETTINGS = (
     "checkpoint.keep=2",
     "log.every=1",
     "eval.every=1000ba",
+    "model.num_hidden_layers=1",
     "model.num_attention_heads=4",
 )
 
