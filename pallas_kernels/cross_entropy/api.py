@@ -13,18 +13,17 @@ def cross_entropy_and_gradient(
     labels_N: Int[Array, "N"],
     weights_N: Float[Array, "N"],
     *,
-    row_axes: tuple[str, ...] = (),
     backend: str = "auto",
 ) -> tuple[Float[Array, "N"], Bool[Array, "N"], Float[Array, "N V"]]:
     """-log softmax(logits)[label], and the gradient of its weighted sum, while the logits are read.
 
-    For use within a rule of differentiation: it has none of its own.
+    For use within a rule of differentiation: it has none of its own. On a mesh it is for rows that
+    lie on one device, as within `jax.shard_map`.
 
     Args:
       logits_NV: float32, bfloat16 or float16; all is computed in float32.
       labels_N: int32, below V.
       weights_N: float32.
-      row_axes: the axes of the mesh in use, if there is one, over which the rows are divided.
       backend: "triton", "xla", "interpret" or "auto"; see `pallas_kernels.backends`.
 
     Returns:
@@ -47,6 +46,6 @@ def cross_entropy_and_gradient(
     backend_function = reference.cross_entropy_and_gradient
     if chosen != "xla":
         backend_function = functools.partial(
-            triton.cross_entropy_and_gradient, row_axes=row_axes, interpret=chosen == "interpret"
+            triton.cross_entropy_and_gradient, interpret=chosen == "interpret"
         )
     return backend_function(logits_NV, labels_N, weights_N)

@@ -15,8 +15,6 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Bool, Float, Int
 
-from pallas_kernels.tokens import on_own_rows
-
 _WORDS_AT_ONCE = 4096
 _LAUNCH = plgpu.CompilerParams(num_warps=32, num_stages=1)  # two programs fill a core
 
@@ -26,25 +24,20 @@ def cross_entropy_and_gradient(
     labels_N: Int[Array, "N"],
     weights_N: Float[Array, "N"],
     *,
-    row_axes: tuple[str, ...] = (),
     interpret: bool = False,
 ) -> tuple[Float[Array, "N"], Bool[Array, "N"], Float[Array, "N V"]]:
     """See `api.cross_entropy_and_gradient`."""
-
-    def call(logits_NV, labels_N, weights_N):
-        rows, words = logits_NV.shape
-        a_row = jax.ShapeDtypeStruct((rows,), jnp.float32)
-        loss_N, excess_N, d_logits_NV = pl.pallas_call(
-            functools.partial(_kernel, words),
-            grid=(rows,),
-            out_shape=[a_row, a_row, jax.ShapeDtypeStruct((rows, words), logits_NV.dtype)],
-            compiler_params=_LAUNCH,
-            interpret=interpret,
-            name="cross_entropy_and_gradient",
-        )(logits_NV, labels_N, weights_N)
-        return loss_N, excess_N <= 0, d_logits_NV
-
-    return on_own_rows(row_axes, call, (logits_NV, labels_N, weights_N))
+    rows, words = logits_NV.shape
+    a_row = jax.ShapeDtypeStruct((rows,), jnp.float32)
+    loss_N, excess_N, d_logits_NV = pl.pallas_call(
+        functools.partial(_kernel, words),
+        grid=(rows,),
+        out_shape=[a_row, a_row, jax.ShapeDtypeStruct((rows, words), logits_NV.dtype)],
+        compiler_params=_LAUNCH,
+        interpret=interpret,
+        name="cross_entropy_and_gradient",
+    )(logits_NV, labels_N, weights_N)
+    return loss_N, excess_N <= 0, d_logits_NV
 
 
 def _kernel(words, logits_ref, label_ref, weight_ref, loss_ref, excess_ref, d_logits_ref):

@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import functools
 import json
 from concurrent.futures import ThreadPoolExecutor
 
@@ -22,6 +23,7 @@ from pallas_kernels import (
     matmul,
     residual_norm,
 )
+from pallas_kernels.tokens import on_own_rows
 
 ROWS, HEADS = 4, 12
 TARGETS = ("a100-80gb", "h100")
@@ -172,7 +174,8 @@ def compile_cross_entropy(target: str, devices: int) -> Program:
     rows = devices * PREDICTIONS
 
     def step(*operands):
-        return cross_entropy_and_gradient(*operands, row_axes=("data",), backend="triton")
+        kernel = functools.partial(cross_entropy_and_gradient, backend="triton")
+        return on_own_rows(("data",), kernel, operands)
 
     by_rows = PartitionSpec("data")
     with jax.set_mesh(mesh):

@@ -12,6 +12,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from mosaicbert_jax.modeling.loss import masked_lm_loss
 from pallas_kernels import cross_entropy_and_gradient
 from pallas_kernels.cross_entropy import api
+from pallas_kernels.tokens import on_own_rows
 from tests.kernels.attention_cases import normal
 
 
@@ -88,7 +89,7 @@ def test_rows_divided_over_a_mesh_give_the_same():
     mesh = jax.make_mesh((2,), ("data",), (AxisType.Auto,))
     with jax.set_mesh(mesh):
         placed = jax.device_put(operands, NamedSharding(mesh, PartitionSpec("data")))
-        divided = by("interpret", row_axes=("data",))(*placed)
+        divided = on_own_rows(("data",), by("interpret"), placed)
     for ours, whole in zip(divided, alone, strict=True):
         np.testing.assert_array_equal(ours, whole)
 
