@@ -19,7 +19,7 @@ from mosaicbert_jax.training import sharding
 AUTO = "auto"
 MARGIN = 0.1  # of the memory: kept for what no program plans, such as holes between its arrays
 _SHARE_OF_HOST = 0.5  # of what is available there, for all devices of a CPU
-_FIRST_TOKENS = 8192  # of the first program: small ones are compiled soonest
+_FIRST_TOKENS = 65_536  # of the first program: all of a device's share in the recipe on 8 GPUs
 
 
 @dataclasses.dataclass(frozen=True)
