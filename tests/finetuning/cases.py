@@ -23,7 +23,7 @@ from tests.conftest import ROOT
 
 GOOD = ("peace", "great", "law", "people", "treaty")
 BAD = ("war", "congress", "state", "nation", "year")
-TINY = BertConfig(num_hidden_layers=2, hidden_size=32, num_attention_heads=2, intermediate_size=64)
+TINY = BertConfig(num_hidden_layers=1, hidden_size=32, num_attention_heads=2, intermediate_size=64)
 BASELINE = dataclasses.replace(
     TINY, position_embedding="learned", feed_forward="gelu", max_position_embeddings=64
 )
