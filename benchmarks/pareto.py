@@ -1,0 +1,169 @@
+"""Quality against pretraining time: MosaicBERT and BERT at several budgets, then finetuned.
+
+    python -m benchmarks.pareto --config=configs/pareto.py --workdir=runs/pareto \\
+        --config.data.path=DIR --config.finetune.data.path=FILE [--output=benchmarks/pareto]
+
+See configs/pareto.py. Writes OUTPUT.md, OUTPUT.png and OUTPUT.json as it goes.
+"""
+
+import datetime
+import functools
+import json
+import pathlib
+import platform
+import statistics
+import sys
+from typing import Any
+
+import jax
+from matplotlib.figure import Figure
+from ml_collections import ConfigDict
+
+from benchmarks.comparison import (
+    Job,
+    StepSeconds,
+    by_seed,
+    jobs,
+    mean_and_range,
+    prepare,
+    run,
+    step_seconds,
+    variant_config,
+)
+from benchmarks.preparation import processor
+from mosaicbert_jax.errors import UserError, explained
+from mosaicbert_jax.finetuning.finetuning import finetune
+from mosaicbert_jax.finetuning.suite import run_suite
+from mosaicbert_jax.training import command
+from mosaicbert_jax.training.durations import Duration
+
+Found = dict[Job, dict[str, Any]]
+LABELS = {"mosaicbert": "MosaicBERT", "bert": "BERT"}
+
+
+def finetuned(config: ConfigDict, job: Job, folder: pathlib.Path) -> dict[str, Any]:
+    """The score of a run's model on labelled texts, with the run's seed; or GLUE's mean."""
+    one = config.finetune.copy_and_resolve_references()
+    one.init_from = str(folder)
+    if "tasks" in one:
+        return {"finetuned": run_suite(one, folder / "glue")["mean"]}
+    one.seed = job.seed
+    scores = finetune(one.lock(), folder / "finetuned").values
+    return {"finetuned": scores["accuracy"]}
+
+
+def table(config: ConfigDict, found: Found, seconds: StepSeconds, picture: str) -> str:
+    """The results, with machine, versions and command."""
+    one = variant_config(config, jobs(config)[0])
+    lines = [
+        "# Quality against pretraining time: MosaicBERT and BERT",
+        "",
+        f"{datetime.date.today()}, {processor()}, Python {platform.python_version()}, jax "
+        f"{jax.__version__}",
+        "`python -m benchmarks.pareto --config=configs/pareto.py --workdir=runs/pareto "
+        "--config.data.path=DIR --config.finetune.data.path=FILE`",
+        "",
+        f"Both have {one.model.num_hidden_layers} layers of {one.model.hidden_size} with "
+        f"{one.model.num_attention_heads} heads, the same text, tokenizer, optimizer and schedule, "
+        f"and {one.train.batch_tokens:,} slots a step. MosaicBERT packs its sequences and masks "
+        "30 %; BERT has learned positions, GELU, dropout in attention, 15 % masking, and a "
+        "sequence a row with its padding. Time is steps times the step's time, data and all, "
+        "which was measured with both taking turns "
+        f"({seconds.machine}; median): "
+        + ", ".join(
+            f"{LABELS[name]} {1000 * value:.1f} ms" for name, value in seconds.seconds.items()
+        )
+        + ". Each budget is a run of its own with the whole schedule. Held out: masked at 15 %. "
+        "Mean of the seeds (lowest to highest).",
+        "",
+        "| model | time | seeds | steps | held-out loss | held-out masked accuracy | finetuned |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for variant in config.variants:
+        for budget in config.budgets:
+            of = functools.partial(by_seed, found, variant, budget)
+            steps = of("steps")
+            if steps:
+                lines.append(
+                    f"| {LABELS[variant]} | {budget} | {len(steps)} | {steps[0]:,} | "
+                    f"{mean_and_range(of('eval_loss'))} | "
+                    f"{mean_and_range(of('eval_masked_accuracy'))} | "
+                    f"{mean_and_range(of('finetuned'))} |"
+                )
+    return "\n".join([*lines, "", f"![quality against time]({picture}.png)"]) + "\n"
+
+
+def curves(config: ConfigDict, found: Found) -> list[dict[str, Any]]:
+    """A record for each model and budget: seconds, and the results of each seed."""
+    keys = ("eval_loss", "eval_masked_accuracy", "finetuned")
+    return [
+        {
+            "model": LABELS[variant],
+            "seconds": _seconds(budget),
+            **{key: by_seed(found, variant, budget, key) for key in keys},
+        }
+        for variant in config.variants
+        for budget in config.budgets
+        if by_seed(found, variant, budget, "steps")
+    ]
+
+
+def draw(records: list[dict[str, Any]], path: pathlib.Path) -> None:
+    """Masked accuracy and finetuned score over time; bars from the lowest to the highest seed."""
+    figure = Figure(figsize=(10, 3.8), layout="constrained")
+    for axis, key, name in zip(
+        figure.subplots(1, 2),
+        ("eval_masked_accuracy", "finetuned"),
+        ("held-out masked accuracy", "score after finetuning"),
+        strict=True,
+    ):
+        for color, model in enumerate(LABELS.values()):
+            here = [record for record in records if record["model"] == model and record[key]]
+            means = [statistics.fmean(record[key]) for record in here]
+            spread = [
+                [mean - min(record[key]) for mean, record in zip(means, here, strict=True)],
+                [max(record[key]) - mean for mean, record in zip(means, here, strict=True)],
+            ]
+            times = [record["seconds"] for record in here]
+            axis.errorbar(
+                times, means, spread, marker="o", capsize=4, label=model, color=f"C{color}"
+            )
+        ticks = sorted({record["seconds"] for record in records})
+        axis.set(xlabel="seconds of pretraining", ylabel=name, xscale="log")
+        axis.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.legend(frameon=False)
+    figure.savefig(path, dpi=120)
+
+
+def _seconds(budget: str) -> float:
+    duration = Duration.parse(budget, key="budgets")
+    return duration.amount * {"s": 1.0, "m": 60.0, "h": 3600.0}[duration.unit]
+
+
+def main() -> None:
+    with explained("interrupted; the same command goes on"):
+        output = [word for word in sys.argv if word.startswith("--output=")]
+        words = [word for word in sys.argv if word not in output]
+        config, folder, rest = command.read(words)
+        if config is None or folder is None or rest:
+            raise UserError(f"{' '.join(rest)} is not understood; {__doc__}")
+        target = pathlib.Path(output[0].partition("=")[2] if output else "benchmarks/pareto")
+        folder = pathlib.Path(folder)
+        cache = folder / "compiled"
+        seconds = step_seconds(config, folder, prepare)
+        jax.config.update("jax_compilation_cache_dir", str(cache.absolute()))
+        after = functools.partial(finetuned, config)
+        for found in run(jobs(config), config, folder, seconds, after=after):
+            records = curves(config, found)
+            if records:
+                target.with_suffix(".json").write_text(json.dumps(records, indent=1) + "\n")
+                target.with_suffix(".md").write_text(table(config, found, seconds, target.name))
+                draw(records, target.with_suffix(".png"))
+        print(target.with_suffix(".md").read_text())
+
+
+if __name__ == "__main__":
+    main()
