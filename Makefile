@@ -1,5 +1,6 @@
 # make quickstart   a small MosaicBERT from nothing, in minutes on a CPU
 # make test         lint and tests (PYTHON=python3.12 for the other end of the support range)
+# make notebooks    runs notebooks/ on what the quickstart left, and stores them with what they show
 # make .venv-compile/installed    what `plan` and those tests need to compile for GPUs that aren't here
 
 PYTHON ?= python3
@@ -17,7 +18,7 @@ export JAX_PLATFORMS := cpu
 DATA := runs/quickstart-data
 RUN := runs/quickstart
 
-.PHONY: quickstart test lint format clean
+.PHONY: quickstart notebooks test lint format clean
 
 $(BIN)/installed: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -56,6 +57,10 @@ quickstart: $(BIN)/installed
 	@echo "The model, its checkpoints, metrics.jsonl and TensorBoard events lie in $(RUN), the data in $(DATA)."
 	@echo "Next, try a sentence of your own:"
 	@echo "  $(BIN)/python -m mosaicbert_jax fill-mask $(RUN) 'Peace is the [MASK] of all nations.'"
+
+notebooks: $(BIN)/torch-installed
+	@test -d $(RUN)/checkpoints || { echo "error: there is no run in $(RUN): make quickstart"; exit 2; }
+	@$(BIN)/python -m notebooks.execute
 
 # Offline, the tests that compile for GPUs or compare with PyTorch are skipped, and say so.
 test: lint
