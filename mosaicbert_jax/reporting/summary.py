@@ -163,7 +163,7 @@ def state_sentence(history: History, now: datetime.datetime) -> str:
 
 def _ago(passed: datetime.timedelta) -> str:
     seconds = max(passed.total_seconds(), 0.0)
-    return f"; metrics.jsonl was last written to {figures.time(seconds)} before this page"
+    return f"; metrics.jsonl was last written {figures.time(seconds)} before this page"
 
 
 def remarks(history: History) -> list[str]:

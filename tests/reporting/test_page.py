@@ -66,7 +66,7 @@ def test_a_run_that_is_going_on(tmp_path):
         file.write('{"step": 26, "sam')
     with locked(folder):
         found = page_of(folder)
-    assert "It is going on, at step 25; metrics.jsonl was last written to 0" in found.text
+    assert "It is going on, at step 25; metrics.jsonl was last written 0" in found.text
     assert "On 8 x NVIDIA A100-SXM4-80GB." in found.text
     assert "median; of the data sheet's bfloat16 peak" in found.text
     assert "completed 25.0 % of 30 steps" in found.text
