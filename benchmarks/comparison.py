@@ -31,7 +31,6 @@ from mosaicbert_jax.training.pretraining import Pretraining
 from mosaicbert_jax.training.start import fresh_start
 
 STEP_SECONDS_FILE = "step_seconds.json"
-RESULTS_FILE = "results.json"
 _ROUNDS, _ROUND_SECONDS = 15, 2.0
 
 Prepare = Callable[[str, ConfigDict, pathlib.Path], Pretraining]
@@ -182,7 +181,7 @@ def run(
     yield results(todo, folder)
     for job in todo:
         place = folder / job.folder
-        if (place / RESULTS_FILE).exists():
+        if (place / workdir.RESULTS_FILE).exists():
             continue
         one = variant_config(config, job)
         steps = steps_of(job.budget, seconds.seconds.get(job.variant))
@@ -195,7 +194,7 @@ def run(
             print(f"{error}; it is left to that one", flush=True)
             continue
         found |= {"steps": int(steps.removesuffix("ba")), **after(job, place)}
-        write_atomically(place / RESULTS_FILE, json.dumps(found, indent=2) + "\n")
+        write_atomically(place / workdir.RESULTS_FILE, json.dumps(found, indent=2) + "\n")
         yield results(todo, folder)
 
 
@@ -204,7 +203,7 @@ def results(todo: Sequence[Job], folder: pathlib.Path) -> dict[Job, dict[str, An
     return {
         job: json.loads(path.read_text())
         for job in todo
-        if (path := folder / job.folder / RESULTS_FILE).exists()
+        if (path := folder / job.folder / workdir.RESULTS_FILE).exists()
     }
 
 

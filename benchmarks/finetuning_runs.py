@@ -14,7 +14,7 @@ from benchmarks.finetuning_tasks import TASKS, BenchmarkTask, package_folder, wr
 from benchmarks.finetuning_torch import finetune_in_torch
 from configs import finetune as recipe
 from mosaicbert_jax import BertForMaskedLM
-from mosaicbert_jax.finetuning.finetuning import RESULTS_FILE, Finetuning, finetune, write_results
+from mosaicbert_jax.finetuning.finetuning import Finetuning, finetune, write_results
 from mosaicbert_jax.finetuning.origin import Origin
 from mosaicbert_jax.training import checkpoints, workdir
 
@@ -153,7 +153,8 @@ class Benchmark:
         self, setting: Setting, start: str, rate: float, seed: int, purpose: str
     ) -> pathlib.Path:
         name = start.lower().replace(", ", "-").replace(" ", "-")
-        return self._work / setting.name / f"{name}-{purpose}-{rate:g}-{seed}" / RESULTS_FILE
+        folder = self._work / setting.name / f"{name}-{purpose}-{rate:g}-{seed}"
+        return folder / workdir.RESULTS_FILE
 
     def _files(self, setting: Setting, purpose: str) -> tuple[pathlib.Path, pathlib.Path]:
         return write_task(

@@ -2,7 +2,7 @@
 
     python -m benchmarks.quickstart_report runs/quickstart [--output benchmarks/quickstart]
 
-Writes OUTPUT.png and OUTPUT.md. Needs matplotlib: pip install -e ".[benchmarks]".
+Writes OUTPUT.png and OUTPUT.md.
 """
 
 import argparse

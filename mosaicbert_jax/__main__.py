@@ -136,6 +136,15 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--json", action="store_true", help="print everything as JSON")
     plan.add_argument("--picture", metavar="FILE.png", help="draw hours and price over the nodes")
     plan.set_defaults(command=_plan, overrides=[])
+
+    report = commands.add_parser("report", help="curves and figures of runs, as one HTML page")
+    report.add_argument(
+        "workdirs", type=pathlib.Path, nargs="+", metavar="WORKDIR",
+        help="of train.py; also of a run that is going on, or of a GLUE suite. Several runs share "
+        "their charts",
+    )  # fmt: skip
+    report.add_argument("--output", type=pathlib.Path, required=True, metavar="FILE.html")
+    report.set_defaults(command=_report)
     return parser
 
 
@@ -249,6 +258,12 @@ def _plan(arguments: argparse.Namespace) -> None:
         from mosaicbert_jax.planning.picture import draw
 
         draw(made, arguments.picture)
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from mosaicbert_jax.reporting.command import report
+
+    print(report(arguments.workdirs, arguments.output))
 
 
 def _lines() -> Iterator[str]:

@@ -30,8 +30,6 @@ from mosaicbert_jax.training.durations import Duration
 from mosaicbert_jax.training.optimizer import optimizer_of
 from mosaicbert_jax.training.run import Run
 
-RESULTS_FILE = "results.json"
-
 
 @dataclasses.dataclass(frozen=True)
 class Finetuning(Run):
@@ -185,7 +183,7 @@ def finetune(config: ConfigDict, folder: pathlib.Path) -> Scores:
 
 def write_results(folder: pathlib.Path, results: dict[str, Any]) -> None:
     """Replaces results.json."""
-    write_atomically(folder / RESULTS_FILE, json.dumps(results, indent=2) + "\n")
+    write_atomically(folder / workdir.RESULTS_FILE, json.dumps(results, indent=2) + "\n")
 
 
 def _check_same_target(source: pathlib.Path, found: Target, wanted: Target) -> None:

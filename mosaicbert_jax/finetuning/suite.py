@@ -18,13 +18,12 @@ from mosaicbert_jax.errors import UserError
 from mosaicbert_jax.files import write_atomically
 from mosaicbert_jax.finetuning import glue
 from mosaicbert_jax.finetuning.configuration import run_config
-from mosaicbert_jax.finetuning.finetuning import RESULTS_FILE, write_results
+from mosaicbert_jax.finetuning.finetuning import write_results
 from mosaicbert_jax.finetuning.glue import TASKS
 from mosaicbert_jax.finetuning.side_by_side import side_by_side
 from mosaicbert_jax.finetuning.suite_run import SuiteRun
 from mosaicbert_jax.training import checkpoints, workdir
 
-_SETTINGS_FILE = "suite.json"
 _SUBMISSION = "submission"
 _FREE = ("tasks", "processes", "checkpoint", "log", "mesh", "eval")
 
@@ -126,7 +125,7 @@ def summary(config: ConfigDict, folder: pathlib.Path) -> dict[str, Any]:
         runs = {
             str(seed): json.loads(path.read_text())["scores"]
             for seed in config.recipes[name].seeds
-            if (path := folder / name / str(seed) / RESULTS_FILE).exists()
+            if (path := folder / name / str(seed) / workdir.RESULTS_FILE).exists()
         }
         if len(runs) == len(config.recipes[name].seeds):
             found = [[scores[key] for key in glue.score_names(name)] for scores in runs.values()]
@@ -178,7 +177,7 @@ def origin_of(
     before = config.recipes[name].starts_from
     if before:
         run = folder / before / str(config.recipes[before].seeds[0])
-        if before in names or (run / RESULTS_FILE).exists():
+        if before in names or (run / workdir.RESULTS_FILE).exists():
             return str(run), None
         print(f"\n{name} would start from {before}, which is not among the tasks", flush=True)
     return config.init_from, config.init_from_step
@@ -203,8 +202,8 @@ def _claim(config: ConfigDict, folder: pathlib.Path) -> None:
     """Keeps the settings; raises UserError if results by other ones are there."""
     settings = {k: v for k, v in json.loads(config.to_json()).items() if k not in _FREE}
     del settings["data"]["path"]  # it may move
-    path = folder / _SETTINGS_FILE
-    if path.exists() and any(folder.glob(f"*/*/{RESULTS_FILE}")):
+    path = folder / workdir.SUITE_FILE
+    if path.exists() and any(folder.glob(f"*/*/{workdir.RESULTS_FILE}")):
         changed = workdir.differences(json.loads(path.read_text()), settings)
         if changed:
             raise UserError(

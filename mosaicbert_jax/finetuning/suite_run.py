@@ -19,7 +19,7 @@ from mosaicbert_jax.errors import explained
 from mosaicbert_jax.files import write_atomically
 from mosaicbert_jax.finetuning import glue
 from mosaicbert_jax.finetuning.classifier import Classifier
-from mosaicbert_jax.finetuning.finetuning import RESULTS_FILE, Finetuning, write_results
+from mosaicbert_jax.finetuning.finetuning import Finetuning, write_results
 from mosaicbert_jax.finetuning.glue import TASKS
 from mosaicbert_jax.training import loop, workdir
 
@@ -50,12 +50,12 @@ class SuiteRun:
     @property
     def is_done(self) -> bool:
         """Whether its results are there."""
-        return (self.folder / RESULTS_FILE).exists()
+        return (self.folder / workdir.RESULTS_FILE).exists()
 
     @property
     def is_ready(self) -> bool:
         """Whether what it starts from is there."""
-        return self.after is None or (self.after / RESULTS_FILE).exists()
+        return self.after is None or (self.after / workdir.RESULTS_FILE).exists()
 
     def finish(self) -> None:
         """Trains to the end, labels the test set, and writes the results last.

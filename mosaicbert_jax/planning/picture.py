@@ -2,26 +2,17 @@
 
 import pathlib
 
-from mosaicbert_jax.errors import UserError
+from matplotlib.figure import Figure
+
 from mosaicbert_jax.planning.plan_report import Plan
 
 
 def draw(plan: Plan, path: str | pathlib.Path) -> None:
-    """Hours on the left, tokens a second on the right, from the roofline to published efficiency.
-
-    Raises:
-      UserError: matplotlib is not installed.
-    """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise UserError('--picture needs matplotlib: pip install -e ".[benchmarks]"') from error
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    """Hours on the left and tokens a second on the right, roofline to published efficiency."""
     found = [one for one in plan.predictions.values() if one is not None]
     nodes = [one.nodes for one in found]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+    figure = Figure(figsize=(10, 3.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
     for axis, name, values in (
         (left, "hours of the run, predicted", [one.hours for one in found]),
         (right, "million tokens/s, predicted", [one.tokens_per_second for one in found]),
@@ -48,4 +39,3 @@ def draw(plan: Plan, path: str | pathlib.Path) -> None:
         fontsize=10,
     )
     figure.savefig(path, dpi=120)
-    plt.close(figure)

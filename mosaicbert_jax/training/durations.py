@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from mosaicbert_jax.errors import UserError
 
-_UNITS = {
+UNITS = {
     "ba": "steps",
     "sp": "sequences",
     "tok": "real tokens",
@@ -69,13 +69,13 @@ class Duration:
         """
         match = re.fullmatch(r"([0-9.]+(?:e[0-9]+)?)([a-z]+)", str(text).replace("_", ""))
         amount = None
-        if match and match[2] in _UNITS:
+        if match and match[2] in UNITS:
             try:
                 amount = float(match[1])
             except ValueError:
                 amount = None
         if not amount or not math.isfinite(amount):
-            units = ", ".join(f"{unit} ({name})" for unit, name in _UNITS.items())
+            units = ", ".join(f"{unit} ({name})" for unit, name in UNITS.items())
             raise UserError(
                 f"{key}={text!r} is not a duration: a number above 0 and one of {units}"
             )

@@ -31,12 +31,17 @@ def model_flops_per_token(
 
 
 def peak_flops() -> float:
-    """The peak of all devices together, FLOP/s: from the data sheet, or measured on a CPU."""
+    """The peak of all devices together, FLOP/s: from the data sheet, or measured."""
     device = jax.devices()[0]
-    for name, peak in _PEAK_BF16.items():
-        if name in device.device_kind:
-            return peak * jax.device_count()
+    peak = data_sheet_peak(device.device_kind)
+    if peak is not None:
+        return peak * jax.device_count()
     return measure_matmul() * (1 if device.platform == "cpu" else jax.device_count())
+
+
+def data_sheet_peak(device_kind: str) -> float | None:
+    """Of one device, FLOP/s; None: this one's is measured."""
+    return next((peak for name, peak in _PEAK_BF16.items() if name in device_kind), None)
 
 
 @functools.cache  # a suite is many runs of one process

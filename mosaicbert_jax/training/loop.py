@@ -13,7 +13,15 @@ from mosaicbert_jax.training import checkpoints, flops, hosts, interruption, sha
 from mosaicbert_jax.training.clock import Clock
 from mosaicbert_jax.training.durations import Duration, Progress
 from mosaicbert_jax.training.host_memory import keep_freed_memory
-from mosaicbert_jax.training.metrics import MetricsWriter, ProgressBar
+from mosaicbert_jax.training.metrics import (
+    FINISHED,
+    RESUMED,
+    SAVING,
+    STARTED,
+    STOPPED,
+    MetricsWriter,
+    ProgressBar,
+)
 from mosaicbert_jax.training.reporter import Reporter
 from mosaicbert_jax.training.run import Evaluation, Run
 from mosaicbert_jax.training.schedule import learning_rate
@@ -81,6 +89,8 @@ def _train(
     )()
     step = _CompiledStep(run, bar)
     reporter = Reporter(run, writer, bar, progress, flops.peak_flops())
+    devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    reporter.event(progress, RESUMED if progress.step else STARTED, devices=devices)
     checkpoint_every = Duration.parse(config.checkpoint.every, key="checkpoint.every")
     evaluate_every = Duration.parse(config.eval.every, key="eval.every")
     epoch = run.sequences_per_epoch
@@ -119,9 +129,12 @@ def _train(
         if finished or stopped or checkpoint_every.passed(before, progress, epoch):
             reporter.flush()  # a state whose loss is not finite is not saved
             store.save(state, progress, batch.position, run.record)
+            reporter.event(progress, SAVING)
         if finished:
+            reporter.event(progress, FINISHED)
             break
         if stopped:
+            reporter.event(progress, STOPPED)
             raise Interrupted(
                 f"stopped after step {progress.step:,}, which is saved; the same command goes on"
             )

@@ -1,5 +1,6 @@
 """Where a run's numbers go: metrics.jsonl, TensorBoard, Weights & Biases, the terminal."""
 
+import datetime
 import hashlib
 import io
 import json
@@ -18,6 +19,10 @@ from mosaicbert_jax.errors import UserError
 from mosaicbert_jax.files import write_atomically
 
 METRICS_FILE = "metrics.jsonl"
+
+# Kinds of events. A checkpoint is written while training goes on, so that a row can only say that
+# saving has begun; a run that goes on from an earlier one drops the row.
+STARTED, RESUMED, SAVING, STOPPED, FINISHED = "started", "resumed", "saving", "stopped", "finished"
 
 
 class MetricsWriter:
@@ -67,6 +72,12 @@ class MetricsWriter:
             self._tensorboard.add_scalar(key, value, row["step"])
         if self._wandb:
             self._wandb.log(numbers, step=row["step"])
+
+    def event(self, step: int, kind: str, **details: str) -> None:
+        """Adds what has happened after `step`, and when, to metrics.jsonl alone."""
+        now = datetime.datetime.now(datetime.UTC)
+        row = {"step": step, "event": kind, "time": now.strftime("%Y-%m-%dT%H:%M:%SZ"), **details}
+        self._file.write(json.dumps(row) + "\n")
 
 
 def is_row_until(line: str, step: int) -> bool:

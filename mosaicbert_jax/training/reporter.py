@@ -63,6 +63,11 @@ class Reporter:
         """Keeps time that was not spent training, as in an evaluation, out of the row's speed."""
         self._row_time += seconds
 
+    def event(self, progress: Progress, kind: str, **details: str) -> None:
+        """Writes what has happened at this point of the run; see `MetricsWriter.event`."""
+        if self._writer is not None:
+            self._writer.event(progress.step, kind, **details)
+
     def flush(self) -> None:
         """Reports the last step, waiting for it.
 
@@ -108,6 +113,7 @@ class Reporter:
             "packing_efficiency": batch.tokens / batch.slots,
             "grad_norm": metrics["grad_norm"],
             "seconds": progress.seconds,
+            "share": run.share(progress),
         }
         if run.config.train.price_per_gpu_hour is not None:
             row["dollars"] = progress.dollars

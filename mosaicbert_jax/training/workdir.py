@@ -21,6 +21,8 @@ CONFIG_FILE = "config.json"
 CHECKPOINTS = "checkpoints"
 TOKENIZER = "tokenizer"
 LOCK_FILE = ".lock"
+RESULTS_FILE = "results.json"  # the scores of a finetuning run or a GLUE suite
+SUITE_FILE = "suite.json"  # a GLUE suite's settings
 CLASSIFIER = "classifier"  # in the record of a finetuned model
 CONVERTED_FROM = "converted_from"  # in the record of a workdir that `convert` made
 
@@ -117,6 +119,18 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
         except BlockingIOError as error:
             raise InUseError(f"{workdir} is in use: another process trains there") from error
         yield
+
+
+def is_locked(workdir: pathlib.Path) -> bool:
+    """Whether a process trains there, which is not disturbed."""
+    try:
+        with (workdir / LOCK_FILE).open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # released as the file is closed
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 def claim(workdir: pathlib.Path, stored: dict[str, Any], tokenizer_files: dict[str, str]) -> None:

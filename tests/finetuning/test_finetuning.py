@@ -114,7 +114,10 @@ def test_interrupted_runs_end_with_the_same_bits(run, origin, data, tmp_path, ca
         names = ("step", "loss", "accuracy", "eval_loss", "eval_accuracy")
         return {name: row[name] for name in names if name in row}
 
-    assert list(map(told, metric_rows(folder))) == list(map(told, metric_rows(run)))
+    numbers = [
+        [told(row) for row in metric_rows(place) if "event" not in row] for place in (folder, run)
+    ]
+    assert numbers[0] == numbers[1]
 
 
 ONE_STEP = (*SHORT, "train.duration=1ba")  # at learning rate 0: the weights are those of the start

@@ -61,7 +61,11 @@ def final_state(workdir):
         arrays = [checkpointer.restore(folder / item) for item in ("model", "optimizer")]
     record = json.loads(next((folder / "progress").iterdir()).read_text())
     record["progress"].pop("seconds")
-    losses = [(row["step"], row.get("loss"), row.get("eval_loss")) for row in rows(workdir)]
+    losses = [
+        (row["step"], row.get("loss"), row.get("eval_loss"))
+        for row in rows(workdir)
+        if "event" not in row
+    ]
     return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(arrays)], record, losses
 
 

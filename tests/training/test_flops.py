@@ -3,7 +3,7 @@
 import pytest
 
 from mosaicbert_jax import BertConfig
-from mosaicbert_jax.training.flops import measure_matmul, model_flops_per_token
+from mosaicbert_jax.training.flops import data_sheet_peak, measure_matmul, model_flops_per_token
 
 
 def test_base_at_128_tokens():
@@ -28,3 +28,8 @@ def test_the_plain_feed_forward_has_two_matrices():
 
 def test_the_measured_peak_is_a_possible_one():
     assert 1e8 < measure_matmul(size=256, runs=3) < 1e14
+
+
+def test_the_peak_of_a_data_sheet_goes_by_the_device_s_name():
+    assert data_sheet_peak("NVIDIA A100-SXM4-80GB") == 312e12
+    assert data_sheet_peak("cpu") is None

@@ -80,7 +80,7 @@ def stopped(dataset, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("stopped") / "run"
     processes = start(2, workdir, dataset)
     metrics = workdir / "metrics.jsonl"
-    while not metrics.exists() or metrics.read_text().count("\n") < ROWS_BEFORE_SIGTERM:
+    while not metrics.exists() or metrics.read_text().count('"loss"') < ROWS_BEFORE_SIGTERM:
         assert processes[0].poll() is None, processes[0].communicate()
         time.sleep(0.01)
     processes[1].send_signal(signal.SIGTERM)
@@ -94,6 +94,9 @@ def test_sigterm_to_one_stops_all_after_the_same_step_with_a_checkpoint(stopped)
     for _, errors in told:
         assert f"stopped after step {step}, which is saved; the same command goes on" in errors
     assert "2 x cpu" in told[0][0]
+    events = [(row["event"], row["step"]) for row in rows(workdir, "event")]
+    assert events == [("started", 0), ("saving", step), ("stopped", step)]
+    assert rows(workdir, "devices")[0]["devices"] == "2 x cpu"
     # The first speaks for all; Gloo, the library that adds up on CPUs, greets in each.
     assert all("[Gloo]" in line for line in told[1][0].splitlines())
 
@@ -108,6 +111,8 @@ def test_any_number_of_processes_goes_on(alone, stopped, dataset, tmp_path, coun
     else:
         ended(start(count, workdir, dataset, *settings), 0)
     true, ours = rows(alone), rows(workdir)
+    (resumed,) = [row for row in rows(workdir, "event") if row["event"] == "resumed"]
+    assert resumed["step"] == rows(stopped[0], "event")[-1]["step"]
     for key in ("step", "samples", "tokens", "packing_efficiency"):
         assert [row[key] for row in ours] == [row[key] for row in true]
     losses, true_losses = ([row["loss"] for row in found] for found in (ours, true))

@@ -35,7 +35,7 @@ from tests.conftest import ROOT, run_process, run_train
 ROW = {
     "step", "samples", "tokens", "loss", "masked_accuracy", "learning_rate", "tokens_per_second",
     "data_wait_fraction", "mfu", "mfu_6n", "packing_efficiency", "grad_norm",
-    "overflowed_predictions", "seconds",
+    "overflowed_predictions", "seconds", "share",
 }  # fmt: skip
 
 
@@ -89,14 +89,19 @@ def test_what_a_run_leaves(run, dataset):
     assert [r["step"] for r in evaluations] == [15, 30]
     assert evaluations[1]["eval_loss"] < evaluations[0]["eval_loss"]
     assert 0 <= evaluations[1]["eval_masked_accuracy"] <= 1
+    events = [(r["event"], r["step"]) for r in rows(run) if "event" in r]
+    saved = [("saving", step) for step in (10, 20, 30)]
+    assert events == [("started", 0), *saved, ("finished", 30)]
+    assert [r["share"] for r in training] == [step / 30 for step in range(1, 31)]
 
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["20", "30"]
     stored = json.loads((run / "config.json").read_text())
     assert stored["config"]["train"]["duration"] == "30ba"
     assert stored["model"]["vocab_size"] == 192
     assert (run / "tokenizer" / "tokenizer.json").exists()
-    events = b"".join(p.read_bytes() for p in (run / "tensorboard").iterdir())
-    assert b"masked_accuracy" in events
+    tensorboard = b"".join(p.read_bytes() for p in (run / "tensorboard").iterdir())
+    assert b"masked_accuracy" in tensorboard
+    assert b"saving" not in tensorboard
 
 
 def test_a_complete_run_is_left_alone(run, dataset, capsys):
@@ -168,7 +173,7 @@ def np_leaves(model):
 def test_init_from_continues_from_a_run(run, dataset, tmp_path, capsys):
     workdir = tmp_path / "next"
     assert train(workdir, dataset, f"init_from={run}", "train.duration=2ba", "seed=5") == 0
-    first = rows(workdir)[0]
+    first = next(r for r in rows(workdir) if "loss" in r)
     last = [r for r in rows(run) if "loss" in r][-1]
     assert first["samples"] < 100
     assert abs(first["loss"] - last["loss"]) < 0.3  # not a new model's

@@ -1,0 +1,90 @@
+"""How the page looks: light or dark, wide or narrow, on paper."""
+
+# Light and dark: ink, secondary ink, paper, panels, lines, then one colour a run.
+_LIGHT = ("#1b1f24", "#5b6470", "#ffffff", "#f5f6f8", "#dfe3e8")
+_DARK = ("#e6e9ed", "#9aa4b0", "#14171b", "#1d2126", "#343a42")
+_LIGHT_RUNS = (
+    "#1f6fb4", "#d1590a", "#1b8a5a", "#b0307f", "#7a5af0", "#8a6d00", "#008c9e", "#5d6670",
+)  # fmt: skip
+_DARK_RUNS = (
+    "#5aaaf0", "#ff9350", "#4cc98f", "#ef7fc0", "#a896ff", "#d8b840", "#3fc6d8", "#aab4bf",
+)  # fmt: skip
+
+
+def _variables(colours: tuple[str, ...], runs: tuple[str, ...]) -> str:
+    names = ("ink", "quiet", "paper", "panel", "grid")
+    named = [f"--{name}: {colour}" for name, colour in zip(names, colours, strict=True)]
+    return "; ".join(named + [f"--run-{index}: {colour}" for index, colour in enumerate(runs)])
+
+
+_LIGHT_PAGE, _DARK_PAGE = _variables(_LIGHT, _LIGHT_RUNS), _variables(_DARK, _DARK_RUNS)
+
+_COLOURS = f"""
+:root {{ color-scheme: light dark; {_LIGHT_PAGE} }}
+@media screen and (prefers-color-scheme: dark) {{ :root {{ {_DARK_PAGE} }} }}
+"""
+
+STYLE = (
+    _COLOURS
+    + """
+* { box-sizing: border-box }
+body { margin: 0 auto; padding: 1.5rem; max-width: 76rem; background: var(--paper);
+  color: var(--ink); font: 16px/1.5 system-ui, "Segoe UI", "Liberation Sans", Arial, sans-serif }
+h1 { margin: 0; font-size: 1.75rem; line-height: 1.2; overflow-wrap: anywhere }
+h2 { margin: 2.25rem 0 .75rem; font-size: 1.2rem }
+h3 { margin: 1.25rem 0 .5rem; font-size: 1rem; overflow-wrap: anywhere }
+p { margin: .4rem 0; max-width: 60rem; overflow-wrap: anywhere }
+.quiet, small, figcaption span { color: var(--quiet) }
+small, figcaption span { font-size: .8125rem; font-weight: normal; line-height: 1.35 }
+.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(11rem, 1fr));
+  gap: .625rem; margin: 1rem 0 }
+.tile { padding: .625rem .75rem; border-radius: .5rem; background: var(--panel) }
+.tile b { display: block; font-size: 1.3rem; line-height: 1.3; font-variant-numeric: tabular-nums }
+.tile small { display: block }
+.bar { height: .5rem; margin: 1rem 0; border-radius: .25rem; background: var(--grid);
+  overflow: hidden }
+.bar div { height: 100%; background: var(--run-0) }
+.state { display: inline-block; margin-left: .5rem; padding: .05rem .6rem; border-radius: 1rem;
+  border: 1px solid var(--grid); font-size: .875rem; font-weight: normal; vertical-align: middle;
+  white-space: nowrap }
+.legend { position: sticky; top: 0; z-index: 1; display: flex; flex-wrap: wrap; gap: .25rem 1.25rem;
+  margin: .5rem 0; padding: .4rem 0; background: var(--paper) }
+.legend > span { overflow-wrap: anywhere }
+.swatch { display: inline-block; width: 1.6rem; margin-right: .4rem; vertical-align: middle;
+  border-top: 3px solid }
+.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(27rem, 100%), 1fr));
+  gap: 1.5rem 1.75rem }
+figure { margin: 0; min-width: 0; break-inside: avoid }
+figcaption { font-weight: 600 }
+figcaption span { margin-left: .35rem }
+svg { display: block; width: 100%; height: auto }
+svg * { stroke-linejoin: round }
+.wide { overflow-x: auto }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9375rem }
+th, td { padding: .3rem .9rem .3rem 0; border-bottom: 1px solid var(--grid); text-align: left;
+  vertical-align: top; overflow-wrap: anywhere }
+th { font-weight: 600; min-width: 6rem }
+td small { display: block }
+table.numbers td { min-width: 6.5rem }
+code, .config td { font: .8125rem/1.45 ui-monospace, "Liberation Mono", monospace }
+.config td:first-child { white-space: nowrap }
+summary { cursor: pointer; margin: .4rem 0; overflow-wrap: anywhere }
+@media (max-width: 40rem) {
+  body { padding: 1rem }
+  .tiles { grid-template-columns: 1fr 1fr }
+  .tile b { font-size: 1.1rem }
+  .config td:first-child { white-space: normal; min-width: 9rem }
+}
+@media print {
+  @page { margin: 14mm }
+  body { padding: 0; max-width: none; font-size: 10.5pt }
+  h2, h3 { break-after: avoid }
+  .legend { position: static }
+  .charts { grid-template-columns: 1fr 1fr }
+  .tiles { grid-template-columns: repeat(4, 1fr) }
+  .tile { border: 1px solid var(--grid); break-inside: avoid }
+  tr { break-inside: avoid }
+  .bar, .swatch { print-color-adjust: exact; -webkit-print-color-adjust: exact }
+}
+"""
+)

@@ -1,0 +1,101 @@
+"""Reads the folder of a GLUE suite, also while it is going on."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+from mosaicbert_jax.errors import UserError
+from mosaicbert_jax.reporting.history import History, read_results
+from mosaicbert_jax.training import workdir
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A task whose runs are all done.
+
+    Attributes:
+      score: the mean over seeds and metrics.
+      seeds: how many.
+      metrics: means over the seeds, by name; no losses.
+    """
+
+    name: str
+    score: float
+    seeds: int
+    metrics: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Suite:
+    """What is known of a suite, or of one for each of several checkpoints of a pretraining run.
+
+    Attributes:
+      tasks: those that are done.
+      mean: of their scores; None: none is.
+      is_complete: whether they are all of GLUE.
+      runs: what has begun.
+      done: the names of those of the runs that have their results.
+      steps: a row for each checkpoint that is done, with step, tokens, seconds and mean.
+      parts: the suites of the checkpoints.
+    """
+
+    name: str
+    tasks: list[Task]
+    mean: float | None
+    is_complete: bool
+    runs: list[History]
+    done: set[str]
+    steps: list[dict[str, Any]]
+    parts: list["Suite"]
+
+    @classmethod
+    def read(cls, folder: pathlib.Path, name: str) -> "Suite":
+        """Reads what is there.
+
+        Raises:
+          UserError: results.json, or a run, cannot be read.
+        """
+        results = read_results(folder) or {}
+        places = [path.parent for path in folder.glob(f"*/*/{workdir.CONFIG_FILE}")]
+        places = [place for place in places if place.name.isdecimal()]
+        places.sort(key=lambda place: (place.parent.name, int(place.name)))
+        runs = [History.read(place, f"{place.parent.name}/{place.name}") for place in places]
+        try:
+            tasks = [_task(task, found) for task, found in results.get("tasks", {}).items()]
+            steps = [
+                {key: row[key] for key in ("step", "tokens", "seconds", "mean")}
+                for row in results.get("steps", [])
+            ]
+        except (LookupError, TypeError, AttributeError) as error:
+            path = folder / workdir.RESULTS_FILE
+            raise UserError(f"{path} cannot be read as a suite's results ({error!r})") from error
+        return cls(
+            name=name,
+            tasks=tasks,
+            mean=results.get("mean"),
+            is_complete=bool(results.get("complete")),
+            runs=runs,
+            done={run.name for run in runs if run.scores is not None},
+            steps=steps,
+            parts=[cls.read(part, part.name) for part in _parts(folder)],
+        )
+
+
+def is_suite(folder: pathlib.Path) -> bool:
+    """Whether a folder holds a suite, or one for each of several checkpoints."""
+    return (folder / workdir.SUITE_FILE).exists() or bool(_parts(folder))
+
+
+def _parts(folder: pathlib.Path) -> list[pathlib.Path]:
+    found = [place for place in folder.glob("step-*") if (place / workdir.SUITE_FILE).exists()]
+    return sorted(found, key=lambda place: (len(place.name), place.name))
+
+
+def _task(name: str, found: dict[str, Any]) -> Task:
+    seeds = list(found["seeds"].values())
+    metrics = {
+        key: sum(scores[key] for scores in seeds) / len(seeds)
+        for key in seeds[0]
+        if not key.startswith("loss")
+    }
+    return Task(name, float(found["score"]), len(seeds), metrics)
