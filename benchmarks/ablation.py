@@ -33,7 +33,7 @@ from benchmarks.comparison import (
     variant_config,
 )
 from benchmarks.preparation import processor
-from configs.ablation import WHOLE_LAST_LAYER
+from configs.ablation import NUMERICS, OFF, WHOLE_LAST_LAYER
 from mosaicbert_jax.data.preparation import PrepareOptions
 from mosaicbert_jax.data.preparation import prepare as prepare_text
 from mosaicbert_jax.errors import UserError, explained
@@ -134,7 +134,7 @@ def table(config: ConfigDict, found: Found, seconds: StepSeconds, picture: str) 
         "| turned off | steps/s | steps | seeds | held-out loss | held-out masked accuracy |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    for name in config.variants:
+    for name in OFF:
         steps = of(name, first.budget, "steps")
         if steps:
             lines.append(
@@ -149,7 +149,7 @@ def table(config: ConfigDict, found: Found, seconds: StepSeconds, picture: str) 
 def _numerics(config: ConfigDict, found: Found) -> list[str]:
     """Low precision LayerNorm at equal steps."""
     budget = f"{config.numerics_steps}ba"
-    rows = {name: by_seed(found, name, budget, "eval_loss") for name in config.numerics}
+    rows = {name: by_seed(found, name, budget, "eval_loss") for name in NUMERICS}
     if not any(rows.values()):
         return []
     return [

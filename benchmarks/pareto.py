@@ -71,7 +71,7 @@ def table(config: ConfigDict, found: Found, seconds: StepSeconds, picture: str) 
         "which was measured with both taking turns "
         f"({seconds.machine}; median): "
         + ", ".join(
-            f"{LABELS[name]} {1000 * value:.1f} ms" for name, value in seconds.seconds.items()
+            f"{label} {1000 * seconds.seconds[name]:.1f} ms" for name, label in LABELS.items()
         )
         + ". Each budget is a run of its own with the whole schedule. Held out: masked at 15 %. "
         "Mean of the seeds (lowest to highest).",
@@ -79,7 +79,7 @@ def table(config: ConfigDict, found: Found, seconds: StepSeconds, picture: str) 
         "| model | time | seeds | steps | held-out loss | held-out masked accuracy | finetuned |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for variant in config.variants:
+    for variant in LABELS:
         for budget in config.budgets:
             of = functools.partial(by_seed, found, variant, budget)
             steps = of("steps")
@@ -95,14 +95,14 @@ def table(config: ConfigDict, found: Found, seconds: StepSeconds, picture: str) 
 
 def curves(config: ConfigDict, found: Found) -> list[dict[str, Any]]:
     """A record for each model and budget: seconds, and the results of each seed."""
-    keys = ("eval_loss", "eval_masked_accuracy", "finetuned")
+    keys = ("steps", "eval_loss", "eval_masked_accuracy", "finetuned")
     return [
         {
             "model": LABELS[variant],
             "seconds": _seconds(budget),
             **{key: by_seed(found, variant, budget, key) for key in keys},
         }
-        for variant in config.variants
+        for variant in LABELS
         for budget in config.budgets
         if by_seed(found, variant, budget, "steps")
     ]

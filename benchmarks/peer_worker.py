@@ -1,7 +1,8 @@
 """One of the models of benchmarks/peers.py, in a process of its own that is told when to compute.
 
-A command is a line of standard input, `train full`, `infer real` and so on; the answer is a line of
-JSON with seconds, real tokens, slots and the most memory that the process has had.
+A command is a line of standard input, `train full`, `infer real` and so on, or `product plain` for
+a matrix product; the answer is a line of JSON with seconds, real tokens (of the product FLOPs),
+slots and the most memory that the process has had.
 """
 
 import contextlib
@@ -22,12 +23,22 @@ from mosaicbert_jax.data.masking import predictions_per_row
 from mosaicbert_jax.data.pipeline import batches
 
 ROWS, LENGTH = 8, 128
+PACKED_LENGTH = 512  # of the rows that texts are packed into here, as in configs/mosaicbert_base.py
+PRODUCT = (1024, 768, 3072)  # (M, K, N) of the matrix product, and how many of them are timed:
+_PRODUCTS = 20
 OURS, OUR_BERT, HF_BERT, MODERNBERT, EXPORTED = PEERS = (
     "MosaicBERT-Base",
     "BERT-Base",
     "Hugging Face BERT-Base",
     "Hugging Face ModernBERT-base",
     "MosaicBERT-Base in PyTorch",
+)
+CASES = (
+    ("train", "full"),
+    ("train", "real"),
+    ("infer", "full"),
+    ("infer", "real"),
+    ("product", "plain"),
 )
 _BATCHES = 4  # made before the clock starts, and taken in turn
 _MASKING = {OURS: 0.3, OUR_BERT: 0.15, HF_BERT: 0.15, MODERNBERT: 0.3, EXPORTED: 0.3}
@@ -44,11 +55,7 @@ def main() -> None:
         make = _jax_work(peer, pathlib.Path(data))
     else:
         make = _torch_work(peer, pathlib.Path(data), pathlib.Path(folder), int(threads))
-    work = {
-        (task, kind): itertools.cycle(make(task, kind))
-        for task in ("train", "infer")
-        for kind in ("full", "real")
-    }
+    work = {(task, kind): itertools.cycle(make(task, kind)) for task, kind in CASES}
     for line in sys.stdin:
         compute, tokens, slots = next(work[tuple(line.split())])
         begun = time.perf_counter()
@@ -59,24 +66,27 @@ def main() -> None:
         print(json.dumps(answer), file=answers)
 
 
-def _batches(peer: str, kind: str, data: pathlib.Path) -> Iterator[tuple[dict, int, int]]:
+def _batches(
+    peer: str, task: str, kind: str, data: pathlib.Path
+) -> Iterator[tuple[dict, int, int]]:
     """Masked batches of ROWS rows, with their real tokens and slots.
 
-    The full ones have random tokens everywhere; the real ones are texts of the corpus, packed for
-    MosaicBERT here and padded for the others.
+    The full ones have random tokens everywhere; the real ones are texts of the corpus, packed into
+    as many slots for ours and padded for the others.
     """
-    rate = _MASKING[peer]
+    rate = _MASKING[peer] if task == "train" else 0.15
     if kind == "full":
         for seed in range(_BATCHES):
             yield _full_batch(seed, rate), ROWS * LENGTH, ROWS * LENGTH
         return
+    is_packed = peer in (OURS, OUR_BERT)
     stream = batches(
         TokenDataset(data),
-        row_length=LENGTH,
-        rows_per_batch=ROWS,
+        row_length=PACKED_LENGTH if is_packed else LENGTH,
+        rows_per_batch=ROWS * LENGTH // PACKED_LENGTH if is_packed else ROWS,
         seed=0,
         masking_rate=rate,
-        packing=peer == OURS,
+        packing=is_packed,
     )
     with contextlib.closing(stream):
         for batch in itertools.islice(stream, _BATCHES):
@@ -98,6 +108,10 @@ def _full_batch(seed: int, rate: float) -> dict[str, np.ndarray]:
         "labels_BP": rng.integers(1000, 30_000, (ROWS, slots), np.int32),
         "weights_BP": weights_BP,
     }
+
+
+def _product_flops() -> int:
+    return 2 * PRODUCT[0] * PRODUCT[1] * PRODUCT[2] * _PRODUCTS
 
 
 def _jax_work(peer: str, data: pathlib.Path) -> Callable[[str, str], list[Work]]:
@@ -142,11 +156,20 @@ def _jax_work(peer: str, data: pathlib.Path) -> Callable[[str, str], list[Work]]
     def infer(batch: dict[str, np.ndarray]) -> None:
         jax.block_until_ready(logits(states[0].params, batch))
 
+    multiply = jax.jit(jnp.matmul)
+    left, right = (jnp.ones(shape, jnp.float32) for shape in (PRODUCT[:2], PRODUCT[1:]))
+
+    def products() -> None:
+        for _ in range(_PRODUCTS):
+            jax.block_until_ready(multiply(left, right))
+
     def work(task: str, kind: str) -> list[Work]:
+        if task == "product":
+            return [(products, _product_flops(), 0)]
         compute = train if task == "train" else infer
         return [
             (functools.partial(compute, batch), tokens, slots)
-            for batch, tokens, slots in _batches(peer, kind, data)
+            for batch, tokens, slots in _batches(peer, task, kind, data)
         ]
 
     return work
@@ -186,9 +209,17 @@ def _torch_work(peer: str, data: pathlib.Path, folder: pathlib.Path, threads: in
         with torch.inference_mode():
             model(**{name: array for name, array in inputs.items() if name != "labels"})
 
+    left, right = torch.ones(PRODUCT[:2]), torch.ones(PRODUCT[1:])
+
+    def products() -> None:
+        for _ in range(_PRODUCTS):
+            torch.matmul(left, right)
+
     def work(task: str, kind: str) -> list[Work]:
+        if task == "product":
+            return [(products, _product_flops(), 0)]
         compute, found = (train if task == "train" else infer), []
-        for batch, tokens, _ in _batches(peer, kind, data):
+        for batch, tokens, _ in _batches(peer, task, kind, data):
             arrays = padded_to_longest(batch)
             inputs = {name: torch.from_numpy(array).long() for name, array in arrays.items()}
             found.append((functools.partial(compute, inputs), tokens, inputs["labels"].numel()))

@@ -5,7 +5,8 @@
 Base sizes, random weights, float32, 2 threads. Each model has a process of its own; they take
 turns, a batch each. Batches are 8 x 128 tokens in full, and 8 rows of real texts: the embedded
 corpus with bert-base-uncased's vocabulary, a document's first 128 tokens each, as in the recipe,
-packed here and padded to the longest of the batch in PyTorch. Ratios are taken within a round, as
+packed here into as many slots and padded to the longest of the batch in PyTorch. A matrix product
+of a layer's size is timed in each framework too. Ratios are taken within a round, as
 a shared machine's speed drifts. DIR keeps the data and the exported model. Needs
 pip install -e ".[embedded,benchmarks,torch]". Writes OUTPUT.md and OUTPUT.png.
 """
@@ -25,13 +26,24 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from benchmarks.finetuning_tasks import package_folder
-from benchmarks.peer_worker import HF_BERT, LENGTH, OURS, PEERS, ROWS
+from benchmarks.peer_worker import (
+    CASES,
+    HF_BERT,
+    LENGTH,
+    OUR_BERT,
+    OURS,
+    PACKED_LENGTH,
+    PEERS,
+    PRODUCT,
+    ROWS,
+)
 from benchmarks.preparation import processor
 from mosaicbert_jax import BertConfig, BertForMaskedLM
+from mosaicbert_jax.data.masking import predictions_per_row
 from mosaicbert_jax.data.preparation import PrepareOptions, prepare
 
 THREADS = 2
-CASES = (("train", "full"), ("train", "real"), ("infer", "full"), ("infer", "real"))
+_SHOWN = CASES[:4]
 Round = dict[tuple[str, str, str], dict[str, float]]
 
 
@@ -97,18 +109,19 @@ def report(found: list[Round], picture: str) -> str:
         f"`python -m benchmarks.peers --work DIR --rounds {len(found)}`",
         "",
         f"Base sizes, random weights, float32; batches of {ROWS} x {LENGTH} full tokens, and of "
-        f"{ROWS} rows of real texts (embedded corpus, at most {LENGTH} tokens each): "
-        f"packed here {real[OURS]:.0%} of the slots are real tokens, padded to the longest "
-        f"{real[HF_BERT]:.0%}. "
-        "Training: forward, backward and AdamW, each with its own dropout; 30 % masked, BERT 15 %. "
-        "Inference: logits of the masked tokens here, of all tokens in PyTorch, whose models know "
-        f"no other. Medians of {len(found)} rounds in which all took turns.",
+        f"{ROWS} real texts (embedded corpus, at most {LENGTH} tokens each), padded to the "
+        f"longest: {real[HF_BERT]:.0%} of the slots are real tokens. Here they are packed into "
+        f"{ROWS * LENGTH // PACKED_LENGTH} rows of {PACKED_LENGTH}: {real[OURS]:.0%}. "
+        "Training: forward, backward and AdamW, each with its own dropout; 30 % masked, BERT "
+        "15 %. "
+        "Inference: 15 % masked; logits of the masked tokens here, of all tokens in PyTorch, whose "
+        f"models know no other. Medians of {len(found)} rounds in which all took turns.",
         "",
         "| | " + " | ".join(_titles()) + " | most memory |",
-        "| --- |" + " --- |" * (len(CASES) + 1),
+        "| --- |" + " --- |" * (len(_SHOWN) + 1),
     ]
     for name in PEERS:
-        speeds = [f"{statistics.median(_speeds(found, name, *case)):.0f}" for case in CASES]
+        speeds = [f"{statistics.median(_speeds(found, name, *case)):.0f}" for case in _SHOWN]
         memory = max(
             answer["memory"] for one in found for key, answer in one.items() if key[0] == name
         )
@@ -118,12 +131,65 @@ def report(found: list[Round], picture: str) -> str:
         f"{OURS} in relation to the others, within a round (lowest to highest):",
         "",
         "| | " + " | ".join(_titles()) + " |",
-        "| --- |" + " --- |" * len(CASES),
+        "| --- |" + " --- |" * len(_SHOWN),
     ]
     for name in PEERS[1:]:
-        ratios = [_shown(ratios_to(found, name, *case)) for case in CASES]
+        ratios = [_shown(ratios_to(found, name, *case)) for case in _SHOWN]
         lines.append(f"| {name} | {' | '.join(ratios)} |")
+    lines += ["", *_of_products(found)]
     return "\n".join([*lines, "", f"![real tokens a second]({picture}.png)"]) + "\n"
+
+
+def _of_products(found: list[Round]) -> list[str]:
+    """How near the steps on full batches come to plain matrix products of the same framework."""
+    shape = " x ".join(map(str, PRODUCT))
+    lines = [
+        "How much of the time is matrix products: the FLOPs of a step's matrix products over its "
+        f"time, beside a product of {shape} alone in the same framework, in the same round.",
+        "",
+        "| full batches | MFLOP a token, training | GFLOP/s | of a product's | MFLOP a token, "
+        "inference | GFLOP/s | of a product's |",
+        "| --- |" + " --- |" * 6,
+    ]
+
+    def slots(rate: float) -> float:
+        return predictions_per_row(LENGTH, rate) / LENGTH
+
+    for name, config, rates in (
+        (OURS, BertConfig.mosaicbert_base(), (slots(0.3), slots(0.15))),
+        (OUR_BERT, BertConfig.bert_base(), (slots(0.15), slots(0.15))),
+        (HF_BERT, BertConfig.bert_base(), (1.0, 1.0)),
+    ):
+        cells = []
+        for task, rate, passes in zip(("train", "infer"), rates, (3, 1), strict=True):
+            flops = passes * executed_flops(config, rate, skips=name != HF_BERT)
+            speeds = _speeds(found, name, task, "full")
+            alone = _speeds(found, name, "product", "plain")
+            shares = [speed * flops / one for speed, one in zip(speeds, alone, strict=True)]
+            cells += [
+                f"{flops / 1e6:.0f}",
+                f"{statistics.median(speeds) * flops / 1e9:.0f}",
+                f"{statistics.median(shares):.0%}",
+            ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def executed_flops(config: BertConfig, predicted: float, *, skips: bool) -> float:
+    """FLOPs of the matrix products of a forward pass, a token of LENGTH.
+
+    Args:
+      predicted: the share of slots whose logits are computed.
+      skips: whether the last layer runs on these alone behind its attention, as it does here.
+    """
+    width, inner = config.hidden_size, config.intermediate_size
+    gates = 2 if config.feed_forward == "geglu" else 1
+    behind = width * width + (gates + 1) * width * inner  # attention's output, the feed-forward
+    layer = 3 * width * width + 2 * LENGTH * width
+    layers = config.num_hidden_layers
+    kept = layers - 1 + predicted if skips else layers
+    head = predicted * (width * width + width * config.vocab_size)
+    return 2 * (layers * layer + kept * behind + head)
 
 
 _PACKAGES = ("jax", "flax", "torch", "transformers")
@@ -131,7 +197,7 @@ _PACKAGES = ("jax", "flax", "torch", "transformers")
 
 def _titles() -> list[str]:
     names = {"train": "training", "infer": "inference", "full": "full", "real": "real lengths"}
-    return [f"{names[task]}, {names[kind]}, tokens/s" for task, kind in CASES]
+    return [f"{names[task]}, {names[kind]}, tokens/s" for task, kind in _SHOWN]
 
 
 def _speeds(found: list[Round], name: str, task: str, kind: str) -> list[float]:
@@ -171,7 +237,8 @@ def draw(found: list[Round], path: pathlib.Path) -> None:
         axis.set_title("training step" if task == "train" else "masked-LM inference", fontsize=10)
         axis.set_ylabel("real tokens/s")
         axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, fontsize=8)
+    handles, names = axis.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=len(PEERS), fontsize=8)
     figure.savefig(path, dpi=120)
 
 

@@ -6,6 +6,7 @@ Command:   python -m benchmarks.ablation --config=configs/ablation.py --workdir=
            two processes share the runs.
 Hardware:  2 CPU cores.
 Time:      3 seeds of 6 variants of 80 s and of 3 variants in bfloat16, which a CPU emulates.
+Result:    steps a second, loss at equal time, and losses on texts longer than trained.
 Measured:  benchmarks/ablation.md.
 """
 

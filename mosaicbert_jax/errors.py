@@ -5,6 +5,8 @@ import os
 import sys
 from collections.abc import Iterator
 
+TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: schedulers know to start the same command again
+
 
 class UserError(Exception):
     """What was wrong, where (file, line, key), and what to do, in one line.
@@ -16,8 +18,7 @@ class UserError(Exception):
 class Interrupted(Exception):  # noqa: N818  it is no error
     """A run that was asked to stop has saved, and the same command goes on from there.
 
-    train.py prints the message and exits with status 75, by which schedulers know to start it again
-    (EX_TEMPFAIL of sysexits.h).
+    train.py prints the message and exits with status TRY_AGAIN.
     """
 
 
@@ -37,7 +38,7 @@ def explained(on_interrupt: str) -> Iterator[None]:
     except UserError as error:
         _end(f"error: {error}", 2)
     except Interrupted as stopped:
-        _end(str(stopped), 75)
+        _end(str(stopped), TRY_AGAIN)
     except UnicodeDecodeError as error:
         _end(f"error: the input is not {error.encoding}: {error.reason}", 2)
     except KeyboardInterrupt:

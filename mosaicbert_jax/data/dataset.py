@@ -185,6 +185,10 @@ def _typed_fields(record: dict[str, Any]) -> dict[str, Any]:
         name: SplitRecord(**{**split, "shards": tuple(ShardRecord(**s) for s in split["shards"])})
         for name, split in fields["splits"].items()
     }
+    shards = (shard.name for split in fields["splits"].values() for shard in split.shards)
+    for name in (fields["tokenizer"].file, *shards):
+        if name in (".", "..") or Path(name).name != name:
+            raise TypeError(f"{name!r} is not the name of a file of this folder")
     return fields
 
 

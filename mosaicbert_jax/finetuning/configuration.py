@@ -10,7 +10,7 @@ from ml_collections.config_dict import placeholder
 from mosaicbert_jax.errors import UserError
 from mosaicbert_jax.finetuning.target import KINDS
 from mosaicbert_jax.modeling.config import BertConfig
-from mosaicbert_jax.training import configuration
+from mosaicbert_jax.training import configuration, recovery
 
 _RANGES = {
     **configuration.SHARED_RANGES,
@@ -52,6 +52,7 @@ def finetuning() -> ConfigDict:
             "eval": {"every": "1ep", "batch_size": 64},
             "checkpoint": {"every": "1ep", "keep": 1},
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
+            "recovery": recovery.settings(max_rollbacks=0, spike=0.0),
             "log": {"every": 10, "wandb_project": placeholder(str)},
         }
     )
@@ -152,6 +153,7 @@ def glue() -> ConfigDict:
             "eval": shared.eval,
             "checkpoint": shared.checkpoint,
             "mesh": shared.mesh,
+            "recovery": shared.recovery,
             "log": shared.log,
         }
     )
@@ -169,6 +171,6 @@ def run_config(
     config.optimizer.learning_rate = recipe.learning_rate
     config.optimizer.weight_decay = recipe.weight_decay
     config.train.duration, config.train.batch_size = f"{recipe.epochs}ep", recipe.batch_size
-    for group in ("eval", "checkpoint", "mesh", "log"):
+    for group in ("eval", "checkpoint", "mesh", "recovery", "log"):
         config[group] = suite[group]
     return config.lock()

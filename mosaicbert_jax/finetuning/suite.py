@@ -25,7 +25,7 @@ from mosaicbert_jax.finetuning.suite_run import SuiteRun
 from mosaicbert_jax.training import checkpoints, workdir
 
 _SUBMISSION = "submission"
-_FREE = ("tasks", "processes", "checkpoint", "log", "mesh", "eval")
+_FREE = ("tasks", "processes", "checkpoint", "log", "mesh", "recovery", "eval")
 
 
 def run_suites(config: ConfigDict, folder: pathlib.Path) -> None:

@@ -3,7 +3,10 @@
 import contextlib
 import dataclasses
 import logging
+import os
 import pathlib
+import shutil
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, Self
 
@@ -20,11 +23,19 @@ from mosaicbert_jax.modeling.heads import (
     BertForSequenceClassification,
     BertForTokenClassification,
 )
+from mosaicbert_jax.training import digests, hosts
 from mosaicbert_jax.training import workdir as workdirs
 from mosaicbert_jax.training.durations import Progress
+from mosaicbert_jax.training.recovery import Health
 from mosaicbert_jax.training.step import TrainState
 
-logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax reports every file that it opens
+DAMAGED = "damaged"  # in a workdir
+
+# Orbax reports every file that it opens; and with a traceback the errors that it raises too.
+logging.getLogger("absl").setLevel(logging.WARNING)
+logging.getLogger("absl").addFilter(
+    lambda record: not (record.exc_info and "orbax" in record.pathname)
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,53 +45,105 @@ class Restored:
     state: TrainState
     progress: Progress
     position: Position
+    health: Health
 
 
 class Checkpoints:
     """The checkpoints of one run: model, optimizer, data position, progress and config.
 
-    Each is a folder that Orbax renames into place when it is complete, so that a run killed at
-    any moment finds the last whole one. Use as a context manager: leaving it waits for the last
-    save.
+    Each is a folder that Orbax renames into place when it is complete, with the digests of its
+    files in it, so that a run killed at any moment finds the last whole one; older ones are deleted
+    only then. Use as a context manager: leaving it waits for the last save.
+
+    Args:
+      workdir: the run's; see `set_damaged_aside`.
+      keep: how many.
+      say: takes a line for the terminal.
     """
 
-    def __init__(self, workdir: pathlib.Path, *, keep: int):
-        self._manager = ocp.CheckpointManager(
-            (workdir / workdirs.CHECKPOINTS).absolute(),
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
-        )
+    def __init__(self, workdir: pathlib.Path, *, keep: int, say: Callable[[str], None] = print):
+        self._manager = _manager(workdir, max_to_keep=keep)
+        self._say = say
+        self._saving: int | None = None  # the step whose save has begun and may not have ended
+        self._failed: str | None = None  # what went wrong with the last one
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._manager.wait_until_finished()
+        self._wait()
         self._manager.close()
 
     @property
     def latest_step(self) -> int | None:
-        """The step of the newest complete checkpoint."""
+        """The step of the newest complete checkpoint; waits for one that is being written."""
+        self._wait()
         return self._manager.latest_step()
 
-    def save(
-        self, state: TrainState, progress: Progress, position: Position, record: dict[str, Any]
-    ) -> None:
-        """Starts saving; returns when the state may be donated to the next step."""
+    def save(self, point: Restored, record: dict[str, Any]) -> None:
+        """Starts saving; returns when the state may be donated to the next step.
+
+        What goes wrong, as with a full disk, is said, and the next save tries again.
+        """
+        self._wait()
+        state, progress = point.state, point.progress
         if jax.default_backend() == "cpu":
             # Elsewhere Orbax has its own copy on the host when save returns. On a CPU that copy
             # is a view of the very buffers that the next step overwrites.
             state = jax.block_until_ready(jax.tree.map(jnp.copy, state))
-        self._manager.save(
-            progress.step,
-            args=ocp.args.Composite(
-                model=ocp.args.StandardSave(state.params),
-                optimizer=ocp.args.StandardSave(state.optimizer_state),
-                progress=ocp.args.JsonSave(
-                    {"progress": progress.to_dict(), "position": position.to_dict()}
+        self._saving = progress.step
+        with self._failure_told():
+            self._manager.save(
+                progress.step,
+                args=ocp.args.Composite(
+                    model=ocp.args.StandardSave(state.params),
+                    optimizer=ocp.args.StandardSave(state.optimizer_state),
+                    progress=ocp.args.JsonSave(
+                        {
+                            "progress": progress.to_dict(),
+                            "position": point.position.to_dict(),
+                            "health": point.health.to_dict(),
+                        }
+                    ),
+                    config=ocp.args.JsonSave(record),
                 ),
-                config=ocp.args.JsonSave(record),
-            ),
-        )
+            )
+
+    def wait(self) -> None:
+        """Until all that has been saved is whole.
+
+        Raises:
+          UserError: the last save failed.
+        """
+        self._wait()
+        if self._failed:
+            raise UserError(f"{self._failed}; the same command does the steps since then again")
+
+    def _wait(self) -> None:
+        """Until the save that has begun is whole or has failed."""
+        if self._saving is not None:
+            with self._failure_told():
+                self._manager.wait_until_finished()
+                self._saving, self._failed = None, None
+
+    @contextlib.contextmanager
+    def _failure_told(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # it raises many kinds: of files, of TensorStore, of its own
+            last = self._manager.latest_step()
+            kept = (
+                "none is there yet" if last is None else f"the last whole one is of step {last:,}"
+            )
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            self._failed = (
+                f"the checkpoint of step {self._saving:,} is not written ({reason}); {kept}"
+            )
+            self._saving = None
+            self._say(self._failed)
+            if hosts.is_first():  # what it takes of the disk may be what the next one needs
+                for unfinished in _unfinished(self._manager.directory):
+                    shutil.rmtree(unfinished, ignore_errors=True)
 
     def restore(self, abstract: TrainState) -> Restored:
         """The newest checkpoint, laid out as `abstract` (shapes, dtypes, shardings) says."""
@@ -99,7 +162,66 @@ class Checkpoints:
             TrainState(found.model, found.optimizer, completed),
             Progress.from_dict(found.progress["progress"]),
             Position.from_dict(found.progress["position"]),
+            Health.from_dict(found.progress.get("health", {})),  # one of before has none
         )
+
+
+def _manager(workdir: pathlib.Path, **options: Any) -> ocp.CheckpointManager:
+    """Orbax's, which seals each checkpoint before it renames it into place."""
+    folder = (workdir / workdirs.CHECKPOINTS).absolute()
+
+    def seal():
+        if hosts.is_first():
+            for unfinished in _unfinished(folder):
+                digests.seal(unfinished)
+
+    return ocp.CheckpointManager(
+        folder,
+        options=ocp.CheckpointManagerOptions(
+            create=True,
+            async_options=ocp.AsyncOptions(post_finalization_callback=seal),
+            **options,
+        ),
+    )
+
+
+def _unfinished(folder: os.PathLike) -> list[pathlib.Path]:
+    """The checkpoints that Orbax has not yet renamed into place."""
+    return list(pathlib.Path(folder).glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"))
+
+
+def set_damaged_aside(workdir: pathlib.Path, say: Callable[[str], None]) -> None:
+    """Moves checkpoints newer than the last whole one to DAMAGED, so that a run goes on from that.
+
+    Args:
+      say: takes a line for each.
+
+    Raises:
+      UserError: there are checkpoints and none is whole; nothing is moved then.
+    """
+    folder = workdir / workdirs.CHECKPOINTS
+    reasons: dict[int, str] = {}
+    for step in sorted(_steps(folder), reverse=True):
+        reason = digests.damage(folder / str(step))
+        if reason is None:
+            break
+        reasons[step] = reason
+    else:
+        if reasons:
+            told = "; ".join(f"of step {step}, {reason}" for step, reason in reasons.items())
+            raise UserError(
+                f"no checkpoint in {folder} is whole ({told}). Move the folder away to begin "
+                "anew, or put a copy of a whole one there"
+            )
+    for step, reason in reasons.items():
+        aside = workdir / DAMAGED / f"{step}-{time.time_ns()}"
+        aside.parent.mkdir(exist_ok=True)
+        (folder / str(step)).rename(aside)
+        say(f"The checkpoint of step {step:,} is damaged ({reason}); it is in {aside} now.")
+
+
+def _steps(folder: pathlib.Path) -> list[int]:
+    return ocp.utils.checkpoint_steps(folder.absolute()) if folder.is_dir() else []
 
 
 @contextlib.contextmanager
@@ -114,16 +236,22 @@ def _damage_explained(folder: pathlib.Path) -> Iterator[None]:
         ) from error
 
 
-def _checkpoint(workdir: pathlib.Path, step: int | None) -> pathlib.Path:
-    """The folder of the last checkpoint, or of the one at `step`."""
+def _checkpoint(workdir: pathlib.Path, step: int | None, part: str) -> pathlib.Path:
+    """The folder of the last checkpoint, or of the one at `step`, whose `part` is whole."""
     folder = workdir / workdirs.CHECKPOINTS
-    steps = ocp.utils.checkpoint_steps(folder.absolute()) if folder.is_dir() else []
+    steps = _steps(folder)
     if not steps:
         raise UserError(f"{workdir} has no checkpoint yet")
     step = max(steps) if step is None else step
     if step not in steps:
         raise UserError(f"{workdir} has no checkpoint of step {step}; it has {sorted(steps)}")
-    return (folder / str(step)).absolute()
+    found = (folder / str(step)).absolute()
+    reason = digests.damage(found, part)
+    if reason is not None:
+        others = sorted(other for other in steps if other != step)
+        instead = f"there are also those of {others}" if others else "there is no other"
+        raise UserError(f"the checkpoint {found} is damaged: {reason}; {instead}")
+    return found
 
 
 def restore_params(workdir: pathlib.Path, abstract: Any, step: int | None = None) -> Any:
@@ -132,14 +260,14 @@ def restore_params(workdir: pathlib.Path, abstract: Any, step: int | None = None
     Raises:
       UserError: there is no such checkpoint, or it is damaged.
     """
-    folder = _checkpoint(workdir, step)
+    folder = _checkpoint(workdir, step, "model")
     with _damage_explained(folder), ocp.StandardCheckpointer() as checkpointer:
         return checkpointer.restore(folder / "model", abstract)
 
 
 def restore_progress(workdir: pathlib.Path, step: int | None = None) -> Progress:
     """What the run had completed at its last checkpoint, or at the one of `step`; raises alike."""
-    folder = _checkpoint(workdir, step)
+    folder = _checkpoint(workdir, step, "progress")
     with _damage_explained(folder), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
         return Progress.from_dict(checkpointer.restore(folder / "progress")["progress"])
 
@@ -147,8 +275,7 @@ def restore_progress(workdir: pathlib.Path, step: int | None = None) -> Progress
 def save_params(workdir: pathlib.Path, model: BertForMaskedLM) -> None:
     """Writes parameters that no run here trained, as the checkpoint of step 0."""
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-    manager = ocp.CheckpointManager((workdir / workdirs.CHECKPOINTS).absolute())
-    with contextlib.closing(manager):
+    with contextlib.closing(_manager(workdir)) as manager:
         manager.save(0, args=ocp.args.Composite(model=ocp.args.StandardSave(params)))
         manager.wait_until_finished()
 

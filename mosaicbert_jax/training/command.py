@@ -35,6 +35,11 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> str:
 
         run_suites(config, workdir)
         return f"The scores are in {workdir}/results.json."
+    if "variants" in config:
+        benchmark = "ablation" if "numerics" in config else "pareto"
+        raise UserError(
+            f"this config is for several runs: give it to `python -m benchmarks.{benchmark}`"
+        )
     from mosaicbert_jax.training.loop import train
     from mosaicbert_jax.training.pretraining import Pretraining
 

@@ -11,6 +11,7 @@ from ml_collections.config_dict import FieldReference, placeholder
 from mosaicbert_jax.data.dataset import DatasetMetadata
 from mosaicbert_jax.errors import UserError
 from mosaicbert_jax.modeling.config import BertConfig
+from mosaicbert_jax.training import recovery
 from mosaicbert_jax.training.durations import Duration
 from mosaicbert_jax.training.microbatch import AUTO
 
@@ -23,6 +24,7 @@ FREE_KEYS = (
     "data.workers",
     "log",
     "mesh",
+    "recovery",
     "train.activation_checkpointing",
     "train.microbatch_tokens",
     "train.price_per_gpu_hour",
@@ -74,6 +76,7 @@ def pretraining(model: BertConfig) -> ConfigDict:
             },
             "checkpoint": {"every": "1000ba", "keep": 2},
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1},  # devices along each axis
+            "recovery": recovery.settings(max_rollbacks=3, spike=10.0),
             "log": {"every": 10, "wandb_project": placeholder(str)},
         }
     )
@@ -188,6 +191,8 @@ SHARED_RANGES = {
     "optimizer.warmup": (0, 1, True),
     "optimizer.final_fraction": (0, math.inf, True),
     "checkpoint.keep": (1, math.inf, True),
+    "recovery.max_rollbacks": (0, math.inf, True),
+    "recovery.spike": (0, math.inf, True),
     "log.every": (1, math.inf, True),
 }
 _RANGES = {

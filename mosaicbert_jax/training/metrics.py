@@ -9,6 +9,7 @@ import os
 import pathlib
 import sys
 import time
+from collections.abc import Callable
 from typing import Any, Self
 
 import tensorboardX
@@ -23,6 +24,7 @@ METRICS_FILE = "metrics.jsonl"
 # Kinds of events. A checkpoint is written while training goes on, so that a row can only say that
 # saving has begun; a run that goes on from an earlier one drops the row.
 STARTED, RESUMED, SAVING, STOPPED, FINISHED = "started", "resumed", "saving", "stopped", "finished"
+ROLLED_BACK = "rolled back"  # its step is the one that the run went back to
 
 
 class MetricsWriter:
@@ -34,19 +36,29 @@ class MetricsWriter:
     """
 
     def __init__(self, workdir: pathlib.Path, config: ConfigDict, *, step: int):
-        path = workdir / METRICS_FILE
+        self._workdir = workdir
+        # A rollback to this very step comes again, as all that follows from its checkpoint.
+        self._open(step, lambda row: row["step"] < step or row.get("event") != ROLLED_BACK)
+        self._wandb = _start_wandb(workdir, config) if config.log.wandb_project else None
+
+    def _open(self, step: int, is_kept: Callable[[dict[str, Any]], bool]) -> None:
+        path = self._workdir / METRICS_FILE
         if path.exists():
+            lines = path.read_text(errors="replace").splitlines()
             kept = [
-                line
-                for line in path.read_text(errors="replace").splitlines()
-                if is_row_until(line, step)
+                line for line in lines if is_row_until(line, step) and is_kept(json.loads(line))
             ]
             write_atomically(path, "".join(line + "\n" for line in kept))
         self._file = path.open("a", buffering=1)
         self._tensorboard = tensorboardX.SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=step + 1
+            str(self._workdir / "tensorboard"), purge_step=step + 1
         )
-        self._wandb = _start_wandb(workdir, config) if config.log.wandb_project else None
+
+    def rewind(self, step: int) -> None:
+        """Drops the rows past `step`, to which the run has gone back."""
+        self._file.close()
+        self._tensorboard.close()
+        self._open(step, lambda row: True)
 
     def __enter__(self) -> Self:
         return self
@@ -73,7 +85,7 @@ class MetricsWriter:
         if self._wandb:
             self._wandb.log(numbers, step=row["step"])
 
-    def event(self, step: int, kind: str, **details: str) -> None:
+    def event(self, step: int, kind: str, **details: str | int) -> None:
         """Adds what has happened after `step`, and when, to metrics.jsonl alone."""
         now = datetime.datetime.now(datetime.UTC)
         row = {"step": step, "event": kind, "time": now.strftime("%Y-%m-%dT%H:%M:%SZ"), **details}

@@ -1,6 +1,5 @@
 """Turns what the steps compute into rows and a progress bar, one step behind the device."""
 
-import math
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -8,17 +7,22 @@ from typing import Any
 import jax
 
 from mosaicbert_jax.data.pipeline import Batch
-from mosaicbert_jax.errors import UserError
+from mosaicbert_jax.training.checkpoints import Restored
 from mosaicbert_jax.training.durations import Progress
 from mosaicbert_jax.training.metrics import MetricsWriter, ProgressBar
+from mosaicbert_jax.training.recovery import Diverged
 from mosaicbert_jax.training.run import Run
 
 
 class Reporter:
     """Reads the metrics of step n - 1 when step n has been dispatched, so no device waits for it.
 
+    Attributes:
+      health: after the last step that was reported.
+
     Args:
       writer: of the process that writes.
+      start: from where the run goes on.
       peak: FLOP/s of all devices together, the denominator of MFU.
     """
 
@@ -27,7 +31,7 @@ class Reporter:
         run: Run,
         writer: MetricsWriter | None,
         bar: ProgressBar,
-        progress: Progress,
+        start: Restored,
         peak: float,
     ):
         self._run = run
@@ -36,7 +40,8 @@ class Reporter:
         self._pending: tuple[Progress, Batch, float, dict[str, jax.Array]] | None = None
         self._overflowed = 0
         self._parameters = run.parameters
-        self._row_progress, self._row_time, self._row_slots = progress, time.monotonic(), 0
+        self.health = start.health
+        self._row_progress, self._row_time, self._row_slots = start.progress, time.monotonic(), 0
         self._row_waited = 0.0
         self._peak = peak
         self._token_flops = run.token_flops
@@ -72,7 +77,7 @@ class Reporter:
         """Reports the last step, waiting for it.
 
         Raises:
-          UserError: its loss or gradient norm is not finite; names the step.
+          Diverged: training cannot go on from its loss.
         """
         if self._pending is None:
             return
@@ -82,16 +87,13 @@ class Reporter:
         run = self._run
         self._row_slots += batch.slots
         self._overflowed += batch.overflowed or 0
-        bad = [name for name in ("loss", "grad_norm") if not math.isfinite(metrics[name])]
+        complaint = self.health.complaint(metrics, run.config.recovery)
         due = progress.step % run.config.log.every == 0 or progress.step == 1
-        if due or bad or run.share(progress) >= 1.0:
+        if due or complaint or run.share(progress) >= 1.0:
             self._write(progress, batch, learning_rate, metrics)
-        if bad:
-            raise UserError(
-                f"step {progress.step}: {' and '.join(bad)} not finite; the same command would "
-                "stop there again. The last checkpoint is untouched: start from it in a new "
-                "workdir with --config.init_from and a lower optimizer.learning_rate"
-            )
+        if complaint:
+            raise Diverged(complaint, progress, batch.position)
+        self.health = self.health.after(metrics["loss"])
 
     def _write(
         self, progress: Progress, batch: Batch, learning_rate: float, metrics: dict[str, float]

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from mosaicbert_jax.data.pipeline import Position
 from mosaicbert_jax.training import checkpoints
 from mosaicbert_jax.training.durations import Progress
+from mosaicbert_jax.training.recovery import Health
 from mosaicbert_jax.training.run import Run
 from mosaicbert_jax.training.step import TrainState
 
@@ -28,4 +29,5 @@ def fresh_start(run: Run) -> checkpoints.Restored:
     params = run.initial_params(abstract.params)
     optimizer_state = jax.jit(run.optimizer.init, out_shardings=everywhere.optimizer_state)(params)
     step = jax.device_put(jnp.zeros((), jnp.int32), everywhere.step)
-    return checkpoints.Restored(TrainState(params, optimizer_state, step), Progress(), Position())
+    state = TrainState(params, optimizer_state, step)
+    return checkpoints.Restored(state, Progress(), Position(), Health())

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 import pickle
 import resource
 import shutil
@@ -215,6 +216,19 @@ def test_damaged_metadata(tmp_path, text, message):
     (tmp_path / "dataset.json").write_text(text)
     with pytest.raises(UserError, match=message):
         TokenDataset(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["file", "name"])
+def test_no_file_outside_of_the_folder_is_read(tmp_path, sequences, key):
+    write_data_set(tmp_path / "set", sequences, shard_tokens=333)
+    record = json.loads((tmp_path / "set" / "dataset.json").read_text())
+    named = record["tokenizer"] if key == "file" else record["splits"]["train"]["shards"][0]
+    for elsewhere in (f"../set/{named[key]}", f"{tmp_path}/set/{named[key]}", ".."):
+        (tmp_path / "set" / "dataset.json").write_text(
+            json.dumps(record).replace(json.dumps(named[key]), json.dumps(elsewhere), 1)
+        )
+        with pytest.raises(UserError, match="is not the name of a file of this folder"):
+            DatasetMetadata.load(tmp_path / "set")
 
 
 def test_many_shards_raise_the_limit_on_open_files(monkeypatch):

@@ -17,8 +17,10 @@ from mosaicbert_jax.data.dataset import DatasetMetadata
 from mosaicbert_jax.data.pipeline import Position
 from mosaicbert_jax.prediction import FillMask
 from mosaicbert_jax.training import checkpoints, workdir
+from mosaicbert_jax.training.checkpoints import Restored
 from mosaicbert_jax.training.durations import Progress
 from mosaicbert_jax.training.pretraining import Pretraining
+from mosaicbert_jax.training.recovery import Health
 from mosaicbert_jax.training.start import starting_point
 from mosaicbert_jax.training.step import TrainState
 from tests.interop.model_cases import SMALL, assert_same_parameters, random_model
@@ -67,7 +69,7 @@ def run(dataset, tmp_path_factory):
             params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
             state = TrainState(params, jax.jit(run.optimizer.init)(params), jnp.asarray(step))
             progress = Progress(step=step, sequences=25 * step, tokens=1000 * step)
-            store.save(state, progress, Position(), run.record)
+            store.save(Restored(state, progress, Position(), Health()), run.record)
     rows = [{"step": step, "loss": 5.0} for step in range(1, 5)]
     rows += [{"step": 3, **EVALUATION}, {"step": 5, **EVALUATION, "eval_loss": 1.0}]
     rows += [{"step": 4, **EVALUATION, "eval_loss": None}]  # what was not finite

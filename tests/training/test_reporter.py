@@ -5,14 +5,18 @@ import types
 import jax.numpy as jnp
 import pytest
 
-from mosaicbert_jax import BertConfig, UserError
+from mosaicbert_jax import BertConfig
+from mosaicbert_jax.data.pipeline import Position
 from mosaicbert_jax.training import reporter as reporters
+from mosaicbert_jax.training.checkpoints import Restored
 from mosaicbert_jax.training.configuration import pretraining
 from mosaicbert_jax.training.durations import Progress
 from mosaicbert_jax.training.flops import model_flops_per_token
+from mosaicbert_jax.training.recovery import Diverged, Health
 from mosaicbert_jax.training.step import MASKED_LM
 
 PEAK = 1e12
+START = Restored(None, Progress(), Position(), Health())
 
 
 class Recorder:
@@ -46,12 +50,14 @@ def recorder(monkeypatch):
         share=lambda progress: 0.5,
     )
     recorder = Recorder()
-    recorder.reporter = reporters.Reporter(run, recorder, recorder, Progress(), PEAK)
+    recorder.reporter = reporters.Reporter(run, recorder, recorder, START, PEAK)
     return recorder
 
 
 def dispatch(recorder, step, loss=5.0):
-    batch = types.SimpleNamespace(tokens=2000, sequences=20, slots=2048, overflowed=3)
+    batch = types.SimpleNamespace(
+        tokens=2000, sequences=20, slots=2048, overflowed=3, position=Position(0, 0, step)
+    )
     metrics = {name: jnp.float32(loss) for name in ("loss", "masked_accuracy", "grad_norm")}
     progress = Progress(step, sequences=20 * step, tokens=2000 * step, seconds=float(step))
     recorder.reporter.dispatched(progress, batch, 1e-4, metrics)
@@ -96,9 +102,7 @@ def test_an_evaluation_within_a_row_is_left_out_of_its_speed(recorder):
 def test_the_share_of_a_row_that_was_waited_for_data(recorder, monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(reporters.time, "monotonic", lambda: clock[0])
-    recorder.reporter = reporters.Reporter(
-        recorder.reporter._run, recorder, recorder, Progress(), PEAK
-    )
+    recorder.reporter = reporters.Reporter(recorder.reporter._run, recorder, recorder, START, PEAK)
 
     def late():
         for seconds in (1.0, 0.5, 0.25, 2.0, 0.0):
@@ -117,9 +121,12 @@ def test_the_share_of_a_row_that_was_waited_for_data(recorder, monkeypatch):
     ]
 
 
-def test_not_finite_is_an_error_of_its_step(recorder):
+def test_not_finite_ends_at_its_step(recorder):
     dispatch(recorder, 1)
     dispatch(recorder, 3, loss=float("nan"))
-    with pytest.raises(UserError, match="step 3: loss and grad_norm not finite"):
+    with pytest.raises(Diverged, match="step 3: loss and grad_norm not finite") as raised:
         dispatch(recorder, 4)
     assert recorder.rows[-1]["step"] == 3
+    assert raised.value.position == Position(0, 0, 3)  # where the data goes on behind it
+    assert raised.value.progress.step == 3
+    assert recorder.reporter.health.losses == 1
