@@ -269,7 +269,7 @@ command.main()
 
 def test_a_hang_is_told_and_ended_if_asked_for(dataset, tmp_path):
     line = run_train(
-        tmp_path / "run", dataset, "recovery.hang_seconds=8", "recovery.exit_on_hang=True",
+        tmp_path / "run", dataset, "recovery.hang_seconds=20", "recovery.exit_on_hang=True",
         "train.duration=2ba",
     )  # fmt: skip
     done = run_process([line[0], "-c", STUCK, *line[1:]], timeout=240)
