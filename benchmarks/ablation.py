@@ -28,6 +28,7 @@ from benchmarks.comparison import (
     jobs,
     mean_and_range,
     prepare,
+    read_command,
     run,
     step_seconds,
     variant_config,
@@ -36,10 +37,10 @@ from benchmarks.preparation import processor
 from configs.ablation import NUMERICS, OFF, WHOLE_LAST_LAYER
 from mosaicbert_jax.data.preparation import PrepareOptions
 from mosaicbert_jax.data.preparation import prepare as prepare_text
-from mosaicbert_jax.errors import UserError, explained
+from mosaicbert_jax.errors import explained
 from mosaicbert_jax.modeling.layers import gather_columns
 from mosaicbert_jax.modeling.loss import masked_lm_loss
-from mosaicbert_jax.training import checkpoints, command, workdir
+from mosaicbert_jax.training import checkpoints, workdir
 from mosaicbert_jax.training.pretraining import Pretraining
 from mosaicbert_jax.training.step import MASKED_LM
 
@@ -217,12 +218,7 @@ def draw(config: ConfigDict, found: Found, path: pathlib.Path) -> None:
 
 def main() -> None:
     with explained("interrupted; the same command goes on"):
-        output = [word for word in sys.argv if word.startswith("--output=")]
-        config, folder, rest = command.read([word for word in sys.argv if word not in output])
-        if config is None or folder is None or rest:
-            raise UserError(f"{' '.join(rest)} is not understood; {__doc__}")
-        target = pathlib.Path(output[0].partition("=")[2] if output else "benchmarks/ablation")
-        folder = pathlib.Path(folder)
+        config, folder, target = read_command(sys.argv, "benchmarks/ablation")
         prepare_lengths(config, folder)
         seconds = step_seconds(config, folder, prepare_variant)
         jax.config.update("jax_compilation_cache_dir", str((folder / "compiled").absolute()))

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from mosaicbert_jax.data.pipeline import Position
 from mosaicbert_jax.errors import UserError
 from mosaicbert_jax.files import write_atomically
-from mosaicbert_jax.training import loop, sharding, workdir
+from mosaicbert_jax.training import command, loop, sharding, workdir
 from mosaicbert_jax.training.durations import Duration, Progress
 from mosaicbert_jax.training.host_memory import keep_freed_memory
 from mosaicbert_jax.training.pretraining import Pretraining
@@ -64,6 +64,23 @@ class StepSeconds:
 
     seconds: dict[str, float]
     machine: str
+
+
+def read_command(
+    words: Sequence[str], output: str
+) -> tuple[ConfigDict, pathlib.Path, pathlib.Path]:
+    """The config, the workdir, and where results go, without an ending; `output` by default.
+
+    Raises:
+      UserError: see `command.read`; or something is missing or too much.
+    """
+    mark = "--output="
+    config, folder, rest = command.read([word for word in words if not word.startswith(mark)])
+    if config is None or folder is None or rest:
+        extra = f"; {' '.join(rest)} is not understood" if rest else ""
+        raise UserError(f"give --config=FILE, --workdir=DIR and --config.data.path=DIR{extra}")
+    outputs = [word.removeprefix(mark) for word in words if word.startswith(mark)]
+    return config, pathlib.Path(folder), pathlib.Path(outputs[-1] if outputs else output)
 
 
 def jobs(config: ConfigDict) -> list[Job]:
@@ -157,10 +174,14 @@ def variant_config(config: ConfigDict, job: Job) -> ConfigDict:
 
 def steps_of(budget: str, step_seconds: float | None) -> str:
     """A duration in steps."""
-    duration = Duration.parse(budget, key="budgets")
-    if not duration.is_time:
+    if not Duration.parse(budget, key="budgets").is_time:
         return budget
-    return f"{max(1, round(1 / duration.count(Progress(seconds=step_seconds), 1)))}ba"
+    return f"{max(1, round(seconds_of(budget) / step_seconds))}ba"
+
+
+def seconds_of(budget: str) -> float:
+    """Of a budget of time."""
+    return 1 / Duration.parse(budget, key="budgets").count(Progress(seconds=1.0), 1)
 
 
 def run(

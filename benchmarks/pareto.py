@@ -26,16 +26,16 @@ from benchmarks.comparison import (
     jobs,
     mean_and_range,
     prepare,
+    read_command,
     run,
+    seconds_of,
     step_seconds,
     variant_config,
 )
 from benchmarks.preparation import processor
-from mosaicbert_jax.errors import UserError, explained
+from mosaicbert_jax.errors import explained
 from mosaicbert_jax.finetuning.finetuning import finetune
 from mosaicbert_jax.finetuning.suite import run_suite
-from mosaicbert_jax.training import command
-from mosaicbert_jax.training.durations import Duration
 
 Found = dict[Job, dict[str, Any]]
 LABELS = {"mosaicbert": "MosaicBERT", "bert": "BERT"}
@@ -100,7 +100,7 @@ def curves(config: ConfigDict, found: Found) -> list[dict[str, Any]]:
     return [
         {
             "model": LABELS[variant],
-            "seconds": _seconds(budget),
+            "seconds": seconds_of(budget),
             **{key: by_seed(found, variant, budget, key) for key in keys},
         }
         for variant in LABELS
@@ -139,23 +139,11 @@ def draw(records: list[dict[str, Any]], path: pathlib.Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def _seconds(budget: str) -> float:
-    duration = Duration.parse(budget, key="budgets")
-    return duration.amount * {"s": 1.0, "m": 60.0, "h": 3600.0}[duration.unit]
-
-
 def main() -> None:
     with explained("interrupted; the same command goes on"):
-        output = [word for word in sys.argv if word.startswith("--output=")]
-        words = [word for word in sys.argv if word not in output]
-        config, folder, rest = command.read(words)
-        if config is None or folder is None or rest:
-            raise UserError(f"{' '.join(rest)} is not understood; {__doc__}")
-        target = pathlib.Path(output[0].partition("=")[2] if output else "benchmarks/pareto")
-        folder = pathlib.Path(folder)
-        cache = folder / "compiled"
+        config, folder, target = read_command(sys.argv, "benchmarks/pareto")
         seconds = step_seconds(config, folder, prepare)
-        jax.config.update("jax_compilation_cache_dir", str(cache.absolute()))
+        jax.config.update("jax_compilation_cache_dir", str((folder / "compiled").absolute()))
         after = functools.partial(finetuned, config)
         for found in run(jobs(config), config, folder, seconds, after=after):
             records = curves(config, found)

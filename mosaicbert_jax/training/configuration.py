@@ -246,6 +246,9 @@ def check_values(config: ConfigDict, ranges: dict[str, tuple[float, float, bool]
     price = config.train.price_per_gpu_hour
     if price is not None and not 0 < price < math.inf:
         raise UserError(f"train.price_per_gpu_hour={price} must be above 0, in dollars")
+    hang = config.recovery.hang_seconds
+    if hang is not None and not 0 < hang < math.inf:
+        raise UserError(f"recovery.hang_seconds={hang} must be above 0, or not set")
     for key in _DURATIONS:
         if price is None and Duration.parse(value(key), key=key).unit == "usd":
             raise UserError(f"{key}={value(key)} needs train.price_per_gpu_hour, in dollars")

@@ -172,6 +172,11 @@ def test_the_spread_that_a_loss_is_judged_by():
     assert Health.from_dict(json.loads(json.dumps(health.to_dict()))) == health
 
 
+def test_a_watchdog_that_never_waits_is_refused(dataset, tmp_path, capsys):
+    assert train(tmp_path / "run", dataset, "recovery.hang_seconds=0.0") == 2
+    assert "recovery.hang_seconds=0.0 must be above 0, or not set" in capsys.readouterr().err
+
+
 def shorten(path):
     path.write_bytes(path.read_bytes()[:-1])
 
