@@ -120,7 +120,8 @@ def test_interrupted_runs_end_with_the_same_bits(run, origin, data, tmp_path, ca
     assert numbers[0] == numbers[1]
 
 
-ONE_STEP = (*SHORT, "train.duration=1ba")  # at learning rate 0: the weights are those of the start
+# At learning rate 0: the weights are those of the start.
+ONE_STEP = (*SHORT, "train.duration=1ba", "eval.batch_size=8")
 
 
 def started(folder, origin, data, *overrides):
@@ -171,7 +172,8 @@ def test_regression(origin, tmp_path):
     texts = sentences(120)
     data = write_csv(tmp_path / "x.csv", [(t, 1.0 if y == "good" else -1.0) for t, y in texts])
     folder = tmp_path / "run"
-    settings = ("task=regression", "train.duration=6ep")
+    # In rows that hold all of a batch: one shape to compile.
+    settings = ("task=regression", "train.duration=6ep", "data.max_seq_len=96")
     assert finetune(folder, origin, data, *SHORT, *settings) == 0
     scores = json.loads((folder / "results.json").read_text())["scores"]
     assert set(scores) == {"loss", "pearson", "spearman", "mean_absolute_error"}

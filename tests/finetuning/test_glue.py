@@ -5,17 +5,21 @@ import itertools
 import json
 import pathlib
 
+import jax.numpy as jnp
 import pytest
 
 from mosaicbert_jax import UserError
+from mosaicbert_jax.data.pipeline import Position
 from mosaicbert_jax.finetuning import glue
 from mosaicbert_jax.finetuning.configuration import glue as glue_config
 from mosaicbert_jax.finetuning.suite import origin_of, summary, table
-from tests.conftest import run_train
-from tests.finetuning.cases import finetune, metric_rows, pretrained
+from mosaicbert_jax.training import checkpoints
+from mosaicbert_jax.training.durations import Progress
+from mosaicbert_jax.training.recovery import Health
+from mosaicbert_jax.training.step import TrainState
+from tests.finetuning.cases import finetune, metric_rows, params_of, pretrained
 from tests.finetuning.glue_files import DEV, TEST, TRAIN, real_sentences, write_glue
 from tests.training.test_data_settings import interrupted_at
-from tests.training.test_pretrain import call
 
 NAMES = tuple(glue.TASKS)
 
@@ -247,13 +251,18 @@ def other_settings_and_tasks_are_refused(run, capsys):
 
 def test_quality_against_pretraining_time(folder, dataset, tmp_path, capsys):
     """One suite for each checkpoint of a run, in the order given."""
-    origin = tmp_path / "origin"
-    assert call(run_train(origin, dataset, "checkpoint.every=1ba", "train.duration=2ba")[1:]) == 0
+    origin = pretrained(tmp_path / "origin", dataset)
+    params = params_of(checkpoints.load_model(origin))
+    with checkpoints.Checkpoints(origin, keep=2) as store:
+        for step in (1, 2):
+            state = TrainState(params, params, jnp.int32(step))
+            progress = Progress(step=step, tokens=100 * step)
+            store.save(checkpoints.Restored(state, progress, Position(), Health()), {})
     settings = (*QUICK, "tasks=cola", "init_from_steps=(1, 2)")
     assert finetune(tmp_path / "curve", origin, folder, *settings, config="glue") == 0
     found = json.loads((tmp_path / "curve" / "results.json").read_text())["steps"]
     assert [row["step"] for row in found] == [1, 2]
-    assert 0 < found[0]["tokens"] < found[1]["tokens"]
+    assert [row["tokens"] for row in found] == [100, 200]
     for row in found:
         suite = tmp_path / "curve" / f"step-{row['step']}"
         config = json.loads((suite / "cola" / "19" / "config.json").read_text())["config"]
