@@ -52,5 +52,6 @@ def explained(on_interrupt: str) -> Iterator[None]:
 
 
 def _end(line: str, status: int) -> None:
-    print(line, file=sys.stderr)
+    # One, whatever the names and values in it hold.
+    print(" ".join(line.splitlines()), file=sys.stderr)
     sys.exit(status)

@@ -38,8 +38,21 @@ def gradient_of_kernel(
     """Of `matmul`, in the dtype asked for: the kernel's."""
     x_NI = x_BLI.reshape(-1, x_BLI.shape[-1])
     d_out_NO = d_out_BLO.reshape(x_NI.shape[0], *d_out_BLO.shape[x_BLI.ndim - 1 :])
-    return jax.lax.dot_general(
-        x_NI, d_out_NO, (((0,), (0,)), ((), ())), preferred_element_type=dtype
+
+    def product(x_NI, d_out_NO):
+        return jax.lax.dot_general(
+            x_NI, d_out_NO, (((0,), (0,)), ((), ())), preferred_element_type=dtype
+        )
+
+    if x_NI.dtype == dtype:
+        return product(x_NI, d_out_NO)
+    # XLA's CPU compiler may leave a product of bfloat16 with a float32 result, which its runtime
+    # then refuses. Converted before, it is the same product.
+    return jax.lax.platform_dependent(
+        x_NI,
+        d_out_NO,
+        cpu=lambda x_NI, d_out_NO: product(x_NI.astype(dtype), d_out_NO.astype(dtype)),
+        default=product,
     )
 
 

@@ -19,17 +19,19 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int, Integer
+from jaxtyping import Bool, Int, Integer
 
 from mosaicbert_jax.errors import UserError
 
 FORMAT_VERSION = 1
 METADATA_FILE = "dataset.json"
+_DIGEST = "digest"  # in it, of all else in it
+MAX_VOCAB_SIZE = 2**24  # entries; more is a slip, for which libraries would ask too much memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,27 +135,30 @@ class DatasetMetadata:
                 f"{path}: format_version is {version!r} and this release reads {FORMAT_VERSION}; "
                 "prepare the data set again"
             )
+        digest = record.pop(_DIGEST, None)  # earlier releases wrote none
         try:
-            return cls(folder=Path(folder), **_typed_fields(record))
-        except (KeyError, TypeError, AttributeError) as error:
+            found = cls(folder=Path(folder), **_typed_fields(record))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise _damaged(path, f"{type(error).__name__}: {error}") from None
+        if digest is not None and digest != found.digest:
+            raise _damaged(path, "it is not what its own digest says")
+        return found
 
     def to_json(self) -> str:
         """The text of dataset.json: keys sorted, so that equal data sets have equal bytes."""
-        record = {
+        return _canonical({**self._record(), _DIGEST: self.digest})
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the rest of dataset.json, which holds the digests of all other files."""
+        return hashlib.sha256(_canonical(self._record()).encode()).hexdigest()
+
+    def _record(self) -> dict[str, Any]:
+        return {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
             if field.name != "folder"
         }
-        text = json.dumps(
-            record, default=dataclasses.asdict, indent=2, sort_keys=True, ensure_ascii=False
-        )
-        return text + "\n"
-
-    @property
-    def digest(self) -> str:
-        """sha256 of the canonical dataset.json, which holds the digests of all other files."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     @property
     def vocab_size(self) -> int:
@@ -172,6 +177,13 @@ class DatasetMetadata:
         return self.folder / self.tokenizer.file
 
 
+def _canonical(record: dict[str, Any]) -> str:
+    text = json.dumps(
+        record, default=dataclasses.asdict, indent=2, sort_keys=True, ensure_ascii=False
+    )
+    return text + "\n"
+
+
 def _typed_fields(record: dict[str, Any]) -> dict[str, Any]:
     """The JSON objects of dataset.json as the dataclasses above; a wrong key is a TypeError."""
     fields = dict(record)
@@ -185,11 +197,31 @@ def _typed_fields(record: dict[str, Any]) -> dict[str, Any]:
         name: SplitRecord(**{**split, "shards": tuple(ShardRecord(**s) for s in split["shards"])})
         for name, split in fields["splits"].items()
     }
+    records = [fields["tokenizer"], fields["tokenizer"].special_token_ids, *fields["sources"]]
+    for split in fields["splits"].values():
+        records += [split, *split.shards]
+    for record in records:
+        _check_types(record)
+    tokenizer = fields["tokenizer"]
+    entries = (tokenizer.vocab_size, tokenizer.padded_vocab_size, MAX_VOCAB_SIZE)
+    ids = dataclasses.astuple(tokenizer.special_token_ids)
+    if sorted(entries) != list(entries) or max(ids) >= tokenizer.vocab_size:
+        raise TypeError("the tokenizer's sizes do not fit each other")
     shards = (shard.name for split in fields["splits"].values() for shard in split.shards)
     for name in (fields["tokenizer"].file, *shards):
         if name in (".", "..") or Path(name).name != name:
             raise TypeError(f"{name!r} is not the name of a file of this folder")
     return fields
+
+
+def _check_types(record: Any) -> None:
+    """Raises TypeError for a text that is a number, or a number that is none or below 0."""
+    for field in dataclasses.fields(record):
+        value = getattr(record, field.name)
+        if field.type is int and (type(value) is not int or value < 0):
+            raise TypeError(f"{field.name} is not a whole number from 0 on")
+        if field.type is str and type(value) is not str:
+            raise TypeError(f"{field.name} is not a text")
 
 
 def token_dtype(padded_vocab_size: int) -> np.dtype:
@@ -202,6 +234,17 @@ class TokenDataset:
 
     Copies that are sent to worker processes open the files again.
 
+    Args:
+      folder: of the data set.
+      split: which of its parts.
+      without: names of shards that are left out, as they are damaged. Their sequences keep their
+        indices, and `is_there` tells them apart.
+
+    Attributes:
+      metadata: what dataset.json says.
+      without: as given.
+      missing: how many sequences are left out.
+
     Raises:
       UserError: no data set, no such split, or a file that is missing or of another size than
         dataset.json says; the message names the file.
@@ -209,8 +252,11 @@ class TokenDataset:
 
     metadata: DatasetMetadata
 
-    def __init__(self, folder: str | os.PathLike, split: str = "train"):
+    def __init__(
+        self, folder: str | os.PathLike, split: str = "train", without: Collection[str] = ()
+    ):
         self.metadata = DatasetMetadata.load(folder)
+        self.without = frozenset(without)
         self._split = split
         if split not in self.metadata.splits:
             raise UserError(
@@ -222,7 +268,13 @@ class TokenDataset:
         dtype = token_dtype(self.metadata.padded_vocab_size)
         self._tokens: list[np.ndarray] = []
         self._offsets: list[np.ndarray] = []
+        self._is_there = np.array([shard.name not in self.without for shard in shards], bool)
+        self.missing = sum(shard.sequences for shard in shards if shard.name in self.without)
         for shard in shards:
+            if shard.name in self.without:
+                self._tokens.append(np.empty(0, dtype))
+                self._offsets.append(np.empty(0, np.uint64))
+                continue
             tokens_path, offsets_path = shard_paths(self.metadata.folder, shard.name)
             self._tokens.append(_map_array(tokens_path, dtype, shard.tokens))
             self._offsets.append(_map_array(offsets_path, np.dtype(np.uint64), shard.sequences + 1))
@@ -236,12 +288,19 @@ class TokenDataset:
 
     def __reduce__(self):
         # Pickling a memory map would copy its contents.
-        return TokenDataset, (self.metadata.folder, self._split)
+        return TokenDataset, (self.metadata.folder, self._split, self.without)
+
+    def is_there(self, indices_S: Integer[np.ndarray, "S"]) -> Bool[np.ndarray, "S"]:
+        """Which sequences are in shards that are not left out. No index may be outside."""
+        if not self.missing:
+            return np.ones(len(indices_S), bool)
+        return self._is_there[np.searchsorted(self._starts, indices_S, side="right") - 1]
 
     def lengths(self, indices_S: Integer[np.ndarray, "S"]) -> Int[np.ndarray, "S"]:
         """The number of tokens of each sequence, int32[S], [CLS] and [SEP] included.
 
-        Reads offsets alone. Raises IndexError for an index outside 0 … len - 1.
+        Reads offsets alone. Raises IndexError for an index outside 0 … len - 1, or of a sequence
+        that is left out.
         """
         return self._locate(indices_S)[1].astype(np.int32)
 
@@ -277,25 +336,6 @@ class TokenDataset:
             )
         return tokens_T, lengths_S.astype(np.int32)
 
-    def verify(self) -> None:
-        """Read every file of this split, and the tokenizer, and compare the digests.
-
-        Raises:
-          UserError: a file is damaged; the message names it.
-        """
-        expected = {self.metadata.tokenizer_path: self.metadata.tokenizer.sha256}
-        for shard in self.metadata.splits[self._split].shards:
-            tokens_path, offsets_path = shard_paths(self.metadata.folder, shard.name)
-            expected |= {tokens_path: shard.tokens_sha256, offsets_path: shard.offsets_sha256}
-        for path, sha256 in expected.items():
-            try:
-                with path.open("rb") as file:
-                    found = hashlib.file_digest(file, "sha256").hexdigest()
-            except FileNotFoundError:
-                raise _damaged(path, "it is missing") from None
-            if found != sha256:
-                raise _damaged(path, "its sha256 is not the one in dataset.json")
-
     def _locate(
         self, indices_S: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, list[tuple[int, np.ndarray]]]:
@@ -316,7 +356,18 @@ class TokenDataset:
             local = indices_S[chosen] - self._starts[shard]
             begins_S[chosen] = self._offsets[shard][local]
             ends_S[chosen] = self._offsets[shard][local + 1]
+            self._check_spans(shard, begins_S[chosen], ends_S[chosen])
         return begins_S, ends_S - begins_S, by_shard
+
+    def _check_spans(self, shard: int, begins_S: np.ndarray, ends_S: np.ndarray) -> None:
+        """Raises UserError for offsets that no whole shard has."""
+        lengths_S = ends_S - begins_S
+        longest = self.metadata.max_seq_len
+        tokens = len(self._tokens[shard])
+        if (lengths_S < 1).any() or (lengths_S > longest).any() or (ends_S > tokens).any():
+            name = self.metadata.splits[self._split].shards[shard].name
+            path = shard_paths(self.metadata.folder, name)[1]
+            raise _damaged(path, f"it has sequences of no or more than {longest} tokens")
 
 
 def shard_paths(folder: Path, name: str) -> tuple[Path, Path]:
@@ -330,8 +381,8 @@ def _map_array(path: Path, dtype: np.dtype, size: int) -> np.ndarray:
         file_bytes = path.stat().st_size
     except FileNotFoundError:
         raise _damaged(path, "it is missing") from None
-    except (ValueError, EOFError) as error:
-        raise _damaged(path, str(error)) from None
+    except Exception as error:  # its header is read as Python, which fails in many ways
+        raise _damaged(path, f"it cannot be read as an array ({type(error).__name__})") from None
     if array.dtype != dtype or array.shape != (size,) or file_bytes != array.offset + array.nbytes:
         raise _damaged(
             path, f"it holds {array.dtype}{list(array.shape)}, dataset.json says {dtype}[{size}]"

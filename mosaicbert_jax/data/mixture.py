@@ -2,11 +2,12 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int, Int64, Integer
+from jaxtyping import Bool, Int, Int64, Integer
 
 from mosaicbert_jax.data.dataset import DatasetMetadata, TokenDataset
 from mosaicbert_jax.data.masking import ORDER_BITS
@@ -60,15 +61,25 @@ class Mixture:
         self._starts = np.cumsum([0, *sizes])
 
     @classmethod
-    def open(cls, shares: Sequence[tuple[str, float]]) -> "Mixture":
+    def open(
+        cls,
+        shares: Sequence[tuple[str, float]],
+        without: Mapping[Path, Collection[str]] | None = None,
+    ) -> "Mixture":
         """The training splits of some folders, each with its weight.
+
+        Args:
+            shares: a folder and its weight each.
+            without: by folder, shards to leave out; see `TokenDataset`.
 
         Raises:
             UserError: as the class and `TokenDataset`, and for a share that is no sequence at all.
         """
-        folders = [folder for folder, _ in shares]
+        folders = [Path(folder) for folder, _ in shares]
+        without = without or {}
         mixture = cls(
-            [TokenDataset(folder) for folder in folders], [weight for _, weight in shares]
+            [TokenDataset(folder, without=without.get(folder, ())) for folder in folders],
+            [weight for _, weight in shares],
         )
         for folder, places in zip(folders, mixture.places, strict=True):
             if not places:
@@ -81,7 +92,7 @@ class Mixture:
     def held_out(self) -> "Mixture | None":
         """The validation splits of the data sets that have one, with the same weights."""
         found = [
-            (TokenDataset(dataset.metadata.folder, "validation"), weight)
+            (TokenDataset(dataset.metadata.folder, "validation", dataset.without), weight)
             for dataset, weight in zip(self.datasets, self.weights, strict=True)
             if "validation" in dataset.metadata.splits
         ]
@@ -89,6 +100,18 @@ class Mixture:
 
     def __len__(self) -> int:
         return int(self._starts[-1])
+
+    @property
+    def missing(self) -> int:
+        """How many sequences are left out, of all data sets."""
+        return sum(dataset.missing for dataset in self.datasets)
+
+    def is_there(self, indices_S: Integer[np.ndarray, "S"]) -> Bool[np.ndarray, "S"]:
+        """As `TokenDataset.is_there`."""
+        found_S = np.empty(len(indices_S), bool)
+        for dataset, chosen, local in self._by_dataset(indices_S):
+            found_S[chosen] = dataset.is_there(local)
+        return found_S
 
     def lengths(self, indices_S: Integer[np.ndarray, "S"]) -> Int[np.ndarray, "S"]:
         """As `TokenDataset.lengths`."""

@@ -134,8 +134,15 @@ class RowPlanner:
         return -(-len(self.dataset) // self.window_size)
 
     def plan(self, epoch: int, window: int) -> Rows:
-        """The rows of one window; without packing, a row for each sequence."""
+        """The rows of one window; without packing, a row for each sequence.
+
+        Sequences that the data set leaves out make their window shorter, maybe empty, and no other
+        window changes.
+        """
         sequences_S, epochs_S = self._drawn(epoch, window)
+        if self.dataset.missing:
+            is_there_S = self.dataset.is_there(sequences_S)
+            sequences_S, epochs_S = sequences_S[is_there_S], epochs_S[is_there_S]
         lengths_S = np.asarray(self.dataset.lengths(sequences_S))
         if not self.packing:
             starts_R = np.arange(len(sequences_S) + 1)
@@ -165,6 +172,8 @@ class RowPlanner:
         """
         counts_R = np.diff(packed.row_starts_R)
         key = (self.seed, ROW_BITS, epoch, window)
+        if not packed.num_rows:
+            return packed.order_S, packed.row_starts_R
         rank_R = shuffled(np.arange(packed.num_rows), packed.num_rows, *key, 0)
         bits_S = counter_hash(*key, 1, packed.order_S)
         order_S = packed.order_S[np.lexsort((bits_S, np.repeat(rank_R, counts_R)))]

@@ -124,7 +124,7 @@ class PackedBatches(grain.IterDataset):
         _check_rows_per_batch(rows_per_batch, process_index, process_count)
         if window_size < 1:
             raise UserError(f"window_size {window_size}: at least 1 needed; 8192 is the default")
-        if len(dataset) < 1:
+        if len(dataset) - dataset.missing < 1:
             raise UserError("the data set has no sequences: prepare it from a text that has some")
         self._planner = RowPlanner(dataset, row_length, seed, packing, window_size)
         self._epochs = epochs
@@ -219,6 +219,8 @@ class _BatchIterator(grain.DatasetIterator):
         if self._ended(self._position):
             raise StopIteration
         parts, after = self._take(self._position, rows_per_batch)
+        if not parts:  # what was left is left out
+            raise StopIteration
         rows = Rows.joined(parts, rows_per_batch)
         host_rows = self._source._host_rows
         arrays, overflowed = self._source._assembler(rows.part(host_rows.start, host_rows.stop))
@@ -249,6 +251,9 @@ class _BatchIterator(grain.DatasetIterator):
         parts = []
         while rows and not self._ended(position):
             planned = self._plan(position)
+            if position.row >= planned.num_rows:
+                position = self._after(position, position.row, planned.num_rows)
+                continue
             stop = min(planned.num_rows, position.row + rows)
             parts.append(planned.part(position.row, stop))
             rows -= stop - position.row
@@ -272,7 +277,9 @@ class _BatchIterator(grain.DatasetIterator):
                 raise _not_of_this_data(position, f"{self._planner.num_windows} windows an epoch")
             self._planned = (epoch, window, self._planner.plan(epoch, window))
         planned = self._planned[2]
-        if position.row >= planned.num_rows:
+        # Where sequences are left out, a window may have fewer rows than when the position was
+        # saved, or none.
+        if position.row >= planned.num_rows and not self._planner.dataset.missing:
             raise _not_of_this_data(position, f"{planned.num_rows} rows in that window")
         return planned
 

@@ -16,13 +16,12 @@ from jaxtyping import Int
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
 from tokenizers.models import WordPiece
 
-from mosaicbert_jax.data.dataset import SpecialTokenIds
+from mosaicbert_jax.data.dataset import MAX_VOCAB_SIZE, SpecialTokenIds
 from mosaicbert_jax.errors import UserError
 
 # In the order of their ids in a vocabulary trained here, and of SpecialTokenIds' fields.
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MIN_VOCAB_SIZE = 32
-MAX_VOCAB_SIZE = 2**24  # more is a slip, for which the library would ask too much memory
 # Rarer characters become [UNK], as in the vocabularies that Google trained.
 _ALPHABET_LIMIT = 1000
 _MIN_FREQUENCY = 2

@@ -167,6 +167,10 @@ def _tasks(config: ConfigDict) -> list[str]:
             "give a pretrained model with --config.init_from=DIR, and GLUE's folder (or "
             f"{glue.TFDS}) with --config.data.path=DIR"
         )
+    for name in asked:
+        seeds = config.recipes[name].seeds
+        if len(set(seeds)) < len(seeds):
+            raise UserError(f"recipes.{name}.seeds={seeds}: a seed is there twice")
     return [name for name in TASKS if name in asked]
 
 

@@ -58,6 +58,11 @@ class History:
         record = workdir.read(folder)
         if workdir.CONVERTED_FROM in record:
             raise UserError(f"{folder} holds a converted model, and no run to report on")
+        train = record["config"].get("train")
+        if not isinstance(train, dict) or not isinstance(train.get("duration"), str):
+            raise UserError(
+                f"{folder / workdir.CONFIG_FILE} has no train.duration: no run's record"
+            )
         # Before the rows: a run that ends meanwhile is then told by its last row.
         is_going_on = workdir.is_locked(folder)
         rows, unread, written = _read_rows(folder / METRICS_FILE)

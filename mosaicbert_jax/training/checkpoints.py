@@ -14,6 +14,11 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from flax import nnx
+from orbax.checkpoint.checkpoint_managers import (
+    AnyPreservationPolicy,
+    LatestN,
+    PreservationPolicy,
+)
 
 from mosaicbert_jax.data.pipeline import Position
 from mosaicbert_jax.errors import UserError
@@ -40,12 +45,18 @@ logging.getLogger("absl").addFilter(
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-    """What a run needs to go on."""
+    """What a run needs to go on.
+
+    Attributes:
+      due: whether the run would have saved here without having been asked to stop. Rollbacks go
+        back to such checkpoints alone, so that it makes no difference where a run was stopped.
+    """
 
     state: TrainState
     progress: Progress
     position: Position
     health: Health
+    due: bool = True
 
 
 class Checkpoints:
@@ -62,7 +73,9 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: pathlib.Path, *, keep: int, say: Callable[[str], None] = print):
-        self._manager = _manager(workdir, max_to_keep=keep)
+        self._last_due: int | None = None
+        policies = (LatestN(keep), _LastDue(lambda: self._last_due))
+        self._manager = _manager(workdir, preservation_policy=AnyPreservationPolicy(policies))
         self._say = say
         self._saving: int | None = None  # the step whose save has begun and may not have ended
         self._failed: str | None = None  # what went wrong with the last one
@@ -92,6 +105,7 @@ class Checkpoints:
             # is a view of the very buffers that the next step overwrites.
             state = jax.block_until_ready(jax.tree.map(jnp.copy, state))
         self._saving = progress.step
+        last_due = progress.step if point.due else self._last_due
         with self._failure_told():
             self._manager.save(
                 progress.step,
@@ -103,11 +117,13 @@ class Checkpoints:
                             "progress": progress.to_dict(),
                             "position": point.position.to_dict(),
                             "health": point.health.to_dict(),
+                            "last_due": last_due,
                         }
                     ),
                     config=ocp.args.JsonSave(record),
                 ),
             )
+            self._last_due = last_due
 
     def wait(self) -> None:
         """Until all that has been saved is whole.
@@ -145,9 +161,38 @@ class Checkpoints:
                 for unfinished in _unfinished(self._manager.directory):
                     shutil.rmtree(unfinished, ignore_errors=True)
 
-    def restore(self, abstract: TrainState) -> Restored:
-        """The newest checkpoint, laid out as `abstract` (shapes, dtypes, shardings) says."""
+    def restore(self, abstract: TrainState) -> Restored | None:
+        """The newest checkpoint, laid out as `abstract` (shapes, dtypes, shardings) says.
+
+        None if there is none.
+        """
         step = self.latest_step
+        return None if step is None else self._restore(step, abstract)
+
+    def go_back(self, abstract: TrainState) -> Restored | None:
+        """The last checkpoint that was due, and newer ones deleted; None if none was due yet.
+
+        If it is lost, damaged or was never written, the newest one there is.
+        """
+        self._wait()
+        due = self._last_due
+        if due is not None and self._is_lost(due):
+            self._say(f"The checkpoint of step {due:,} is lost; going back to the newest instead.")
+            return self.restore(abstract)
+        found = None if due is None else self._restore(due, abstract)
+        for step in self._manager.all_steps():
+            if step > (due or 0):
+                self._manager.delete(step)
+        return found
+
+    def _is_lost(self, step: int) -> bool:
+        """Whether a checkpoint is not there, or damaged, as the first process sees it."""
+        is_there = step in self._manager.all_steps()
+        folder = pathlib.Path(self._manager.directory) / str(step)
+        is_lost = not is_there or (hosts.is_first() and digests.damage(folder) is not None)
+        return bool(hosts.agreed(float(is_lost))[0])
+
+    def _restore(self, step: int, abstract: TrainState) -> Restored:
         with _damage_explained(pathlib.Path(self._manager.directory) / str(step)):
             found = self._manager.restore(
                 step,
@@ -158,12 +203,24 @@ class Checkpoints:
                 ),
             )
         completed = jax.device_put(jnp.asarray(step, jnp.int32), abstract.step.sharding)
+        self._last_due = found.progress.get("last_due", step)  # one of before has none
         return Restored(
             TrainState(found.model, found.optimizer, completed),
             Progress.from_dict(found.progress["progress"]),
             Position.from_dict(found.progress["position"]),
-            Health.from_dict(found.progress.get("health", {})),  # one of before has none
+            Health.from_dict(found.progress.get("health", {})),
+            due=self._last_due == step,
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class _LastDue(PreservationPolicy):
+    """Keeps the last checkpoint that was due, however many were saved since."""
+
+    step: Callable[[], int | None]
+
+    def should_preserve(self, checkpoints, *, context):
+        return [info.step == self.step() for info in checkpoints]
 
 
 def _manager(workdir: pathlib.Path, **options: Any) -> ocp.CheckpointManager:

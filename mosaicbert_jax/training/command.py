@@ -1,7 +1,9 @@
 """What train.py does: reads the flags, runs, and says what went wrong in one line."""
 
 import pathlib
+import re
 import sys
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -86,8 +88,9 @@ def read(words: list[str]) -> tuple[ConfigDict | None, str | None, list[str]]:
         config = values.config
         if config is not None and not isinstance(config, ConfigDict):
             config.seed  # noqa: B018  a config file that failed to load raises what went wrong
+        _refuse_whole_groups(words, config)
     except flags.Error as error:
-        raise UserError(str(error)) from error
+        raise UserError(_without_traceback(str(error))) from error
     except SyntaxError as error:
         raise UserError(f"{error.filename}:{error.lineno}: {error.msg}") from error
     except Exception as error:  # whatever the config file or an override of it raises
@@ -95,6 +98,28 @@ def read(words: list[str]) -> tuple[ConfigDict | None, str | None, list[str]]:
     finally:
         sys.argv = command_line
     return config, values.workdir, rest
+
+
+def _refuse_whole_groups(words: list[str], config: ConfigDict | None) -> None:
+    """Raises UserError for an override that takes the place of a group of keys."""
+    for word in words:
+        match = re.match(r"--config\.([\w.]+)=", word)
+        if match and config is not None:
+            value: Any = config
+            for name in match[1].split("."):
+                value = value.get(name) if isinstance(value, ConfigDict) else None
+            if isinstance(value, ConfigDict | dict):
+                raise UserError(f"{match[0]}: this is a group; set its keys one by one")
+
+
+def _without_traceback(text: str) -> str:
+    """One line of an error of a config file, with the place in it that the traceback names last."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    if len(lines) < 2:
+        return text
+    places = re.findall(r'File "([^"]+)", line (\d+)', text)
+    place = f"{':'.join(places[-1])}: " if places else ""
+    return place + lines[-1].strip()
 
 
 def _explain(error: BaseException) -> str:

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import FieldReference, placeholder
 
 from mosaicbert_jax.data.dataset import DatasetMetadata
+from mosaicbert_jax.data.integrity import SKIP, STOP
 from mosaicbert_jax.errors import UserError
 from mosaicbert_jax.modeling.config import BertConfig
 from mosaicbert_jax.training import recovery
@@ -20,6 +21,7 @@ from mosaicbert_jax.training.microbatch import AUTO
 FREE_KEYS = (
     "checkpoint",
     "data.mixture",
+    "data.on_error",
     "data.path",
     "data.workers",
     "log",
@@ -56,6 +58,7 @@ def pretraining(model: BertConfig) -> ConfigDict:
                 "masking_rate": 0.3,
                 "window_size": 8192,  # sequences shuffled and packed together
                 "workers": 0,  # processes that make batches; 0: a thread does
+                "on_error": STOP,  # at damaged shards; SKIP: go on without their sequences
             },
             "optimizer": optimizer_settings(5e-4, weight_decay=1e-5, final_fraction=0.02),
             "train": {
@@ -212,6 +215,8 @@ def check(config: ConfigDict) -> None:
     """Raises UserError for values that no pretraining can have."""
     check_settings(config)
     _check_data(config.data.path, config.data.mixture)
+    if config.data.on_error not in (STOP, SKIP):
+        raise UserError(f"data.on_error={config.data.on_error!r}: choose {STOP!r} or {SKIP!r}")
 
 
 def check_settings(config: ConfigDict) -> None:

@@ -19,8 +19,6 @@ def seal(folder: pathlib.Path) -> None:
 def damage(folder: pathlib.Path, part: str = "") -> str | None:
     """The first thing that is wrong with a folder that was sealed; None: it is whole.
 
-    One without digests, as an earlier version of this package wrote it, is taken for whole.
-
     Args:
       part: a folder in it, whose files alone are looked at; the default is all.
     """
@@ -28,7 +26,7 @@ def damage(folder: pathlib.Path, part: str = "") -> str | None:
     try:
         expected = json.loads(path.read_text())
     except FileNotFoundError:
-        return None
+        return f"{DIGESTS_FILE} is missing"
     except (OSError, ValueError):
         return f"{DIGESTS_FILE} cannot be read"
     if not isinstance(expected, dict):

@@ -10,6 +10,7 @@ import numpy as np
 
 from mosaicbert_jax.data.pipeline import Batch
 from mosaicbert_jax.errors import Interrupted, UserError
+from mosaicbert_jax.files import write_atomically
 from mosaicbert_jax.training import (
     checkpoints,
     flops,
@@ -36,7 +37,7 @@ from mosaicbert_jax.training.recovery import Diverged
 from mosaicbert_jax.training.reporter import Reporter
 from mosaicbert_jax.training.run import Evaluation, Run
 from mosaicbert_jax.training.schedule import learning_rate
-from mosaicbert_jax.training.start import starting_point
+from mosaicbert_jax.training.start import fresh_start, starting_point
 
 
 def train(run: Run) -> Evaluation | None:
@@ -54,6 +55,8 @@ def train(run: Run) -> Evaluation | None:
         def take_folder():
             stack.enter_context(workdir.locked(run.folder))
             workdir.claim(run.folder, run.record, run.tokenizer_files())
+            for name, text in run.files().items():
+                write_atomically(run.folder / name, text)
 
         hosts.on_first(take_folder)
         stack.enter_context(jax.set_mesh(run.mesh))
@@ -100,12 +103,12 @@ def _opened(
     store: checkpoints.Checkpoints,
     stack: contextlib.ExitStack,
 ) -> _Session:
-    writer = None
-    if hosts.is_first():
-        writer = MetricsWriter(run.folder, run.config, step=start.progress.step)
-        stack.enter_context(writer)
     bar = ProgressBar(run.share(start.progress), show=hosts.is_first())
     stack.enter_context(contextlib.closing(bar))
+    writer = None
+    if hosts.is_first():
+        writer = MetricsWriter(run.folder, run.config, step=start.progress.step, say=bar.say)
+        stack.enter_context(writer)
     must_stop = stack.enter_context(interruption.heeded(bar.say))
     watched = watchdog.watching(run.config.recovery, run.folder, bar.say)
     happened = stack.enter_context(watched)
@@ -115,7 +118,7 @@ def _opened(
 def _rolled_back(
     session: _Session, start: checkpoints.Restored, diverged: Diverged
 ) -> checkpoints.Restored:
-    """The last checkpoint, to go on from behind the data that was in the way.
+    """The last checkpoint that was due, to go on from behind the data that was in the way.
 
     Raises:
       UserError: as many rollbacks as are allowed have been made.
@@ -130,7 +133,7 @@ def _rolled_back(
             "start from it in a new workdir with --config.init_from and a lower "
             "optimizer.learning_rate"
         )
-    last = starting_point(run, session.store)
+    last = session.store.go_back(run.abstract_state()) or fresh_start(run)
     step, spent = last.progress.step, diverged.progress
     session.bar.say(
         f"{diverged}; back to step {step:,}, and on behind that data (rollback {made + 1} of "
@@ -175,7 +178,8 @@ def _train(
     )()
     reporter = Reporter(run, session.writer, bar, start, flops.peak_flops())
     devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-    reporter.event(progress, RESUMED if progress.step else STARTED, devices=devices)
+    kind = RESUMED if progress.step else STARTED
+    reporter.event(progress, kind, devices=devices, **run.details())
     checkpoint_every = Duration.parse(config.checkpoint.every, key="checkpoint.every")
     evaluate_every = Duration.parse(config.eval.every, key="eval.every")
     epoch = run.sequences_per_epoch
@@ -213,9 +217,10 @@ def _train(
             evaluation = _evaluate(run, state.params, progress, writer=session.writer, bar=bar)
             reporter.leave_out(time.monotonic() - begun)
             session.happened()
-        if finished or stopped or checkpoint_every.passed(before, progress, epoch):
+        due = finished or checkpoint_every.passed(before, progress, epoch)
+        if due or stopped:
             reporter.flush()  # a state whose loss is not finite is not saved
-            saved = checkpoints.Restored(state, progress, batch.position, reporter.health)
+            saved = checkpoints.Restored(state, progress, batch.position, reporter.health, due)
             store.save(saved, run.record)
             reporter.event(progress, SAVING)
         if finished or stopped:

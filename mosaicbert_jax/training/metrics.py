@@ -1,5 +1,6 @@
 """Where a run's numbers go: metrics.jsonl, TensorBoard, Weights & Biases, the terminal."""
 
+import contextlib
 import datetime
 import hashlib
 import io
@@ -9,11 +10,12 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Self
 
-import tensorboardX
 from ml_collections import ConfigDict
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto import event_pb2, summary_pb2
 from tqdm import tqdm
 
 from mosaicbert_jax.errors import UserError
@@ -30,13 +32,19 @@ ROLLED_BACK = "rolled back"  # its step is the one that the run went back to
 class MetricsWriter:
     """Writes rows, each a dict with `step`.
 
+    What a full disk does not take is said, and tried again with the next row.
+
     Args:
       workdir: the run's folder.
       step: at which the run goes on; rows past it, of steps that are done again, are dropped.
+      say: takes a line for the terminal.
     """
 
-    def __init__(self, workdir: pathlib.Path, config: ConfigDict, *, step: int):
-        self._workdir = workdir
+    def __init__(
+        self, workdir: pathlib.Path, config: ConfigDict, *, step: int, say: Callable[[str], None]
+    ):
+        self._workdir, self._say = workdir, say
+        self._has_failed = False
         # A rollback to this very step comes again, as all that follows from its checkpoint.
         self._open(step, lambda row: row["step"] < step or row.get("event") != ROLLED_BACK)
         self._wandb = _start_wandb(workdir, config) if config.log.wandb_project else None
@@ -49,25 +57,36 @@ class MetricsWriter:
                 line for line in lines if is_row_until(line, step) and is_kept(json.loads(line))
             ]
             write_atomically(path, "".join(line + "\n" for line in kept))
-        self._file = path.open("a", buffering=1)
-        self._tensorboard = tensorboardX.SummaryWriter(
-            str(self._workdir / "tensorboard"), purge_step=step + 1
-        )
+        self._file = path.open("ab", buffering=0)
+        self._unwritten = b""
+        folder = self._workdir / "tensorboard"
+        folder.mkdir(exist_ok=True)
+        # Not a SummaryWriter: its thread ends at a write error, and its queue then blocks the run.
+        self._tensorboard = EventsWriter(str(folder / "events"), f".{time.time_ns()}")
+        began = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._tell_tensorboard(step=step + 1, session_log=began)  # what came after is void
+
+    def _close(self) -> None:
+        with self._failure_told():
+            self._write_unwritten()
+            os.fsync(self._file.fileno())
+        if self._unwritten:
+            lost = self._unwritten.count(b"\n")
+            self._say(f"The last {lost} rows of {self._workdir / METRICS_FILE} are lost.")
+        self._file.close()
+        with self._failure_told():
+            self._tensorboard.close()
 
     def rewind(self, step: int) -> None:
         """Drops the rows past `step`, to which the run has gone back."""
-        self._file.close()
-        self._tensorboard.close()
+        self._close()
         self._open(step, lambda row: True)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        self._tensorboard.close()
+        self._close()
         if self._wandb:
             self._wandb.finish()
 
@@ -78,10 +97,10 @@ class MetricsWriter:
             key: None if isinstance(value, float) and not math.isfinite(value) else value
             for key, value in row.items()
         }
-        self._file.write(json.dumps(safe) + "\n")
+        self._add_line(json.dumps(safe))
         numbers = {k: v for k, v in row.items() if isinstance(v, int | float) and k != "step"}
-        for key, value in numbers.items():
-            self._tensorboard.add_scalar(key, value, row["step"])
+        values = [summary_pb2.Summary.Value(tag=k, simple_value=v) for k, v in numbers.items()]
+        self._tell_tensorboard(step=row["step"], summary=summary_pb2.Summary(value=values))
         if self._wandb:
             self._wandb.log(numbers, step=row["step"])
 
@@ -89,7 +108,36 @@ class MetricsWriter:
         """Adds what has happened after `step`, and when, to metrics.jsonl alone."""
         now = datetime.datetime.now(datetime.UTC)
         row = {"step": step, "event": kind, "time": now.strftime("%Y-%m-%dT%H:%M:%SZ"), **details}
-        self._file.write(json.dumps(row) + "\n")
+        self._add_line(json.dumps(row))
+
+    def _add_line(self, line: str) -> None:
+        self._unwritten += line.encode() + b"\n"
+        with self._failure_told():
+            self._write_unwritten()
+            self._has_failed = False
+
+    def _write_unwritten(self) -> None:
+        while self._unwritten:  # of which a disk that is nearly full takes a part
+            written = self._file.write(self._unwritten)
+            self._unwritten = self._unwritten[written:]
+
+    def _tell_tensorboard(self, **content: Any) -> None:
+        with self._failure_told():
+            self._tensorboard.write_event(event_pb2.Event(wall_time=time.time(), **content))
+            self._tensorboard.flush()
+
+    @contextlib.contextmanager
+    def _failure_told(self) -> Iterator[None]:
+        """Says once that something cannot be written, and goes on."""
+        try:
+            yield
+        except OSError as error:
+            if not self._has_failed:
+                self._has_failed = True
+                self._say(
+                    f"Metrics cannot be written to {self._workdir} ({error.strerror}); the rows "
+                    "are kept and tried again."
+                )
 
 
 def is_row_until(line: str, step: int) -> bool:

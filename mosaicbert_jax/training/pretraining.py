@@ -14,6 +14,16 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from mosaicbert_jax.data.dataset import TokenDataset
+from mosaicbert_jax.data.integrity import (
+    SKIP,
+    Findings,
+    examine,
+    read_seen,
+    refuse,
+    seen_text,
+    shards_of,
+    told,
+)
 from mosaicbert_jax.data.mixture import Mixture
 from mosaicbert_jax.data.packing import RowPlanner, packing_efficiency
 from mosaicbert_jax.data.pipeline import Batch, Position, batches
@@ -24,6 +34,7 @@ from mosaicbert_jax.training import (
     checkpoints,
     configuration,
     flops,
+    hosts,
     microbatch,
     sharding,
     workdir,
@@ -34,6 +45,8 @@ from mosaicbert_jax.training.optimizer import optimizer_of
 from mosaicbert_jax.training.run import Run
 from mosaicbert_jax.training.step import evaluation_step, masked_lm
 
+SEEN_FILE = "data_files.json"  # in a workdir: see `Findings.seen`
+
 
 @dataclasses.dataclass(frozen=True)
 class Pretraining(Run):
@@ -42,17 +55,20 @@ class Pretraining(Run):
     Attributes:
       dataset, validation: the splits; validation is None if nothing is held out.
       shape: of a step's batch.
+      findings: what reading the data's files has shown.
     """
 
     dataset: TokenDataset | Mixture
     validation: TokenDataset | Mixture | None
     shape: configuration.BatchShape
+    findings: Findings
 
     @classmethod
     def prepare(cls, config: ConfigDict, folder: pathlib.Path) -> "Pretraining":
         """Checks everything that can be checked before anything is computed or written."""
         configuration.check(config)
-        dataset, validation = _open(config.data)
+        findings = _examined(config.data, folder)
+        dataset, validation = _open(config.data, findings)
         metadata = dataset.metadata
         model = configuration.model_config(config, metadata)
         mesh = sharding.make_mesh(**config.mesh)
@@ -74,7 +90,22 @@ class Pretraining(Run):
             dataset=dataset,
             validation=validation,
             shape=shape,
+            findings=findings,
         )
+
+    def files(self) -> dict[str, str]:
+        """What is known of the data's files, which are not read again then."""
+        return {SEEN_FILE: seen_text(self.findings.seen)}
+
+    def details(self) -> dict[str, str | int]:
+        """Damaged shards that are left out."""
+        damaged = self.findings.damaged
+        if not damaged:
+            return {}
+        return {
+            "left_out_shards": ", ".join(str(shard) for shard in damaged),
+            "left_out_sequences": sum(shard.sequences for shard in damaged),
+        }
 
     def settled(self, say: Callable[[str], None]) -> "Pretraining":
         """With the largest microbatch that fits the devices, if the config asks for that."""
@@ -109,8 +140,8 @@ class Pretraining(Run):
 
     @property
     def sequences_per_epoch(self) -> int:
-        """Of the data set, or of all in a mixture."""
-        return len(self.dataset)
+        """Of the data set, or of all in a mixture, without those that are left out."""
+        return len(self.dataset) - self.dataset.missing
 
     @property
     def token_flops(self) -> float:
@@ -131,7 +162,8 @@ class Pretraining(Run):
             config.data.packing,
             config.data.window_size,
         )
-        window = planner.plan(0, 0)
+        windows = (planner.plan(0, window) for window in range(planner.num_windows))
+        window = next(window for window in windows if window.num_rows)
         per_step = shape.rows * len(window.sequences_S) / window.num_rows
         mean = window.lengths_S.mean()
         full = packing_efficiency(window.lengths_S, window.num_rows, config.data.row_length)
@@ -140,7 +172,7 @@ class Pretraining(Run):
         return (
             f"{self.parameters:,} parameters, {self.model.dtype}, on {jax.device_count()} x "
             f"{jax.devices()[0].device_kind}\n"
-            f"{_described(self.dataset)} of {mean:.0f} tokens on average\n"
+            f"{_described(self.dataset, self.findings)} of {mean:.0f} tokens on average\n"
             f"a step: {shape.rows} rows of {config.data.row_length} tokens in {shape.microbatches} "
             f"microbatch(es), about {per_step:,.0f} sequences, {full:.1%} full\n"
             f"the run: {config.train.duration}{steps}"
@@ -224,30 +256,67 @@ def _evaluation_step(graph):
     return jax.jit(functools.partial(evaluation_step, graph=graph))
 
 
+def _examined(data: ConfigDict, folder: pathlib.Path) -> Findings:
+    """What is wrong with the data's files, on any host.
+
+    Raises:
+      UserError: a shard is damaged, and data.on_error does not say to skip it.
+    """
+    folders = [path for path, _ in data.mixture] if data.mixture else [data.path]
+    shards = [shard for path in folders for shard in shards_of(path)]
+    found = examine(shards, read_seen(folder / SEEN_FILE))
+    # All leave out the same, as the rows of a step are planned by each for all.
+    damaged_here = np.array([shard in found.damaged for shard in shards], np.int32)
+    damaged = {
+        shard: found.damaged.get(shard, "on another host")
+        for shard, hosts_with in zip(shards, hosts.summed(damaged_here), strict=True)
+        if hosts_with
+    }
+    if data.on_error != SKIP:
+        refuse(damaged, sum(shard.sequences for shard in shards))
+    return dataclasses.replace(found, damaged=damaged)
+
+
 def _open(
-    data: ConfigDict,
+    data: ConfigDict, findings: Findings
 ) -> tuple[TokenDataset | Mixture, TokenDataset | Mixture | None]:
-    """What is trained on, and what is held out of it, if anything."""
+    """What is trained on, and what is held out of it, if anything; both without damaged shards.
+
+    Raises:
+      UserError: nothing else is left to train on.
+    """
+    without: dict[pathlib.Path, list[str]] = {}
+    for shard in findings.damaged:
+        without.setdefault(shard.folder, []).append(shard.name)
     if data.mixture:
-        mixture = Mixture.open(data.mixture)
-        return mixture, mixture.held_out()
-    dataset = TokenDataset(data.path)
-    if "validation" not in dataset.metadata.splits:
-        return dataset, None
-    return dataset, TokenDataset(data.path, "validation")
+        dataset = Mixture.open(data.mixture, without)
+        held_out = dataset.held_out()
+    else:
+        dataset = TokenDataset(data.path, without=without.get(pathlib.Path(data.path), ()))
+        held_out = None
+        if "validation" in dataset.metadata.splits:
+            held_out = TokenDataset(data.path, "validation", dataset.without)
+    if findings.damaged and len(dataset) == dataset.missing:
+        raise UserError(f"{told(findings.damaged)}; nothing is left to train on")
+    if held_out is not None and len(held_out) == held_out.missing:
+        held_out = None
+    return dataset, held_out
 
 
-def _described(dataset: TokenDataset | Mixture) -> str:
-    """The number of sequences; before it a line for each data set of a mixture."""
+def _described(dataset: TokenDataset | Mixture, findings: Findings) -> str:
+    """The number of sequences; before it what is left out, and each data set of a mixture."""
     lines = []
+    if findings.damaged:
+        lost = sum(shard.sequences for shard in findings.damaged)
+        lines = [f"WITHOUT {lost:,} sequences: {told(findings.damaged)}"]
     if isinstance(dataset, Mixture):
-        lines = [
+        lines += [
             f"{weight:.1%} of {part.metadata.folder}, read {places / len(part):.2f} times an epoch"
             for part, weight, places in zip(
                 dataset.datasets, dataset.weights, dataset.places, strict=True
             )
         ]
-    return "\n".join([*lines, f"{len(dataset):,} sequences"])
+    return "\n".join([*lines, f"{len(dataset) - dataset.missing:,} sequences"])
 
 
 def _check_same_model(source: pathlib.Path, found: BertConfig, wanted: BertConfig) -> None:

@@ -68,7 +68,7 @@ class Reporter:
         """Keeps time that was not spent training, as in an evaluation, out of the row's speed."""
         self._row_time += seconds
 
-    def event(self, progress: Progress, kind: str, **details: str) -> None:
+    def event(self, progress: Progress, kind: str, **details: str | int) -> None:
         """Writes what has happened at this point of the run; see `MetricsWriter.event`."""
         if self._writer is not None:
             self._writer.event(progress.step, kind, **details)

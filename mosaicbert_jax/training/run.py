@@ -82,6 +82,14 @@ class Run(abc.ABC):
     def evaluate(self, params: Any) -> Evaluation | None:
         """Evaluates on what is held out, if anything is."""
 
+    def files(self) -> dict[str, str]:
+        """What else is to be kept in its folder: the text of each file, by name."""
+        return {}
+
+    def details(self) -> dict[str, str | int]:
+        """What the event of its start tells of it, by name."""
+        return {}
+
     def settled(self, say: Callable[[str], None]) -> Self:
         """With all that depends on the devices' memory decided; under the run's mesh.
 

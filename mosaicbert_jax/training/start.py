@@ -17,9 +17,7 @@ def starting_point(run: Run, store: checkpoints.Checkpoints) -> checkpoints.Rest
     1. The run's own last checkpoint, if there is one.
     2. Else its initial parameters (of init_from, or random) and a new optimizer.
     """
-    if store.latest_step is not None:
-        return store.restore(run.abstract_state())
-    return fresh_start(run)
+    return store.restore(run.abstract_state()) or fresh_start(run)
 
 
 def fresh_start(run: Run) -> checkpoints.Restored:

@@ -45,6 +45,8 @@ class MemoryDataset:
         self.lengths_read.append(len(indices_S))
         return np.array([len(self.sequences[i]) for i in indices_S], np.int32)
 
+    missing = 0
+
     def gather(self, indices_S):
         self.indices_gathered.extend(indices_S.tolist())
         chosen = [self.sequences[i] for i in indices_S]

@@ -9,6 +9,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from mosaicbert_jax.data.dataset import TokenDataset
+from mosaicbert_jax.data.integrity import examine, shards_of
 from mosaicbert_jax.data.preparation import PrepareOptions
 
 
@@ -28,6 +29,11 @@ def with_vocab(options: PrepareOptions, folder: Path, words: str, **changes) -> 
     vocab = ["the", "[PAD]", "[MASK]", "[SEP]", "[CLS]", "[UNK]", *words.split()]
     (folder / "vocab.txt").write_text("\n".join(vocab) + "\n", encoding="utf-8")
     return dataclasses.replace(options, tokenizer=str(folder / "vocab.txt"), **changes)
+
+
+def assert_whole(folder: str | Path) -> None:
+    """All files are there and have the digests in dataset.json."""
+    assert not examine(shards_of(folder), {}).damaged
 
 
 def decoded(folder: str, split: str = "train") -> list[list[str]]:

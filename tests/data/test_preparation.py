@@ -16,6 +16,7 @@ from mosaicbert_jax.data.preparation import PrepareOptions, prepare
 from mosaicbert_jax.data.tokenizer import SPECIAL_TOKENS
 from mosaicbert_jax.errors import UserError
 from tests.data.preparation_cases import (
+    assert_whole,
     contents,
     decoded,
     sentences,
@@ -43,7 +44,7 @@ def test_every_document_lies_in_one_split_in_its_order(options):
     assert all(
         entries[0] == "[CLS]" and entries[-1] == "[SEP]" for entries in decoded(options.output)
     )
-    TokenDataset(options.output).verify()
+    assert_whole(options.output)
     assert metadata == DatasetMetadata.load(options.output)
 
 
@@ -196,7 +197,7 @@ def test_output_that_is_a_link(tmp_path, options):
         )
         assert metadata.folder == tmp_path / "disk" / name
         assert (tmp_path / name).is_symlink()
-        TokenDataset(tmp_path / name).verify()
+        assert_whole(tmp_path / name)
     assert {path.name for path in (tmp_path / "disk").iterdir()} == {"new", "empty"}
 
 
@@ -237,7 +238,7 @@ def test_a_reader_of_the_output_that_has_gone_is_no_error_of_the_data_set(option
 
     with pytest.raises(BrokenPipeError):
         prepare(options, gone)
-    TokenDataset(options.output).verify()
+    assert_whole(options.output)
 
 
 def test_errors_in_the_input_are_named_while_the_tokenizer_is_trained(tmp_path, options):
@@ -317,7 +318,7 @@ def test_a_part_of_the_embedded_corpus(tmp_path, options, monkeypatch):
     )
     metadata = prepare(options, silent)
     dataset = TokenDataset(options.output)
-    dataset.verify()
+    assert_whole(options.output)
     lengths_S = dataset.lengths(np.arange(len(dataset)))
     assert metadata.vocab_size == 2000
     assert metadata.splits["train"].documents + metadata.splits["validation"].documents == 40

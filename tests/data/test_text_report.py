@@ -1,6 +1,6 @@
 """The report on a data set: every number against a count by brute force, and what it looks like."""
 
-import json
+import dataclasses
 import re
 import unicodedata
 from collections import Counter
@@ -10,6 +10,7 @@ import pytest
 
 from mosaicbert_jax.data import text_report as module
 from mosaicbert_jax.data import tokenizer_figures as figures_module
+from mosaicbert_jax.data.dataset import DatasetMetadata
 from mosaicbert_jax.data.markdown import columns, percent
 from mosaicbert_jax.data.text_report import _histogram_bins, text_report
 from mosaicbert_jax.data.tokenizer import (
@@ -87,9 +88,9 @@ def test_packed_rows_are_as_long_as_sequences(tmp_path, tokenizer):
 def test_unreadable_inputs_are_told(tmp_path, tokenizer):
     a_data_set(tmp_path / "d", tokenizer, train=["the"])
     path = tmp_path / "d" / "dataset.json"
-    path.write_text(
-        path.read_text().replace('"skipped": {}', '"skipped": {"not JSON": 1200, "bad": 0}')
-    )
+    metadata = DatasetMetadata.load(tmp_path / "d")
+    metadata = dataclasses.replace(metadata, skipped={"not JSON": 1200, "bad": 0})
+    path.write_text(metadata.to_json())
     assert "Could not be read and left out: not JSON (1,200).\n" in text_report(tmp_path / "d", [])
 
 
@@ -434,10 +435,11 @@ def test_percent():
 def test_many_sources_are_summed(tmp_path, tokenizer):
     a_data_set(tmp_path / "data", tokenizer, train=["the cat"] * 3)
     path = tmp_path / "data" / "dataset.json"
-    record = json.loads(path.read_text())
-    record["sources"] = [{**record["sources"][0], "name": f"{i}.txt"} for i in range(13)]
-    documents = 3 * record["sources"][0]["documents"]
-    path.write_text(json.dumps(record))
+    metadata = DatasetMetadata.load(tmp_path / "data")
+    (source,) = metadata.sources
+    sources = tuple(dataclasses.replace(source, name=f"{i}.txt") for i in range(13))
+    documents = 3 * source.documents
+    path.write_text(dataclasses.replace(metadata, sources=sources).to_json())
     report = text_report(tmp_path / "data", [])
     assert "- 9.txt:" in report
     assert "- 10.txt:" not in report

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from mosaicbert_jax.data import blocks, preparation, unfinished
-from mosaicbert_jax.data.dataset import DatasetMetadata, TokenDataset
+from mosaicbert_jax.data.dataset import DatasetMetadata
 from mosaicbert_jax.data.preparation import PrepareOptions, prepare
 from mosaicbert_jax.data.shards import ShardWriter
 from mosaicbert_jax.errors import UserError
-from tests.data.preparation_cases import contents, silent
+from tests.data.preparation_cases import assert_whole, contents, silent
 
 SMALL = {"BLOCK_BYTES": (blocks, 200), "SHARD_BYTES": (preparation, 500)}
 
@@ -133,7 +133,7 @@ def test_killed_and_run_again_gives_the_same_bytes(options, expected, where):
         assert "going on with the unfinished preparation" in said[0]
         # What is told counts all, not only what was done since.
         assert any("skipped what can't be read: 3 not JSON" in line for line in said)
-    TokenDataset(options.output).verify()
+    assert_whole(options.output)
     assert metadata == DatasetMetadata.load(options.output)
 
 

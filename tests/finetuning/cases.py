@@ -59,13 +59,18 @@ def write_csv(path: pathlib.Path, rows, header=("text", "label")) -> pathlib.Pat
     return path
 
 
-def finetune(folder, origin, data, *overrides: str, config="finetune") -> int:
-    """train.py in this process, on two devices; its exit status."""
-    line = [
+def words(folder, origin, data, *overrides: str, config="finetune") -> list[str]:
+    """The command line of train.py."""
+    return [
         "train.py", f"--config={ROOT}/configs/{config}.py", f"--workdir={folder}",
         f"--config.init_from={origin}", f"--config.data.path={data}",
         *(f"--config.{override}" for override in overrides),
     ]  # fmt: skip
+
+
+def finetune(folder, origin, data, *overrides: str, config="finetune") -> int:
+    """train.py in this process, on two devices; its exit status."""
+    line = words(folder, origin, data, *overrides, config=config)
     with mock.patch.object(sys, "argv", line):
         try:
             main()

@@ -12,8 +12,11 @@ from mosaicbert_jax import BertForSequenceClassification
 from mosaicbert_jax.__main__ import main as commands
 from mosaicbert_jax.finetuning.classifier import Classifier
 from mosaicbert_jax.finetuning.examples import Columns, Example, held_out, read_examples
+from mosaicbert_jax.finetuning.finetuning import Finetuning
 from mosaicbert_jax.interop.writing import save_model
 from mosaicbert_jax.training import checkpoints
+from mosaicbert_jax.training import command as command_line
+from mosaicbert_jax.training.start import fresh_start
 from tests.finetuning.cases import (
     BASELINE,
     SHORT,
@@ -23,6 +26,7 @@ from tests.finetuning.cases import (
     params_of,
     pretrained,
     sentences,
+    words,
     write_csv,
 )
 from tests.training.test_data_settings import interrupted_at
@@ -120,13 +124,12 @@ def test_interrupted_runs_end_with_the_same_bits(run, origin, data, tmp_path, ca
     assert numbers[0] == numbers[1]
 
 
-# At learning rate 0: the weights are those of the start.
-ONE_STEP = (*SHORT, "train.duration=1ba", "eval.batch_size=8")
-
-
 def started(folder, origin, data, *overrides):
-    assert finetune(folder, origin, data, *ONE_STEP, *overrides) == 0
-    return params_of(checkpoints.load_model(folder))
+    """The parameters that a run begins with."""
+    config, _, _ = command_line.read(words(folder, origin, data, *SHORT, *overrides))
+    run = Finetuning.prepare(config, folder)
+    with jax.set_mesh(run.mesh):
+        return jax.tree.map(np.asarray, fresh_start(run).state.params)
 
 
 def same(a, b) -> bool:
@@ -149,7 +152,7 @@ def test_a_finetuned_model_keeps_its_heads_unless_asked(run, data, tmp_path, cap
     assert not same(found["classifier"], before["classifier"])
 
     other = write_csv(tmp_path / "other.csv", [(t, label * 2) for t, label in sentences(60)])
-    assert finetune(tmp_path / "other", run, other, *ONE_STEP) == 2
+    assert finetune(tmp_path / "other", run, other, *SHORT) == 2
     error = capsys.readouterr().err
     assert "is for the classes 'bad', 'good'" in error
     assert "for the classes 'badbad', 'goodgood'; give --config.renew_classifier=True" in error
@@ -219,7 +222,7 @@ def test_checkpoints_that_do_not_fit(run, origin, dataset, data, tmp_path, capsy
     assert finetune(run, smaller, data, *SHORT) == 2  # the run began with another model
     assert "model.feed_forward: 'geglu', now 'gelu'" in capsys.readouterr().err
 
-    settings = (*ONE_STEP, "data.max_seq_len=65")
+    settings = (*SHORT, "data.max_seq_len=65")
     assert finetune(tmp_path / "a", smaller, data, *settings) == 2
     assert "data.max_seq_len=65, but the model in" in capsys.readouterr().err
 
@@ -228,7 +231,7 @@ def test_checkpoints_that_do_not_fit(run, origin, dataset, data, tmp_path, capsy
     stored = json.loads(vocab.read_text())
     stored["model"]["vocab"] |= {f"word{i}": i for i in range(192, 300)}
     vocab.write_text(json.dumps(stored))
-    assert finetune(tmp_path / "b", tmp_path / "wrong", data, *ONE_STEP) == 2
+    assert finetune(tmp_path / "b", tmp_path / "wrong", data, *SHORT) == 2
     assert "tokenizer has 300 entries and the model 192" in capsys.readouterr().err
 
 

@@ -9,7 +9,7 @@ from mosaicbert_jax import UserError
 from mosaicbert_jax.finetuning import side_by_side
 from tests.finetuning.cases import finetune, pretrained
 from tests.finetuning.glue_files import write_glue
-from tests.finetuning.test_glue import QUICK
+from tests.finetuning.test_glue import QUICK, TWO_SEEDS
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def test_an_interrupted_suite_stops_its_runs_with_their_checkpoints(
 def test_a_run_that_fails_ends_the_suite_with_its_message(origin, folder, tmp_path, capsys):
     path = folder / "RTE" / "dev.tsv"
     path.write_text(path.read_text().replace("not_entailment\n", "perhaps\n", 1))
-    settings = (*QUICK, "tasks=rte", "processes=2")
+    settings = (*QUICK, *TWO_SEEDS, "tasks=rte", "processes=2")
     assert finetune(tmp_path / "suite", origin, folder, *settings, config="glue") == 2
     error = capsys.readouterr().err
     # Whichever of the two is first to say it.

@@ -1,5 +1,6 @@
 """data.mixture, data.workers and data_wait_fraction, as train.py's user meets them."""
 
+import hashlib
 import itertools
 import json
 import shutil
@@ -172,6 +173,12 @@ def test_damaged_data_in_a_worker_process_is_one_line(dataset, tmp_path):
     path = damaged / "train-00000.tokens.npy"
     tokens = np.load(path)
     np.save(path, np.full_like(tokens, 60_000))
+    # With the digest that it has now, as damage on the way to the disk would leave it.
+    record = json.loads((damaged / "dataset.json").read_text())
+    (shard,) = record["splits"]["train"]["shards"]
+    shard["tokens_sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    del record["digest"]
+    (damaged / "dataset.json").write_text(json.dumps(record))
     line = run_train(tmp_path / "run", damaged, *SETTINGS, "data.workers=2")
     result = run_process(line)
     assert result.returncode == 2

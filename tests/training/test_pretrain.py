@@ -322,20 +322,31 @@ def test_an_evaluation_cut_short_is_done_again(dataset, tmp_path):
     assert [r["step"] for r in rows_of(workdir, "loss")] == [1, 2, 3, 4]
 
 
+def test_a_cpu_trains_in_bfloat16(dataset, tmp_path):
+    """Slowly, as it has no such numbers; with the low precision LayerNorm and without."""
+    for dtype in ("bfloat16", "float32"):
+        settings = ("model.dtype=bfloat16", f"model.layer_norm_dtype={dtype}", "train.duration=2ba")
+        assert train(tmp_path / dtype, dataset, *settings, "model.num_hidden_layers=1") == 0
+        assert all(row["loss"] < 6 for row in rows(tmp_path / dtype) if "loss" in row)
+
+
 def test_a_second_process_is_kept_out(run, dataset, capsys):
     with locked(run):
         assert train(run, dataset) == 2
     assert "another process trains there" in capsys.readouterr().err
 
 
-def test_a_damaged_checkpoint_without_digests_is_named(run, dataset, tmp_path, capsys):
-    """As one of an earlier version has none; for the others see test_recovery.py."""
+def test_a_checkpoint_that_its_digests_do_not_help_is_named(run, dataset, tmp_path, capsys):
+    """Written wrong, and so sealed; for others that are damaged see test_recovery.py."""
     workdir = tmp_path / "damaged"
     shutil.copytree(run, workdir)
-    (workdir / "checkpoints" / "30" / "digests.json").unlink()
     for path in (workdir / "checkpoints" / "30").rglob("*"):
         if path.is_file() and path.parent.name != "config":
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    (workdir / "checkpoints" / "30" / "digests.json").unlink()
+    assert command(["fill-mask", str(workdir), "[MASK]"]) == 2
+    assert "30 is damaged: digests.json is missing" in capsys.readouterr().err
+    digests.seal(workdir / "checkpoints" / "30")
     assert train(workdir, dataset) == 2
     assert "checkpoints/30 cannot be read" in capsys.readouterr().err
     assert command(["fill-mask", str(workdir), "[MASK]"]) == 2

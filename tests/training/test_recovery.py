@@ -1,5 +1,6 @@
 """Losses that training cannot go on from, damaged checkpoints, disks that fail, and hangs."""
 
+import contextlib
 import json
 import math
 import shutil
@@ -100,6 +101,45 @@ def test_a_batch_without_a_finite_loss_is_left_out(clean, dataset, tmp_path, cap
         assert train(tmp_path / "again", dataset, *SETTINGS) == 0
     assert state(tmp_path / "again") == (found, record)
     assert len(events(tmp_path / "again")) == 1
+
+
+def stopped_after(step):
+    """A run that is asked to stop there, and saves."""
+
+    @contextlib.contextmanager
+    def heeded(say):
+        yield lambda completed: completed == step
+
+    return mock.patch.object(loop.interruption, "heeded", heeded)
+
+
+def test_where_a_run_was_stopped_makes_no_difference(clean, dataset, tmp_path):
+    """Though it has saved there: it goes back to the last checkpoint that was due."""
+    _, totals = clean
+    with poisoned([totals[8], totals[13]], math.nan):
+        assert train(tmp_path / "whole", dataset, *SETTINGS) == 0
+        for moments in ((6, 7), (3, 11)):
+            folder = tmp_path / str(moments[0])
+            for moment in moments:
+                with stopped_after(moment):
+                    assert train(folder, dataset, *SETTINGS) == 75
+                assert (folder / "checkpoints" / str(moment)).exists()
+            assert train(folder, dataset, *SETTINGS) == 0
+            assert state(folder) == state(tmp_path / "whole")
+            kept = sorted(int(path.name) for path in (folder / "checkpoints").iterdir())
+            assert kept == [15, STEPS]
+
+
+def test_a_checkpoint_to_go_back_to_that_is_lost(clean, dataset, tmp_path, capsys):
+    _, totals = clean
+    with poisoned([totals[8]], math.nan):
+        with stopped_after(7):
+            assert train(tmp_path / "run", dataset, *SETTINGS) == 75
+        flip(next((tmp_path / "run" / "checkpoints" / "5" / "progress").iterdir()))
+        assert train(tmp_path / "run", dataset, *SETTINGS) == 0
+    said = capsys.readouterr().out
+    assert "The checkpoint of step 5 is lost; going back to the newest instead." in said
+    assert [(row["step"], row["at_step"]) for row in events(tmp_path / "run")] == [(7, 8)]
 
 
 def test_what_is_left_out_is_from_the_checkpoint_to_the_bad_batch(clean, dataset, tmp_path):
