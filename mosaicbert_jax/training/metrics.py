@@ -22,6 +22,7 @@ from mosaicbert_jax.errors import UserError
 from mosaicbert_jax.files import write_atomically
 
 METRICS_FILE = "metrics.jsonl"
+_TENSORBOARD = "tensorboard"
 
 # Kinds of events. A checkpoint is written while training goes on, so that a row can only say that
 # saving has begun; a run that goes on from an earlier one drops the row.
@@ -44,7 +45,7 @@ class MetricsWriter:
         self, workdir: pathlib.Path, config: ConfigDict, *, step: int, say: Callable[[str], None]
     ):
         self._workdir, self._say = workdir, say
-        self._has_failed = False
+        self._failing: set[str] = set()  # of what is written, what cannot be at the moment
         # A rollback to this very step comes again, as all that follows from its checkpoint.
         self._open(step, lambda row: row["step"] < step or row.get("event") != ROLLED_BACK)
         self._wandb = _start_wandb(workdir, config) if config.log.wandb_project else None
@@ -59,7 +60,7 @@ class MetricsWriter:
             write_atomically(path, "".join(line + "\n" for line in kept))
         self._file = path.open("ab", buffering=0)
         self._unwritten = b""
-        folder = self._workdir / "tensorboard"
+        folder = self._workdir / _TENSORBOARD
         folder.mkdir(exist_ok=True)
         # Not a SummaryWriter: its thread ends at a write error, and its queue then blocks the run.
         self._tensorboard = EventsWriter(str(folder / "events"), f".{time.time_ns()}")
@@ -67,14 +68,14 @@ class MetricsWriter:
         self._tell_tensorboard(step=step + 1, session_log=began)  # what came after is void
 
     def _close(self) -> None:
-        with self._failure_told():
+        with self._failure_told(METRICS_FILE):
             self._write_unwritten()
             os.fsync(self._file.fileno())
         if self._unwritten:
             lost = self._unwritten.count(b"\n")
             self._say(f"The last {lost} rows of {self._workdir / METRICS_FILE} are lost.")
         self._file.close()
-        with self._failure_told():
+        with self._failure_told(_TENSORBOARD):
             self._tensorboard.close()
 
     def rewind(self, step: int) -> None:
@@ -112,9 +113,8 @@ class MetricsWriter:
 
     def _add_line(self, line: str) -> None:
         self._unwritten += line.encode() + b"\n"
-        with self._failure_told():
+        with self._failure_told(METRICS_FILE):
             self._write_unwritten()
-            self._has_failed = False
 
     def _write_unwritten(self) -> None:
         while self._unwritten:  # of which a disk that is nearly full takes a part
@@ -122,21 +122,22 @@ class MetricsWriter:
             self._unwritten = self._unwritten[written:]
 
     def _tell_tensorboard(self, **content: Any) -> None:
-        with self._failure_told():
+        with self._failure_told(_TENSORBOARD):
             self._tensorboard.write_event(event_pb2.Event(wall_time=time.time(), **content))
             self._tensorboard.flush()
 
     @contextlib.contextmanager
-    def _failure_told(self) -> Iterator[None]:
-        """Says once that something cannot be written, and goes on."""
+    def _failure_told(self, name: str) -> Iterator[None]:
+        """Says once that something cannot be written, until it can, and goes on."""
         try:
             yield
+            self._failing.discard(name)
         except OSError as error:
-            if not self._has_failed:
-                self._has_failed = True
+            if name not in self._failing:
+                self._failing.add(name)
                 self._say(
-                    f"Metrics cannot be written to {self._workdir} ({error.strerror}); the rows "
-                    "are kept and tried again."
+                    f"{self._workdir / name} cannot be written ({error.strerror}); it is tried "
+                    "again with each row."
                 )
 
 
