@@ -4,7 +4,9 @@ import collections
 import contextlib
 import multiprocessing
 import os
+import pickle
 import signal
+import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -38,10 +40,15 @@ def ordered_map(
     if workers == 1:
         yield from map(function, items)
         return
-    executor = ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), _start_worker, (function,)
-    )
     with contextlib.ExitStack() as stack:
+        # Through a file: Python hands arguments to a new process by a pipe, and waits for ever once
+        # that is full if the process has died meanwhile.
+        file = stack.enter_context(tempfile.NamedTemporaryFile())
+        pickle.dump(function, file)
+        file.flush()
+        executor = ProcessPoolExecutor(
+            workers, multiprocessing.get_context("spawn"), _start_worker, (file.name,)
+        )
         # Unlike the executor's own exit: what is queued is not worked off after an error.
         stack.callback(executor.shutdown, wait=True, cancel_futures=True)
         pending: collections.deque[Future] = collections.deque()
@@ -56,8 +63,9 @@ def ordered_map(
                 yield pending.popleft().result()
         except BrokenProcessPool:
             raise UserError(
-                "a worker process died, most likely because the machine ran out of memory; "
-                "use fewer workers"
+                "a worker process died. Most likely the machine ran out of memory: use fewer "
+                "workers; or a script that is not guarded by `if __name__ == '__main__':` has "
+                "called this, and each worker runs it again"
             ) from None
 
 
@@ -91,10 +99,11 @@ def _end_with_parent() -> None:
 _function: Callable[[Any], Any]
 
 
-def _start_worker(function: Callable[[Any], Any]) -> None:
+def _start_worker(path: str) -> None:
     global _function
-    _function = function
     follow_parent()
+    with open(path, "rb") as file:
+        _function = pickle.load(file)
     # The worker is one of many; threads of the tokenizer's own would only compete.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 

@@ -10,6 +10,7 @@ import pytest
 
 from mosaicbert_jax.errors import UserError
 from mosaicbert_jax.parallel import ordered_map
+from tests.conftest import ROOT
 
 
 def slow_square(item: int) -> int:
@@ -102,3 +103,24 @@ def test_workers_end_when_their_parent_is_killed(tmp_path):
         while is_running(worker) and time.monotonic() < until:
             time.sleep(0.05)
     assert not is_running(worker)
+
+
+UNGUARDED = """
+import functools, operator
+from mosaicbert_jax.parallel import ordered_map
+large = functools.partial(operator.getitem, list(range(100_000)))
+print(list(ordered_map(large, range(10), 2)))
+"""
+
+
+def test_a_script_without_a_guard_ends_with_a_message(tmp_path):
+    """Each worker runs it again, which Python refuses; what a worker gets fills a pipe."""
+    (tmp_path / "script.py").write_text(UNGUARDED)
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "script.py")], cwd=ROOT, timeout=120,
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert "UserError: a worker process died" in last
+    assert "`if __name__ == '__main__':`" in last
