@@ -6,6 +6,7 @@ import logging
 import os
 import pathlib
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, Self
@@ -81,11 +82,23 @@ class Checkpoints:
         self._failed: str | None = None  # what went wrong with the last one
 
     def __enter__(self) -> Self:
+        # After a write that failed TensorStore reports to an event loop of Orbax's that has ended,
+        # with a traceback for each array. The failure itself is told; see `_failure_told`.
+        told = self._told = sys.unraisablehook
+
+        def tell(unraisable):
+            if str(unraisable.exc_value) != "Event loop is closed":
+                told(unraisable)
+
+        sys.unraisablehook = tell
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._wait()
-        self._manager.close()
+        try:
+            self._wait()
+            self._manager.close()
+        finally:
+            sys.unraisablehook = self._told
 
     @property
     def latest_step(self) -> int | None:

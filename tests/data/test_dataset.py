@@ -47,7 +47,7 @@ def write_data_set(folder: Path, sequences: list[np.ndarray], shard_tokens: int,
             SpecialTokenIds(0, 100, 101, 102, 103),
         ),
         options={"long_documents": "split"},
-        sources=(SourceRecord("é.txt", 10, "ab", 1, "CC0", "somebody"),),
+        sources=(SourceRecord("é.txt", 10, "ab", 1, 1, "CC0", "somebody"),),
         splits={
             "train": SplitRecord(
                 3,

@@ -18,6 +18,7 @@ from mosaicbert_jax import BertConfig, BertForMaskedLM, UserError
 from mosaicbert_jax import __main__ as commands
 from mosaicbert_jax.data.dataset import TokenDataset
 from mosaicbert_jax.prediction import FillMask
+from mosaicbert_jax.training import digests
 from mosaicbert_jax.training.checkpoints import load_model
 from mosaicbert_jax.training.command import main, parse
 from mosaicbert_jax.training.configuration import (
