@@ -149,8 +149,9 @@ def read_test_set(name: str, place: str, part: str) -> tuple[list[str], list[Exa
         path = _path(task, place, "test", part)
         columns = dataclasses.replace(task.columns, label=None)
         found = list(_tsv_rows(path)) if path.exists() else []
-        if found and task.index not in found[0][1]:
-            raise UserError(f"{found[0][0]}: no column {task.index!r}")
+        for column in (task.index, columns.text, columns.second_text):
+            if found and column is not None and column not in found[0][1]:
+                raise UserError(f"{found[0][0]}: no column {column!r}")
         indices = [fields[task.index] for _, fields in found]
     return indices, [_unlabelled(row, columns) for row in found]
 

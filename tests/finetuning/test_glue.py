@@ -76,6 +76,13 @@ def test_a_file_that_is_wrong_is_named_with_its_line(tmp_path, name, file, old, 
         numbers_of(name, tmp_path)
 
 
+def test_a_test_set_without_a_column_is_refused(tmp_path):
+    path = write_glue(tmp_path) / "CoLA" / "test.tsv"
+    path.write_text(path.read_text().replace("sentence", "text", 1))
+    with pytest.raises(UserError, match=r"test.tsv:2: no column 'sentence'"):
+        glue.read_test_set("cola", str(tmp_path), "")
+
+
 def numbers_of(name, folder):
     task = glue.read_glue_task(name, str(folder))
     examples = itertools.chain(task.train, *task.dev.values())
