@@ -31,7 +31,7 @@ from mosaicbert_jax.data.pipeline import Position
 from mosaicbert_jax.training import checkpoints, sharding
 from mosaicbert_jax.training.durations import Progress
 from mosaicbert_jax.training.host_memory import keep_freed_memory
-from mosaicbert_jax.training.metrics import METRICS_FILE
+from mosaicbert_jax.training.metrics import METRICS_FILE, RESUMED, STARTED
 from mosaicbert_jax.training.pretraining import Pretraining
 from mosaicbert_jax.training.recovery import Health
 from mosaicbert_jax.training.start import fresh_start
@@ -104,7 +104,7 @@ def restart_seconds(data: str, folder: pathlib.Path) -> list[float]:
         process = subprocess.Popen(line, stdout=subprocess.DEVNULL, cwd=ROOT)
         try:
             metrics = folder / "restart" / METRICS_FILE
-            while process.poll() is None and _last_step(metrics) < steps - 19:
+            while process.poll() is None and not _has_stepped(metrics, starts=number + 1):
                 time.sleep(0.02)
             found.append(time.time() - begun)
             while (
@@ -118,12 +118,13 @@ def restart_seconds(data: str, folder: pathlib.Path) -> list[float]:
     return found[1:]  # the first one began anew
 
 
-def _last_step(metrics: pathlib.Path) -> int:
-    """Of the last whole row of a step."""
+def _has_stepped(metrics: pathlib.Path, starts: int) -> bool:
+    """Whether there is a row of a step behind the event of that many starts."""
     if not metrics.exists():
-        return 0
+        return False
     rows = [json.loads(line) for line in metrics.read_text().splitlines() if line.endswith("}")]
-    return max((row["step"] for row in rows if "loss" in row), default=0)
+    begun = [i for i, row in enumerate(rows) if row.get("event") in (STARTED, RESUMED)]
+    return len(begun) == starts and any("loss" in row for row in rows[begun[-1] :])
 
 
 def main() -> None:
