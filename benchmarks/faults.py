@@ -35,6 +35,7 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -352,7 +353,7 @@ def _last_lines(log: pathlib.Path) -> str:
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     if lines and lines[-1].startswith("error: ") and "Traceback" not in "".join(lines):
         return lines[-1]
-    return "\n".join(lines[-15:])
+    return "\n".join(lines[-15:]).replace(sys.base_prefix, "PYTHON")
 
 
 @contextlib.contextmanager
@@ -461,7 +462,8 @@ def main() -> None:
     text = table(outcomes, command)
     options.output.with_suffix(".md").write_text(text)
     records: list[dict[str, Any]] = [dataclasses.asdict(outcome) for outcome in outcomes]
-    options.output.with_suffix(".json").write_text(json.dumps(records, indent=1) + "\n")
+    told = json.dumps(records, indent=1).replace(str(folder), "FOLDER")
+    options.output.with_suffix(".json").write_text(told + "\n")
     print(text)
     if any(outcome.found == WRONG for outcome in outcomes):
         raise SystemExit(1)

@@ -207,6 +207,18 @@ def outcome(use: Callable[[], None], output: pathlib.Path) -> tuple[str, str]:
     return ACCEPTED, ""
 
 
+def _drawn(one: Callable[[st.DataObject], None], inputs: int, seed: int) -> None:
+    """Calls `one` for each input, always with the same draws for the same seed."""
+    settings = hypothesis.settings(
+        max_examples=inputs,
+        database=None,
+        deadline=None,
+        phases=[hypothesis.Phase.generate],
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
+    hypothesis.seed(seed)(settings(hypothesis.given(st.data())(one)))()
+
+
 def run_target(
     target: Target, inputs: int, *, seed: int, folder: pathlib.Path, bar: tqdm | None = None
 ) -> list[tuple[str, str, dict[str, str]]]:
@@ -215,15 +227,6 @@ def run_target(
     files = sorted({p for pattern in target.patterns for p in target.folder.glob(pattern)})
     copy, output = folder / "input", folder / "output.html"
 
-    @hypothesis.seed(seed)
-    @hypothesis.settings(
-        max_examples=inputs,
-        database=None,
-        deadline=None,
-        phases=[hypothesis.Phase.generate],
-        suppress_health_check=list(hypothesis.HealthCheck),
-    )
-    @hypothesis.given(st.data())
     def one(draws: st.DataObject) -> None:
         if len(found) >= inputs:
             return
@@ -247,7 +250,7 @@ def run_target(
         if bar is not None:
             bar.update()
 
-    one()
+    _drawn(one, inputs, seed)
     return found
 
 
@@ -269,15 +272,6 @@ def run_words(
         keys[name] = sorted(_flat_keys(config.to_dict()))
     output = folder / "run"
 
-    @hypothesis.seed(seed)
-    @hypothesis.settings(
-        max_examples=inputs,
-        database=None,
-        deadline=None,
-        phases=[hypothesis.Phase.generate],
-        suppress_health_check=list(hypothesis.HealthCheck),
-    )
-    @hypothesis.given(st.data())
     def one(draws: st.DataObject) -> None:
         if len(found) >= inputs:
             return
@@ -295,7 +289,7 @@ def run_words(
         if bar is not None:
             bar.update()
 
-    one()
+    _drawn(one, inputs, seed)
     return found
 
 
