@@ -14,8 +14,6 @@ import argparse
 import base64
 import collections
 import contextlib
-import csv
-import dataclasses
 import datetime
 import hashlib
 import importlib.metadata
@@ -28,32 +26,20 @@ import pathlib
 import platform
 import shutil
 import signal
-import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
-from unittest import mock
 
 import hypothesis
-import numpy as np
 from hypothesis import strategies as st
 from tqdm import tqdm
 
+from benchmarks.fuzz_targets import ROOT, Target, good_input, prepare_run
 from benchmarks.preparation import processor
-from mosaicbert_jax.__main__ import main as commands
-from mosaicbert_jax.data.dataset import TokenDataset
-from mosaicbert_jax.data.pipeline import Position
-from mosaicbert_jax.data.preparation import PrepareOptions, prepare
-from mosaicbert_jax.data.tokenizer import encode_texts, load_tokenizer
 from mosaicbert_jax.errors import explained
-from mosaicbert_jax.finetuning import glue
-from mosaicbert_jax.finetuning.encoded import encode, encode_tagged
-from mosaicbert_jax.finetuning.task import read_task
 from mosaicbert_jax.training import command
-from mosaicbert_jax.training.pretraining import Pretraining
 
-ROOT = pathlib.Path(__file__).parent.parent
 ACCEPTED, REFUSED = "accepted", "refused"
 _SECONDS = 60
 _KEPT_FAILURES = 50
@@ -61,25 +47,6 @@ _KEPT_FAILURES = 50
 
 class Hang(BaseException):
     """An input that took too long; no Exception, so that nothing takes it for one of its own."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Target:
-    """Something that reads input.
-
-    Attributes:
-      name: for the table.
-      folder: with good input.
-      patterns: globs of the files in it that are mutated.
-      use: reads the folder (a copy of it) and may write the path that it is given too.
-      share: of the inputs, beside the others'; less where each takes about a second.
-    """
-
-    name: str
-    folder: pathlib.Path
-    patterns: tuple[str, ...]
-    use: Callable[[pathlib.Path, pathlib.Path], None]
-    share: float = 1.0
 
 
 # Values of a JSON file that nobody meant.
@@ -282,7 +249,7 @@ def run_words(
             key = draws.draw(st.one_of(st.sampled_from(keys[name]), st.text(max_size=6)))
             line.append(f"--config.{key}={draws.draw(_SETTING)}")
 
-        what, told = outcome(lambda: _prepare_run(line), output)
+        what, told = outcome(lambda: prepare_run(line), output)
         if output.exists():
             shutil.rmtree(output)
         found.append((what, told, {"words": " ".join(line[3:])}))
@@ -315,210 +282,6 @@ def _seal(folder: pathlib.Path, changed: pathlib.Path) -> None:
                     if changed.name == f"{shard['name']}.{kind}.npy":
                         shard[f"{kind}_sha256"] = digest
         path.write_text(json.dumps(record))
-
-
-def _prepare_run(line: list[str]) -> None:
-    """All that train.py does before it trains."""
-    with mock.patch.object(sys, "argv", line):
-        config, workdir = command.parse()
-    with mock.patch("mosaicbert_jax.training.loop.train", _look_at):
-        if "task" in config:
-            from mosaicbert_jax.finetuning.finetuning import Finetuning
-
-            _look_at(Finetuning.prepare(config, pathlib.Path(workdir)))
-        else:
-            command.run(config, pathlib.Path(workdir))
-
-
-def _look_at(run: Any) -> None:
-    """What the loop asks of a run first, and its first batches."""
-    run.describe()
-    with contextlib.closing(run.batches(Position())) as stream:
-        for _ in range(2):
-            next(stream)
-
-
-def _use_data_set(folder: pathlib.Path, output: pathlib.Path) -> None:
-    words = [
-        "train.py", f"--config={ROOT}/configs/tiny.py", f"--workdir={output}",
-        f"--config.data.path={folder}",
-    ]  # fmt: skip
-    with mock.patch.object(sys, "argv", words):
-        config, workdir = command.parse()
-    run = Pretraining.prepare(config, pathlib.Path(workdir))
-    _look_at(run)
-    for dataset in (run.dataset, run.validation):
-        if isinstance(dataset, TokenDataset):
-            tokens, lengths = dataset.gather(np.arange(len(dataset)))
-            assert len(tokens) == lengths.sum()
-
-
-def _use_config_file(folder: pathlib.Path, output: pathlib.Path) -> None:
-    _prepare_run(
-        [
-            "train.py",
-            f"--config={folder}/tiny.py",
-            f"--workdir={output}",
-            f"--config.data.path={folder}/set",
-        ]
-    )
-
-
-def _use_tokenizer(folder: pathlib.Path, output: pathlib.Path) -> None:
-    for path in (folder, folder / "tokenizer.json", folder / "vocab.txt"):
-        tokenizer = load_tokenizer(path)
-        encode_texts(tokenizer, ["the law of the union", "", "é\u0000 [MASK]", "x" * 300])
-
-
-def _use_hugging_face(folder: pathlib.Path, output: pathlib.Path) -> None:
-    commands(["convert", str(folder), "--output", str(output)])
-
-
-def _use_tables(folder: pathlib.Path, output: pathlib.Path) -> None:
-    tokenizer = load_tokenizer(folder / "vocab.txt")
-    for name, kind in (
-        ("reviews.csv", "classification"),
-        ("ratings.tsv", "regression"),
-        ("reviews.jsonl", "classification"),
-        ("words.jsonl", "token_classification"),
-    ):
-        line = [
-            "x", f"--config={ROOT}/configs/finetune.py", f"--config.data.path={folder / name}",
-            f"--config.task={kind}", "--config.data.dev_fraction=0.3",
-        ]  # fmt: skip
-        config, _, _ = command.read(line)
-        task = read_task(config)
-        encoded = encode_tagged if kind == "token_classification" else encode
-        encoded(task.train, tokenizer, task.target, 32)
-
-
-def _use_glue(folder: pathlib.Path, output: pathlib.Path) -> None:
-    for name in ("cola", "rte", "stsb"):
-        task = glue.read_glue_task(name, str(folder))
-        for example in (*task.train, *task.dev[""]):
-            task.target.number(example.label, example.place)
-        glue.read_test_set(name, str(folder), "")
-
-
-def _use_report(folder: pathlib.Path, output: pathlib.Path) -> None:
-    commands(["report", str(folder), "--output", str(output)])
-
-
-def _use_run(folder: pathlib.Path, output: pathlib.Path) -> None:
-    commands(["fill-mask", str(folder), "the [MASK] of the union"])
-
-
-def good_input(folder: pathlib.Path) -> list[Target]:
-    """Writes small input of each kind, and says what reads it."""
-    rng = np.random.default_rng(0)
-    words = [f"{a}{b}" for a in ("ba", "de", "ki", "lo") for b in ("ra", "so", "ti", "nu")]
-    texts = [" ".join(rng.choice(words, rng.integers(3, 20))) for _ in range(120)]
-    (folder / "text.txt").write_text("\n".join(texts))
-    prepare(
-        PrepareOptions((str(folder / "text.txt"),), str(folder / "set"), vocab_size=128, workers=1),
-        say=lambda line: None,
-    )
-    shutil.copytree(folder / "set", folder / "configs" / "set")
-    shutil.copy(ROOT / "configs" / "tiny.py", folder / "configs")
-    shutil.copytree(folder / "set", folder / "tokenizer")
-    for path in (folder / "tokenizer").iterdir():
-        if path.name not in ("tokenizer.json", "vocab.txt"):
-            path.unlink()
-    _write_run(folder)
-    commands(["convert", str(folder / "run"), "--output", str(folder / "model")])
-    _write_tables(folder / "tables", texts, rng)
-    shutil.copy(folder / "set" / "vocab.txt", folder / "tables")
-    _write_glue(folder / "glue", texts, rng)
-    data = ("dataset.json", "*.npy", "tokenizer.json")
-    names = ("*.json", "*.safetensors", "vocab.txt")
-    targets = [
-        Target("prepared data sets", folder / "set", data, _use_data_set),
-        Target("config files", folder / "configs", ("tiny.py",), _use_config_file),
-        Target("tokenizer files", folder / "tokenizer", ("*",), _use_tokenizer),
-        Target("Hugging Face folders", folder / "model", names, _use_hugging_face),
-        Target("CSV, TSV, JSON Lines", folder / "tables", ("*[vl]",), _use_tables),
-        Target("GLUE's files", folder / "glue", ("*/*.tsv",), _use_glue),
-        Target("runs, by report", folder / "run", ("*.json*",), _use_report, share=0.2),
-        Target(
-            "runs, by fill-mask", folder / "run", ("config.json", "tok*/*"), _use_run, share=0.2
-        ),
-    ]
-    if importlib.util.find_spec("torch"):
-        _write_torch_file(folder)
-        bins = ("*.bin", "config.json")
-        targets.append(Target("PyTorch files", folder / "torch", bins, _use_hugging_face))
-    return targets
-
-
-def _write_run(folder: pathlib.Path) -> None:
-    settings = ("train.duration=2ba", "model.num_hidden_layers=1", "model.hidden_size=16")
-    line = [
-        "train.py", f"--config={ROOT}/configs/tiny.py", f"--workdir={folder / 'run'}",
-        f"--config.data.path={folder / 'set'}", *(f"--config.{setting}" for setting in settings),
-    ]  # fmt: skip
-    with mock.patch.object(sys, "argv", line):
-        command.main()
-
-
-def _write_torch_file(folder: pathlib.Path) -> None:
-    import torch
-    from safetensors.torch import load_file
-
-    shutil.copytree(folder / "model", folder / "torch")
-    path = folder / "torch" / "model.safetensors"
-    torch.save(load_file(path), folder / "torch" / "pytorch_model.bin")
-    path.unlink()
-
-
-def _write_tables(folder: pathlib.Path, texts: list[str], rng: np.random.Generator) -> None:
-    folder.mkdir()
-    for name, delimiter, labels in (
-        ("reviews.csv", ",", ["good", "bad"]),
-        ("ratings.tsv", "\t", ["1.5", "-2", "0"]),
-    ):
-        with (folder / name).open("w", newline="") as file:
-            writer = csv.writer(file, delimiter=delimiter)
-            writer.writerow(["text", "label"])
-            writer.writerows([text, rng.choice(labels)] for text in texts[:30])
-    with (folder / "reviews.jsonl").open("w") as file:
-        for text in texts[:30]:
-            print(json.dumps({"text": text, "label": str(rng.choice(["a", "b"]))}), file=file)
-    with (folder / "words.jsonl").open("w") as file:
-        for text in texts[:30]:
-            tags = [str(rng.choice(["O", "B-X"])) for _ in text.split()]
-            print(json.dumps({"text": text.split(), "label": tags}), file=file)
-
-
-def _write_glue(folder: pathlib.Path, texts: list[str], rng: np.random.Generator) -> None:
-    def write(name: str, header: str | None, row: Callable[[int], str]) -> None:
-        for part in ("train", "dev"):
-            lines = [] if header is None else [header]
-            lines += [row(i) for i in range(20)]
-            (folder / name).mkdir(parents=True, exist_ok=True)
-            (folder / name / f"{part}.tsv").write_text("\n".join(lines) + "\n")
-
-    def text() -> str:
-        return str(rng.choice(texts))
-
-    classes = ("entailment", "not_entailment")
-    middle = "genre\tfilename\tyear\told_index\tsource1\tsource2"
-    write("CoLA", None, lambda i: f"gj04\t{i % 2}\t\t{text()}")
-    write(
-        "RTE", "index\tsentence1\tsentence2\tlabel",
-        lambda i: f"{i}\t{text()}\t{text()}\t{classes[i % 2]}",
-    )  # fmt: skip
-    write(
-        "STS-B", f"index\t{middle}\tsentence1\tsentence2\tscore",
-        lambda i: f"{i}\t{middle}\t{text()}\t{text()}\t{i % 6}",
-    )  # fmt: skip
-    for name, header in (
-        ("CoLA", "index\tsentence"),
-        ("RTE", "index\tsentence1\tsentence2"),
-        ("STS-B", f"index\t{middle}\tsentence1\tsentence2"),
-    ):
-        columns = header.count("\t")
-        rows = ["\t".join([str(i), *(text() for _ in range(columns))]) for i in range(5)]
-        (folder / name / "test.tsv").write_text("\n".join([header, *rows]) + "\n")
 
 
 def campaign(inputs: int, *, seed: int, folder: pathlib.Path) -> dict[str, list]:

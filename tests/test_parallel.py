@@ -121,6 +121,6 @@ def test_a_script_without_a_guard_ends_with_a_message(tmp_path):
         env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 1
-    last = done.stderr.splitlines()[-1]
-    assert "UserError: a worker process died" in last
-    assert "`if __name__ == '__main__':`" in last
+    # Not always the last line: Python's resource tracker may have its say about the workers after.
+    (told,) = [line for line in done.stderr.splitlines() if "UserError: a worker process" in line]
+    assert "`if __name__ == '__main__':`" in told

@@ -118,7 +118,9 @@ class Checkpoints:
             # is a view of the very buffers that the next step overwrites.
             state = jax.block_until_ready(jax.tree.map(jnp.copy, state))
         self._saving = progress.step
-        last_due = progress.step if point.due else self._last_due
+        before = self._last_due
+        if point.due:  # before what saving deletes is decided
+            self._last_due = progress.step
         with self._failure_told():
             self._manager.save(
                 progress.step,
@@ -130,13 +132,14 @@ class Checkpoints:
                             "progress": progress.to_dict(),
                             "position": point.position.to_dict(),
                             "health": point.health.to_dict(),
-                            "last_due": last_due,
+                            "last_due": self._last_due,
                         }
                     ),
                     config=ocp.args.JsonSave(record),
                 ),
             )
-            self._last_due = last_due
+        if self._saving is None:  # it has failed already
+            self._last_due = before
 
     def wait(self) -> None:
         """Until all that has been saved is whole.

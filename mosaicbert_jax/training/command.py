@@ -88,7 +88,6 @@ def read(words: list[str]) -> tuple[ConfigDict | None, str | None, list[str]]:
         config = values.config
         if config is not None and not isinstance(config, ConfigDict):
             config.seed  # noqa: B018  a config file that failed to load raises what went wrong
-        _refuse_whole_groups(words, config)
     except flags.Error as error:
         raise UserError(_without_traceback(str(error))) from error
     except SyntaxError as error:
@@ -97,6 +96,7 @@ def read(words: list[str]) -> tuple[ConfigDict | None, str | None, list[str]]:
         raise UserError(_explain(error)) from error
     finally:
         sys.argv = command_line
+    _refuse_whole_groups(words, config)
     return config, values.workdir, rest
 
 

@@ -130,6 +130,17 @@ def test_where_a_run_was_stopped_makes_no_difference(clean, dataset, tmp_path):
             assert kept == [15, STEPS]
 
 
+def test_one_checkpoint_is_kept_where_one_is_asked_for(dataset, tmp_path):
+    """And the one to go back to besides, as long as a stop has saved a newer one."""
+    settings = (*SETTINGS, "checkpoint.keep=1")
+    with stopped_after(7):
+        assert train(tmp_path / "run", dataset, *settings) == 75
+    checkpoints = tmp_path / "run" / "checkpoints"
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["5", "7"]
+    assert train(tmp_path / "run", dataset, *settings) == 0
+    assert [path.name for path in checkpoints.iterdir()] == [str(STEPS)]
+
+
 def test_a_checkpoint_to_go_back_to_that_is_lost(clean, dataset, tmp_path, capsys):
     _, totals = clean
     with poisoned([totals[8]], math.nan):
