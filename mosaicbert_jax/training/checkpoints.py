@@ -355,14 +355,15 @@ def save_params(workdir: pathlib.Path, model: BertForMaskedLM) -> None:
 
 def abstract_params(config: BertConfig, sharding: jax.sharding.Sharding) -> Any:
     """Shapes of a BertForMaskedLM's parameters as a tree of ShapeDtypeStruct."""
-    return abstract_of(lambda: BertForMaskedLM(config, rngs=nnx.Rngs(0)), sharding)
+    model = nnx.eval_shape(lambda: BertForMaskedLM(config, rngs=nnx.Rngs(0)))
+    return abstract_params_of(model, sharding)
 
 
-def abstract_of(build: Callable[[], nnx.Module], sharding: jax.sharding.Sharding) -> Any:
-    """Shapes of the parameters of what `build` returns, as a tree of ShapeDtypeStruct."""
+def abstract_params_of(model: nnx.Module, sharding: jax.sharding.Sharding) -> Any:
+    """Shapes of the parameters of a model, or of one from `nnx.eval_shape`, as such a tree."""
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        nnx.to_pure_dict(nnx.state(nnx.eval_shape(build), nnx.Param)),
+        nnx.to_pure_dict(nnx.state(model, nnx.Param)),
     )
 
 
@@ -385,11 +386,7 @@ def build_model(record: dict[str, Any], seed: int | jax.Array) -> nnx.Module:
 def load_model(workdir: pathlib.Path, step: int | None = None) -> nnx.Module:
     """The model of a run, from its last checkpoint or the one at `step`."""
     record = workdirs.read(workdir)
-
-    def build():
-        return build_model(record, 0)
-
+    model = nnx.eval_shape(lambda: build_model(record, 0))
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    params = restore_params(workdir, abstract_of(build, sharding), step)
-    graph, _ = nnx.split(nnx.eval_shape(build))
-    return nnx.merge(graph, params)
+    params = restore_params(workdir, abstract_params_of(model, sharding), step)
+    return nnx.merge(nnx.split(model)[0], params)

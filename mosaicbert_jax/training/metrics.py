@@ -14,12 +14,29 @@ from collections.abc import Callable, Iterator
 from typing import Any, Self
 
 from ml_collections import ConfigDict
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto import event_pb2, summary_pb2
 from tqdm import tqdm
 
 from mosaicbert_jax.errors import UserError
 from mosaicbert_jax.files import write_atomically
+
+
+@contextlib.contextmanager
+def _taken_for_absent(package: str) -> Iterator[None]:
+    """Importing it fails, unless that has been done already."""
+    if package in sys.modules:
+        yield
+        return
+    sys.modules[package] = None
+    try:
+        yield
+    finally:
+        del sys.modules[package]
+
+
+# tensorboardX imports PyTorch where there is one: seconds of each start, and CUDA's libraries twice.
+with _taken_for_absent("torch"):
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto import event_pb2, summary_pb2
 
 METRICS_FILE = "metrics.jsonl"
 _TENSORBOARD = "tensorboard"

@@ -115,9 +115,13 @@ class Run(abc.ABC):
         return BertConfig.from_fields(self.record["model"])
 
     @functools.cached_property
+    def _abstract_model(self) -> nnx.Module:
+        return nnx.eval_shape(lambda: checkpoints.build_model(self.record, 0))
+
+    @functools.cached_property
     def graph(self) -> nnx.GraphDef:
         """Of the model, without its parameters."""
-        return nnx.split(nnx.eval_shape(lambda: checkpoints.build_model(self.record, 0)))[0]
+        return nnx.split(self._abstract_model)[0]
 
     @functools.cached_property
     def parameters(self) -> int:
@@ -131,9 +135,7 @@ class Run(abc.ABC):
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and shardings of the state, with nothing allocated."""
         everywhere = sharding.replicated(self.mesh)
-        params = checkpoints.abstract_of(
-            lambda: checkpoints.build_model(self.record, 0), everywhere
-        )
+        params = checkpoints.abstract_params_of(self._abstract_model, everywhere)
         optimizer_state = jax.eval_shape(self.optimizer.init, params)
         state = TrainState(params, optimizer_state, jax.ShapeDtypeStruct((), jnp.int32))
         return sharding.stored(self.mesh, state)
