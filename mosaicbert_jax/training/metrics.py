@@ -33,7 +33,7 @@ def _taken_for_absent(package: str) -> Iterator[None]:
         del sys.modules[package]
 
 
-# tensorboardX imports PyTorch where there is one: seconds of each start, and CUDA's libraries twice.
+# tensorboardX imports PyTorch where there is one: seconds of each start, and CUDA's libraries.
 with _taken_for_absent("torch"):
     from tensorboardX.event_file_writer import EventsWriter
     from tensorboardX.proto import event_pb2, summary_pb2
