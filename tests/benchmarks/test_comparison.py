@@ -47,7 +47,7 @@ def test_pareto(dataset, tmp_path, capsys, monkeypatch):
         f"--config={ROOT}/configs/pareto.py", f"--workdir={folder}",
         f"--output={tmp_path}/pareto", f"--config.data.path={dataset}",
         f"--config.finetune.data.path={reviews}", "--config.finetune.train.duration=1ep",
-        "--config.budgets=('1s',)", "--config.seeds=(17,)",
+        "--config.budgets=('1s',)", "--config.seeds=(17,)", "--config.finetune_rates=(3e-4, 1e-3)",
     ]  # fmt: skip
     monkeypatch.setattr(jax.config, "update", lambda *_: None)  # the tests' own cache stays
     other = folder / comparison.Job("bert", "1s", 17).folder
