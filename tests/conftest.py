@@ -6,6 +6,7 @@ import pathlib
 import subprocess
 import sys
 
+import hypothesis
 import numpy as np
 import pytest
 
@@ -18,6 +19,10 @@ os.environ.setdefault(
     str(pathlib.Path(__file__).parent.parent / ".pytest_cache" / "compiled"),
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
+# The same examples at each run; benchmarks/fuzz.py is where others are looked for.
+hypothesis.settings.register_profile("fixed", derandomize=True)
+hypothesis.settings.load_profile("fixed")
 
 ROOT = pathlib.Path(__file__).parent.parent
 _WORDS = (

@@ -36,6 +36,11 @@ def _promote_all_but_kernel(arrays, *, dtype):
     return x.astype(dtype), kernel, *(None if b is None else b.astype(dtype) for b in bias)
 
 
+# Not a lambda: models that are alike have equal graphs, and share what is compiled for one.
+def _product(x, kernel, *_, **__):
+    return matmul(x, kernel)
+
+
 def linear(config: BertConfig, inputs: int, outputs: int, *, use_bias: bool = True, rngs: nnx.Rngs):
     """A dense layer with BERT's initialisation: weights N(0, initializer_range), biases 0."""
     return nnx.Linear(
@@ -44,7 +49,7 @@ def linear(config: BertConfig, inputs: int, outputs: int, *, use_bias: bool = Tr
         use_bias=use_bias,
         dtype=config.compute_dtype,
         kernel_init=nnx.initializers.normal(config.initializer_range),
-        dot_general=lambda x, kernel, *_, **__: matmul(x, kernel),
+        dot_general=_product,
         promote_dtype=_promote_all_but_kernel,
         rngs=rngs,
     )

@@ -28,6 +28,24 @@ class Evaluation(Protocol):
         """As the row of metrics.jsonl."""
 
 
+# One for all runs of a process that are alike, as a task's seeds, so that they compile it once.
+@functools.lru_cache(maxsize=4)
+def _jitted_step(
+    graph: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    objective: Objective,
+    microbatches: int,
+) -> jax.stages.Wrapped:
+    step = functools.partial(
+        train_step,
+        graph=graph,
+        optimizer=optimizer,
+        objective=objective,
+        microbatches=microbatches,
+    )
+    return jax.jit(step, donate_argnums=0)
+
+
 @dataclasses.dataclass(frozen=True)
 class Run(abc.ABC):
     """What stays the same from the first step to the last.
@@ -100,14 +118,7 @@ class Run(abc.ABC):
 
     def jitted_step(self) -> jax.stages.Wrapped:
         """The training step on the run's mesh; the state is donated."""
-        step = functools.partial(
-            train_step,
-            graph=self.graph,
-            optimizer=self.optimizer,
-            objective=self.objective,
-            microbatches=self.microbatches,
-        )
-        return jax.jit(step, donate_argnums=0)
+        return _jitted_step(self.graph, self.optimizer, self.objective, self.microbatches)
 
     @property
     def model(self) -> BertConfig:

@@ -12,7 +12,7 @@ from pallas_kernels.alibi_attention import api
 from pallas_kernels.backends import DTYPES
 from tests.kernels.attention_cases import normal, packed_ids
 
-TOLERANCE = {"float32": 2e-5, "bfloat16": 0.06, "float16": 6e-3}
+TOLERANCE = {"float32": 1e-5, "bfloat16": 0.02, "float16": 3e-3}  # of the largest element
 
 
 def values_and_gradients(qkv_BL3HD, ids_BL, d_out_BLHD, packed, **options):
@@ -31,7 +31,7 @@ def values_and_gradients(qkv_BL3HD, ids_BL, d_out_BLHD, packed, **options):
 
 
 # The interpreter takes the programs of a grid one by one, so the shapes are small.
-@settings(max_examples=12, deadline=None, phases=[Phase.generate])  # shrinking takes minutes
+@settings(max_examples=8, deadline=None, phases=[Phase.generate])  # shrinking takes minutes
 @given(
     length=st.sampled_from([1, 40, 64, 130]),
     heads=st.sampled_from([1, 2, 6, 12, 16]),
@@ -63,7 +63,9 @@ def test_kernels_are_the_reference(
     for our, expected in zip(ours, true, strict=True):
         assert our.dtype == dtype
         our, expected = (np.asarray(x, np.float32) for x in (our, expected))
-        np.testing.assert_allclose(our, expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+        # Rounding is that of the largest of the products that are added up.
+        largest = max(np.abs(expected).max(), 1.0)
+        np.testing.assert_allclose(our, expected, atol=largest * TOLERANCE[dtype], rtol=0)
         assert not our[padding].any()
 
 

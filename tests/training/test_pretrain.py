@@ -1,5 +1,6 @@
 """train.py as a user meets it: what it writes, refuses, and says."""
 
+import functools
 import io
 import itertools
 import json
@@ -18,7 +19,8 @@ from mosaicbert_jax import BertConfig, BertForMaskedLM, UserError
 from mosaicbert_jax import __main__ as commands
 from mosaicbert_jax.data.dataset import TokenDataset
 from mosaicbert_jax.prediction import FillMask
-from mosaicbert_jax.training import digests
+from mosaicbert_jax.training import digests, step
+from mosaicbert_jax.training import run as run_module
 from mosaicbert_jax.training.checkpoints import load_model
 from mosaicbert_jax.training.command import main, parse
 from mosaicbert_jax.training.configuration import (
@@ -423,3 +425,23 @@ def test_as_a_process_no_traceback(dataset, tmp_path):
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+def test_runs_that_are_alike_compile_their_step_once(dataset, tmp_path, monkeypatch):
+    """As do the seeds of a task of GLUE."""
+    traced = []
+
+    def counted(*arguments, **settings):
+        traced.append(settings["microbatches"])
+        return step.train_step(*arguments, **settings)
+
+    monkeypatch.setattr(run_module, "train_step", counted)
+    monkeypatch.setattr(
+        run_module, "_jitted_step", functools.cache(run_module._jitted_step.__wrapped__)
+    )
+    short = ("train.duration=1ba", "model.num_hidden_layers=1")
+    assert train(tmp_path / "one", dataset, *short) == 0
+    assert train(tmp_path / "another", dataset, *short, "seed=18") == 0
+    assert len(traced) == 1
+    assert train(tmp_path / "other", dataset, *short, "optimizer.b1=0.8") == 0
+    assert len(traced) == 2
