@@ -1,5 +1,6 @@
 # make quickstart   a small MosaicBERT from nothing, in minutes on a CPU
-# make test         lint and tests (PYTHON=python3.12 for the other end of the support range)
+# make test         lint and tests (PYTHON=python3.12 for the other end of the support range;
+#                   PYTEST_ARGS="tests/data -x" and the like are given to pytest)
 # make notebooks    runs notebooks/ on what the quickstart left, and stores them with what they show
 # make .venv-compile/installed    what `plan` and those tests need to compile for GPUs that aren't here
 
@@ -68,7 +69,7 @@ test: lint
 		echo "make: no PyTorch; the tests that compare with it are skipped" >&2
 	@$(MAKE) --no-print-directory $(COMPILE_VENV)/installed || \
 		echo "make: no packages to compile for GPUs with; the tests that do are skipped" >&2
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: $(BIN)/installed
 	@$(BIN)/ruff check .

@@ -36,6 +36,7 @@ def call(module, *words: str) -> int:
     return 0
 
 
+@pytest.mark.one_end
 def test_pareto(dataset, tmp_path, capsys, monkeypatch):
     """Both models at two budgets, finetuned; nothing is done twice, nor what another one does."""
     reviews = write_csv(tmp_path / "reviews.csv", sentences(60))

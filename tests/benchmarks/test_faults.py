@@ -8,6 +8,8 @@ import pytest
 from benchmarks import faults
 from benchmarks.fault_worker import Fault
 
+pytestmark = pytest.mark.one_end
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):

@@ -9,6 +9,8 @@ import pytest
 from benchmarks import fuzz
 from mosaicbert_jax import UserError
 
+pytestmark = pytest.mark.one_end
+
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory):

@@ -7,8 +7,12 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 from tests.conftest import ROOT
 from tests.finetuning.cases import pretrained, sentences, write_csv
+
+pytestmark = pytest.mark.one_end
 
 
 def commands() -> list[str]:

@@ -16,7 +16,7 @@ from tests.golden_cases import FOLDER
 from tests.kernels.attention_cases import normal, packed_ids
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     length=st.sampled_from([1, 40, 128, 200, 300]),
     heads=st.sampled_from([1, 2, 6, 12]),

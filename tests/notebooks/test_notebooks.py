@@ -13,6 +13,7 @@ from notebooks.execute import FOLDER, execute, names, parameters, read, strip, w
 from tests.conftest import ROOT, run_process, run_train
 from tests.finetuning.glue_files import write_glue
 
+pytestmark = pytest.mark.one_end
 SECONDS = 180  # a cell: a limit for hangs, which a busy machine does not reach
 LARGEST = 600_000  # bytes
 # What a notebook cannot run without, where it need not be installed.
