@@ -144,9 +144,12 @@ def _short(label: str | None) -> str | None:
 
 
 def fast(name: str, seeds: str = "(19,)") -> tuple[str, ...]:
-    # Of one batch size, and of sentences that fill their rows: one shape, compiled in seconds.
-    return (
-        f"recipes.{name}.epochs=1", f"recipes.{name}.seeds={seeds}", f"recipes.{name}.batch_size=8"
+    # Of one batch size, and of sentences that fill their rows: one shape, compiled in seconds; and
+    # with one optimizer, so that tasks of as many classes share what is compiled.
+    return tuple(
+        f"recipes.{name}.{setting}"
+        for setting in ("epochs=1", f"seeds={seeds}", "batch_size=8", "learning_rate=3e-5",
+                        "weight_decay=3e-6")
     )  # fmt: skip
 
 
