@@ -27,8 +27,8 @@ PACKED_LENGTH = 512  # of the rows that texts are packed into here, as in config
 PRODUCT = (1024, 768, 3072)  # (M, K, N) of the matrix product, and how many of them are timed:
 _PRODUCTS = 20
 OURS, OUR_BERT, HF_BERT, MODERNBERT, EXPORTED = PEERS = (
-    "MosaicBERT-Base",
-    "BERT-Base",
+    "MosaicBERT-Base, here",
+    "BERT-Base, here",
     "Hugging Face BERT-Base",
     "Hugging Face ModernBERT-base",
     "MosaicBERT-Base in PyTorch",

@@ -8,7 +8,8 @@ corpus with bert-base-uncased's vocabulary, a document's first 128 tokens each, 
 packed here into as many slots and padded to the longest of the batch in PyTorch. A matrix product
 of a layer's size is timed in each framework too. Ratios are taken within a round, as
 a shared machine's speed drifts. DIR keeps the data and the exported model. Needs
-pip install -e ".[embedded,benchmarks,torch]". Writes OUTPUT.md and OUTPUT.png.
+pip install -e ".[embedded,benchmarks,torch]". Writes OUTPUT.md, OUTPUT.png, and OUTPUT.json with
+what was measured in each round.
 """
 
 import argparse
@@ -89,6 +90,14 @@ def measure(data: pathlib.Path, exported: pathlib.Path, rounds: int) -> list[Rou
         for peer in peers:
             peer.close()
     return found[2:]  # the first compiles, the second still allocates
+
+
+def _records(one: Round) -> list[dict[str, str | float]]:
+    """A round, an entry for each batch."""
+    return [
+        {"peer": name, "task": task, "batches": kind, **answer}
+        for (name, task, kind), answer in one.items()
+    ]
 
 
 def report(found: list[Round], picture: str) -> str:
@@ -271,6 +280,9 @@ def main() -> None:
     text = report(found, arguments.output.name)
     print(text)
     arguments.output.with_suffix(".md").write_text(text)
+    arguments.output.with_suffix(".json").write_text(
+        json.dumps([_records(one) for one in found], indent=1) + "\n"
+    )
     draw(found, arguments.output.with_suffix(".png"))
 
 
