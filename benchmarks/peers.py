@@ -181,7 +181,15 @@ def _of_products(found: list[Round]) -> list[str]:
                 f"{statistics.median(shares):.0%}",
             ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    return lines
+    jax, torch = (
+        statistics.median(_speeds(found, name, "product", "plain")) / 1e9
+        for name in (OURS, HF_BERT)
+    )
+    return [
+        *lines,
+        "",
+        f"The product alone, median: {jax:.0f} GFLOP/s by JAX, {torch:.0f} by PyTorch.",
+    ]
 
 
 def executed_flops(config: BertConfig, predicted: float, *, skips: bool) -> float:
