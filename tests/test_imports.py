@@ -1,11 +1,11 @@
 """What importing the package brings along."""
 
 import os
-import pathlib
 import subprocess
 import sys
 
-ROOT = pathlib.Path(__file__).parent.parent
+from tests.conftest import ROOT
+
 # All that is imported in the course of any command, but for the model that is exported to PyTorch.
 _IMPORT_ALL = """
 import pkgutil, importlib, mosaicbert_jax, pallas_kernels

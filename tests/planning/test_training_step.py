@@ -9,8 +9,6 @@ from mosaicbert_jax.errors import UserError
 from mosaicbert_jax.planning.compile_only import run_there
 from tests.planning import compiled_step as case
 
-pytestmark = pytest.mark.one_end
-
 
 def compiled(kind: str) -> dict:
     """What `compiled_step` prints; without the environment to compile in, the test is skipped."""
