@@ -38,7 +38,7 @@ class Gpu:
     def architecture(self) -> str:
         """As ptxas has it, such as "sm_80"."""
         major, minor = self.compute_capability
-        return f"sm_{major}{minor}" + ("a" if major >= 9 else "")
+        return f"sm_{major}{minor}" + ("a" if major in (9, 10) else "")
 
     def description(self) -> str:
         """The text of XLA's GpuTargetConfigProto."""
@@ -109,5 +109,44 @@ GPUS = {
     "h100": _H100,
     "h200": dataclasses.replace(
         _H100, name="NVIDIA H200", memory=151_397_597_184, memory_bandwidth=4_800_000_000_000
+    ),
+    "a10": Gpu(
+        name="NVIDIA A10",
+        compute_capability=(8, 6),
+        peak_flops=125e12,
+        memory_bandwidth=600_096_000_000,
+        memory=23_836_753_920,
+        cores=72,
+        fpus_per_core=128,
+        l2_cache=6_291_456,
+        clock_ghz=1.695,
+        shared_memory_per_core=102_400,
+        shared_memory_per_block=101_376,
+    ),
+    "l4": Gpu(
+        name="NVIDIA L4",
+        compute_capability=(8, 9),
+        peak_flops=121e12,
+        memory_bandwidth=300_096_000_000,
+        memory=23_641_587_712,
+        cores=58,
+        fpus_per_core=128,
+        l2_cache=50_331_648,
+        clock_ghz=2.04,
+        shared_memory_per_core=102_400,
+        shared_memory_per_block=101_376,
+    ),
+    "b200": Gpu(
+        name="NVIDIA B200",
+        compute_capability=(10, 0),
+        peak_flops=2250e12,
+        memory_bandwidth=7_672_320_000_000,
+        memory=191_538_331_648,
+        cores=148,
+        fpus_per_core=128,
+        l2_cache=132_644_864,
+        clock_ghz=1.965,
+        shared_memory_per_core=233_472,
+        shared_memory_per_block=232_448,
     ),
 }
