@@ -25,6 +25,7 @@ from jax.sharding import Mesh
 from mosaicbert_jax.errors import UserError
 from mosaicbert_jax.planning.gpus import Gpu
 from mosaicbert_jax.training.sharding import AXES
+from pallas_kernels import backends
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,8 +160,10 @@ def compile_for(
       donate: which arguments' memory the results may take.
     """
     mesh = jax.tree.leaves(arguments)[0].sharding.mesh
-    # Pallas asks the mesh which GPU it is for (from jax 0.11 on, and only there).
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+    # Pallas asks the mesh which GPU it is for (from jax 0.11 on, and only there), our kernels
+    # `compiling_for`.
+    device = mesh.devices.flat[0]
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), backends.compiling_for(device):
         lowered = jax.jit(function, donate_argnums=tuple(donate)).lower(*arguments)
     with tempfile.TemporaryDirectory() as folder:
         options = {"xla_gpu_enable_triton_gemm": False}

@@ -10,8 +10,9 @@ from pallas_kernels.alibi_attention.block_ranges import (
     block_ranges,
     default_block_size,
 )
+from pallas_kernels.alibi_attention.launch import RANGE_BLOCK, AttentionLaunch, launch_for
 from pallas_kernels.alibi_attention.slopes import alibi_slopes
-from pallas_kernels.backends import DTYPES, choose_backend, target_platform
+from pallas_kernels.backends import DTYPES, choose_backend, target
 
 BACKENDS = (*backends.BACKENDS, "reference")
 _find_block_ranges = block_ranges  # the public functions have an argument of that name
@@ -28,6 +29,7 @@ def alibi_attention(
     block_ranges: BlockRanges | None = None,
     dropout_rate: float = 0.0,
     dropout_keys_B: Key[Array, "B"] | None = None,
+    launch: AttentionLaunch | None = None,
     backend: str = "auto",
 ) -> Float[Array, "B L H D"]:
     """Bidirectional attention within segments, with ALiBi's bias: FlashAttention-style.
@@ -45,6 +47,7 @@ def alibi_attention(
         computes it here.
       dropout_rate: probability of dropping an attention weight.
       dropout_keys_B: a typed JAX key a row; needed if dropout_rate is not 0.
+      launch: block sizes, warps and stages of the kernels; None takes what `launch_for` finds.
       backend: "triton", Pallas kernels for NVIDIA GPUs from Ampere on; "xla", plain JAX for any
         device; "reference", the dense form; "interpret", the kernels of "triton" by JAX's
         interpreter, for tests. "auto" takes triton on GPUs where it can serve, else xla, and logs
@@ -69,6 +72,7 @@ def alibi_attention(
         block_ranges,
         dropout_rate,
         dropout_keys_B,
+        launch,
         backend,
     )
 
@@ -83,6 +87,7 @@ def alibi_attention_qkv(
     block_ranges: BlockRanges | None = None,
     dropout_rate: float = 0.0,
     dropout_keys_B: Key[Array, "B"] | None = None,
+    launch: AttentionLaunch | None = None,
     backend: str = "auto",
 ) -> Float[Array, "B L H D"]:
     """`alibi_attention` on the packed projection as it leaves Wqkv; same options, same result.
@@ -107,6 +112,7 @@ def alibi_attention_qkv(
         block_ranges,
         dropout_rate,
         dropout_keys_B,
+        launch,
         backend,
     )
 
@@ -120,6 +126,7 @@ def _attention(
     ranges,
     dropout_rate,
     dropout_keys_B,
+    launch,
     backend,
 ):
     """On (qkv_BL3HD,) or (q_BLHD, k_BLHD, v_BLHD)."""
@@ -137,16 +144,15 @@ def _attention(
         raise ValueError(f"slopes_H must be ({heads},), one a head of q, not {slopes_H.shape}")
     scale = head_size**-0.5 if scale is None else scale
     why_not_triton = _why_not_triton(head_size, operands[0].dtype.name, dropout_rate > 0)
-    chosen = choose_backend("alibi_attention", backend, target_platform(), why_not_triton, BACKENDS)
+    device = target()
+    chosen = choose_backend("alibi_attention", backend, device, why_not_triton, BACKENDS)
     if chosen in ("triton", "interpret"):
-        ranges = ranges or _find_block_ranges(
-            segment_ids_BL, block_size=default_block_size(length, "gpu")
-        )
         return triton.attention(
             operands,
             segment_ids_BL,
             slopes_H,
-            ranges,
+            ranges or _find_block_ranges(segment_ids_BL, block_size=RANGE_BLOCK),
+            launch or launch_for(device, length, head_size, operands[0].dtype),
             scale=scale,
             bias_3HD=bias_3HD,
             interpret=chosen == "interpret",
@@ -162,7 +168,12 @@ def _attention(
     }
     if chosen == "reference":
         return reference.attention(*operands, segment_ids_BL, slopes_H, **options)
-    ranges = ranges or _find_block_ranges(segment_ids_BL)
+    # Small blocks, which the kernels share, would be many rounds of a loop here.
+    ranges = ranges or _find_block_ranges(
+        segment_ids_BL, block_size=default_block_size(length, "cpu")
+    )
+    if device.platform == "gpu" and ranges.block_size == RANGE_BLOCK:
+        ranges = ranges.of_size(128)
     return xla.attention(*operands, segment_ids_BL, slopes_H, ranges, **options)
 
 

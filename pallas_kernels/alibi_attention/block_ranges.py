@@ -1,17 +1,13 @@
 """Which blocks of a row share a segment with which."""
 
 import dataclasses
-import functools
-import json
-import pathlib
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from pallas_kernels.backends import target_device_kind, target_platform
-
-MEASURED_BLOCK_SIZES = pathlib.Path(__file__).parent / "block_sizes.json"
+from pallas_kernels.alibi_attention.launch import RANGE_BLOCK
+from pallas_kernels.backends import target
 
 
 @jax.tree_util.register_dataclass
@@ -32,25 +28,40 @@ class BlockRanges:
     upper_BQ: Int[Array, "B Q"]
     block_size: int = dataclasses.field(metadata={"static": True})
 
+    def of_blocks(
+        self, block: int, inner_block: int
+    ) -> tuple[Int[Array, "B I"], Int[Array, "B I"]]:
+        """The bounds for each block of `block` tokens, counted in blocks of `inner_block`.
+
+        Raises:
+          ValueError: sizes that are not multiples of `block_size`.
+        """
+        if block % self.block_size or inner_block % self.block_size:
+            raise ValueError(
+                f"block ranges of {self.block_size} tokens don't divide blocks of {block} and "
+                f"{inner_block}"
+            )
+        if block == inner_block == self.block_size:
+            return self.lower_BQ, self.upper_BQ
+        factor, inner_factor = block // self.block_size, inner_block // self.block_size
+        rows, num_blocks = self.lower_BQ.shape
+        # What is all padding must not widen the block that it is a part of.
+        lower_BQ = jnp.where(self.lower_BQ == self.upper_BQ, num_blocks, self.lower_BQ)
+        widths = ((0, 0), (0, -num_blocks % factor))
+        lower_BQ = jnp.pad(lower_BQ, widths, constant_values=num_blocks)
+        lower_BI = lower_BQ.reshape(rows, -1, factor).min(axis=-1)
+        upper_BI = jnp.pad(self.upper_BQ, widths).reshape(rows, -1, factor).max(axis=-1)
+        upper_BI = -(-upper_BI // inner_factor)
+        return jnp.minimum(lower_BI // inner_factor, upper_BI), upper_BI
+
+    def of_size(self, block_size: int) -> "BlockRanges":
+        """The ranges of larger blocks, as `block_ranges` would find them or slightly wider."""
+        return BlockRanges(*self.of_blocks(block_size, block_size), block_size)
+
 
 def default_block_size(length: int, platform: str) -> int:
-    """Tokens a block that suit the backend of a platform, for rows of `length` tokens.
-
-    On a GPU: what `python -m benchmarks.attention --store` found fastest on one of its kind, for
-    the longest row length measured that is not longer; 64 where nothing was measured.
-    """
-    if platform != "gpu":
-        return min(128, length)
-    measured = _measured_block_sizes().get(target_device_kind(), {})
-    not_longer = [int(row_length) for row_length in measured if int(row_length) <= length]
-    # Without a measurement: blocks of 128 would spill registers (benchmarks/).
-    return measured[str(max(not_longer))] if not_longer else 64
-
-
-@functools.cache
-def _measured_block_sizes() -> dict[str, dict[str, int]]:
-    """Device kind, row length, tokens a block."""
-    return json.loads(MEASURED_BLOCK_SIZES.read_text(encoding="utf-8"))
+    """Tokens a block for rows of `length` tokens: on a GPU, what divides every kernel's blocks."""
+    return RANGE_BLOCK if platform == "gpu" else min(128, length)
 
 
 def block_ranges(
@@ -66,7 +77,7 @@ def block_ranges(
       block_size: tokens a block; None: what suits the platform.
     """
     if block_size is None:
-        block_size = default_block_size(segment_ids_BL.shape[1], target_platform())
+        block_size = default_block_size(segment_ids_BL.shape[1], target().platform)
     blocks_BQW = pad_to_blocks(segment_ids_BL, block_size).reshape(
         segment_ids_BL.shape[0], -1, block_size
     )

@@ -26,9 +26,9 @@ from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.alibi_attention.block_ranges import BlockRanges
+from pallas_kernels.alibi_attention.launch import AttentionLaunch, Launch
 
 HEAD_SIZES = (32, 64, 128)
-BLOCK_SIZES = (16, 32, 64, 128)
 _LOG2_E = math.log2(math.e)
 
 
@@ -38,14 +38,14 @@ class Settings:
 
     Attributes:
       scale: of the scores.
-      block_size: tokens of a block of queries, and of keys.
+      launch: block sizes, warps and stages.
       packed: whether the operands are one array, (B, L, 3, H, D), or three, (B, L, H, D) each.
       has_bias: whether a bias was added to the packed one, whose gradient is wanted.
       interpret: run the kernels step by step with JAX's interpreter, on any platform.
     """
 
     scale: float
-    block_size: int
+    launch: AttentionLaunch
     packed: bool
     has_bias: bool
     interpret: bool
@@ -56,6 +56,7 @@ def attention(
     segment_ids_BL: Int[Array, "B L"],
     slopes_H: Float[Array, "H"],
     ranges: BlockRanges,
+    launch: AttentionLaunch,
     *,
     scale: float,
     bias_3HD: Float[Array, "3 H D"] | None = None,
@@ -68,16 +69,11 @@ def attention(
       bias_3HD: for the first form only.
 
     Raises:
-      ValueError: a block size that the kernels don't have.
+      ValueError: ranges whose blocks don't divide those of the launch.
     """
-    if ranges.block_size not in BLOCK_SIZES:
-        raise ValueError(f"triton has block sizes {BLOCK_SIZES}, not {ranges.block_size}")
     biases = () if bias_3HD is None else (bias_3HD,)
-    settings = Settings(
-        scale, ranges.block_size, len(operands) == 1, bias_3HD is not None, interpret
-    )
-    context = (segment_ids_BL, slopes_H, ranges.lower_BQ, ranges.upper_BQ)
-    return _attend(settings, operands, biases, context)
+    settings = Settings(scale, launch, len(operands) == 1, bias_3HD is not None, interpret)
+    return _attend(settings, operands, biases, (segment_ids_BL, slopes_H, ranges))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -115,24 +111,26 @@ _attend.defvjp(_attend_forward, _attend_backward)
 
 
 def _forward(settings: Settings, operands, context):
+    launch = settings.launch.forward
     rows, length, heads, head_size = _shape(settings, operands)
     row_of_head = pl.BlockSpec((None, length, None, head_size), lambda i, h, b: (b, 0, h, 0))
     return pl.pallas_call(
         functools.partial(_forward_kernel, settings, length),
-        grid=(-(-length // settings.block_size), heads, rows),
+        grid=(pl.cdiv(length, launch.block), heads, rows),
         in_specs=[*_operand_specs(settings, length, head_size), *_context_specs(length)],
         out_specs=[row_of_head, pl.BlockSpec((None, None, length), lambda i, h, b: (b, h, 0))],
         out_shape=[
             jax.ShapeDtypeStruct((rows, length, heads, head_size), operands[0].dtype),
             jax.ShapeDtypeStruct((rows, heads, length), jnp.float32),
         ],
-        compiler_params=_launch(head_size, operands[0].dtype, backward=False),
+        compiler_params=_compiler_params(launch),
         interpret=settings.interpret,
         name="alibi_attention_forward",
-    )(*_as_three(operands), *context)
+    )(*_as_three(operands), *_context_of(launch, context))
 
 
 def _backward(settings: Settings, operands, context, d_out_BLHD, logsumexp_BHL, delta_BHL):
+    launch = settings.launch.backward
     rows, length, heads, head_size = _shape(settings, operands)
     row_of_head = pl.BlockSpec((None, length, None, head_size), lambda i, h, b: (b, 0, h, 0))
     per_token = pl.BlockSpec((None, None, length), lambda i, h, b: (b, h, 0))
@@ -143,7 +141,7 @@ def _backward(settings: Settings, operands, context, d_out_BLHD, logsumexp_BHL, 
         out_specs = [row_of_all]
     else:
         out_specs = [row_of_head] * 3
-    blocks = -(-length // settings.block_size)
+    blocks = pl.cdiv(length, launch.block)
     out_shape = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in operands]
     if settings.has_bias:
         block_of_all = (None, None, 3, None, head_size)
@@ -161,26 +159,21 @@ def _backward(settings: Settings, operands, context, d_out_BLHD, logsumexp_BHL, 
         ],
         out_specs=out_specs,
         out_shape=out_shape,
-        compiler_params=_launch(head_size, operands[0].dtype, backward=True),
+        compiler_params=_compiler_params(launch),
         interpret=settings.interpret,
         name="alibi_attention_backward",
-    )(*_as_three(operands), *context, d_out_BLHD, logsumexp_BHL, delta_BHL)
+    )(*_as_three(operands), *_context_of(launch, context), d_out_BLHD, logsumexp_BHL, delta_BHL)
     return tuple(gradients)
 
 
-def _launch(head_size: int, dtype, *, backward: bool) -> plgpu.CompilerParams:
-    """Warps a program, and loads under way at once, for blocks of 64 tokens.
+def _compiler_params(launch: Launch) -> plgpu.CompilerParams:
+    return plgpu.CompilerParams(num_warps=launch.num_warps, num_stages=launch.num_stages)
 
-    Chosen from A100 and H100 programs as compiled (benchmarks/attention_compiled.md). Four warps of
-    16 queries share a block; eight would do much of the work twice. More stages take shared memory,
-    and rows are short. Backward at head size 128 needs more registers than four warps have, and
-    spills none without loading ahead. Float32, which has no tensor cores, spills least with many.
-    """
-    if dtype == jnp.float32:
-        return plgpu.CompilerParams(num_warps=16 if head_size == 128 else 8, num_stages=1)
-    if backward and head_size == 128:
-        return plgpu.CompilerParams(num_warps=8, num_stages=1)
-    return plgpu.CompilerParams(num_warps=4, num_stages=2)
+
+def _context_of(launch: Launch, context):
+    """What a kernel takes of it: the ranges in the blocks of its launch."""
+    segment_ids_BL, slopes_H, ranges = context
+    return segment_ids_BL, slopes_H, *ranges.of_blocks(launch.block, launch.inner_block)
 
 
 def _shape(settings: Settings, operands) -> tuple[int, int, int, int]:
@@ -220,16 +213,17 @@ class _Block:
     """One block of a row: where it begins, and which of its tokens are within the row."""
 
     start: jax.Array
+    size: int
     within: jax.Array | None  # None: all are, known when the program is built
 
     @classmethod
     def of(cls, index, size: int, length: int) -> "_Block":
         start = index * size
-        return cls(start, start + jnp.arange(size) < length if length % size else None)
+        return cls(start, size, start + jnp.arange(size) < length if length % size else None)
 
-    def load(self, ref, size: int, other: float = 0.0):
+    def load(self, ref, other: float = 0.0):
         """Its tokens of a ref over a row: (size, D) or (size,)."""
-        slice_ = pl.ds(self.start, size)
+        slice_ = pl.ds(self.start, self.size)
         if len(ref.shape) == 1:
             mask = self.within
             return plgpu.load(ref.at[slice_], mask=mask, other=None if mask is None else other)
@@ -238,7 +232,7 @@ class _Block:
 
     def store(self, ref, value, part: int | None = None) -> None:
         """Puts its tokens into a ref over a row, (L,) or (L, D), or one part of (L, 3, D)."""
-        slices = (pl.ds(self.start, value.shape[0]),)
+        slices = (pl.ds(self.start, self.size),)
         slices += () if part is None else (jnp.int32(part),)
         mask = self.within
         if value.ndim == 2:
@@ -250,8 +244,8 @@ class _Block:
 def _scores(settings: Settings, q_ID, k_JD, queries: _Block, keys: _Block, ids_I, ids_J, slope):
     """Scores in base 2, float32[I, J]; -inf where the segments differ or the query is padding."""
     scores_IJ = _dot(q_ID, k_JD.T) * (settings.scale * _LOG2_E)
-    position_I = queries.start + jnp.arange(settings.block_size)
-    position_J = keys.start + jnp.arange(settings.block_size)
+    position_I = queries.start + jnp.arange(queries.size)
+    position_J = keys.start + jnp.arange(keys.size)
     distance_IJ = jnp.abs(position_I[:, None] - position_J[None, :]).astype(jnp.float32)
     scores_IJ -= slope * distance_IJ
     return jnp.where(ids_I[:, None] == ids_J[None, :], scores_IJ, -jnp.inf)
@@ -281,17 +275,17 @@ def _forward_kernel(
     out_ref,
     lse_ref,
 ):
-    size = settings.block_size
-    queries = _Block.of(pl.program_id(0), size, length)
+    launch = settings.launch.forward
+    queries = _Block.of(pl.program_id(0), launch.block, length)
     slope = slope_ref[...] * _LOG2_E
-    q_ID = queries.load(q_ref, size)
-    ids_I = _query_ids(queries.load(ids_ref, size, 0))
+    q_ID = queries.load(q_ref)
+    ids_I = _query_ids(queries.load(ids_ref, 0))
 
     def meet(j, carry):
         highest_I, total_I, sum_ID = carry
-        keys = _Block.of(j, size, length)
-        k_JD = keys.load(k_ref, size)
-        ids_J = keys.load(ids_ref, size, 0)
+        keys = _Block.of(j, launch.inner_block, length)
+        k_JD = keys.load(k_ref)
+        ids_J = keys.load(ids_ref, 0)
         scores_IJ = _scores(settings, q_ID, k_JD, queries, keys, ids_I, ids_J, slope)
         new_I = jnp.maximum(highest_I, jnp.max(scores_IJ, axis=1))
         # A query that has seen no key yet: subtract 0, as -inf - -inf is NaN.
@@ -299,13 +293,13 @@ def _forward_kernel(
         weights_IJ = jnp.exp2(scores_IJ - shift_I[:, None])
         decay_I = jnp.exp2(highest_I - shift_I)
         total_I = total_I * decay_I + jnp.sum(weights_IJ, axis=1)
-        v_JD = keys.load(v_ref, size)
+        v_JD = keys.load(v_ref)
         sum_ID = sum_ID * decay_I[:, None] + _dot(weights_IJ.astype(v_JD.dtype), v_JD)
         return new_I, total_I, sum_ID
 
     start = (
-        jnp.full((size,), -jnp.inf, jnp.float32),
-        jnp.zeros((size,), jnp.float32),
+        jnp.full((queries.size,), -jnp.inf, jnp.float32),
+        jnp.zeros((queries.size,), jnp.float32),
         jnp.zeros(q_ID.shape, jnp.float32),
     )
     highest_I, total_I, sum_ID = jax.lax.fori_loop(lower_ref[...], upper_ref[...], meet, start)
@@ -330,10 +324,10 @@ def _backward_kernel(
     delta_ref,
     *gradient_refs,
 ):
-    size = settings.block_size
-    here = _Block.of(pl.program_id(0), size, length)
+    launch = settings.launch.backward
+    here = _Block.of(pl.program_id(0), launch.block, length)
     slope = slope_ref[...] * _LOG2_E
-    ids_here = here.load(ids_ref, size, 0)
+    ids_here = here.load(ids_ref, 0)
     lower, upper = lower_ref[...], upper_ref[...]
 
     def put(part, gradient_ID):
@@ -345,35 +339,35 @@ def _backward_kernel(
 
     def meet_queries(i, carry):
         dk_JD, dv_JD = carry
-        queries = _Block.of(i, size, length)
-        q_ID, d_out_ID = queries.load(q_ref, size), queries.load(d_out_ref, size)
-        ids_I = _query_ids(queries.load(ids_ref, size, 0))
+        queries = _Block.of(i, launch.inner_block, length)
+        q_ID, d_out_ID = queries.load(q_ref), queries.load(d_out_ref)
+        ids_I = _query_ids(queries.load(ids_ref, 0))
         scores_IJ = _scores(settings, q_ID, k_JD, queries, here, ids_I, ids_here, slope)
-        weights_IJ = jnp.exp2(scores_IJ - queries.load(lse_ref, size)[:, None])
+        weights_IJ = jnp.exp2(scores_IJ - queries.load(lse_ref)[:, None])
         dv_JD += _dot(weights_IJ.astype(q_ID.dtype).T, d_out_ID)
         d_weights_IJ = _dot(d_out_ID, v_JD.T)
-        d_scores_IJ = weights_IJ * (d_weights_IJ - queries.load(delta_ref, size)[:, None])
+        d_scores_IJ = weights_IJ * (d_weights_IJ - queries.load(delta_ref)[:, None])
         dk_JD += _dot(d_scores_IJ.astype(q_ID.dtype).T, q_ID)
         return dk_JD, dv_JD
 
-    k_JD, v_JD = here.load(k_ref, size), here.load(v_ref, size)
+    k_JD, v_JD = here.load(k_ref), here.load(v_ref)
     zeros = jnp.zeros(k_JD.shape, jnp.float32)
     dk_JD, dv_JD = jax.lax.fori_loop(lower, upper, meet_queries, (zeros, zeros))
     put(1, dk_JD * settings.scale)
     put(2, dv_JD)
 
-    q_ID, d_out_ID = here.load(q_ref, size), here.load(d_out_ref, size)
-    lse_I = here.load(lse_ref, size)
-    delta_I = here.load(delta_ref, size)
+    q_ID, d_out_ID = here.load(q_ref), here.load(d_out_ref)
+    lse_I = here.load(lse_ref)
+    delta_I = here.load(delta_ref)
     ids_I = _query_ids(ids_here)
 
     def meet_keys(j, dq_ID):
-        keys = _Block.of(j, size, length)
-        k_JD = keys.load(k_ref, size)
-        ids_J = keys.load(ids_ref, size, 0)
+        keys = _Block.of(j, launch.inner_block, length)
+        k_JD = keys.load(k_ref)
+        ids_J = keys.load(ids_ref, 0)
         scores_IJ = _scores(settings, q_ID, k_JD, here, keys, ids_I, ids_J, slope)
         weights_IJ = jnp.exp2(scores_IJ - lse_I[:, None])
-        d_weights_IJ = _dot(d_out_ID, keys.load(v_ref, size).T)
+        d_weights_IJ = _dot(d_out_ID, keys.load(v_ref).T)
         d_scores_IJ = weights_IJ * (d_weights_IJ - delta_I[:, None])
         return dq_ID + _dot(d_scores_IJ.astype(k_JD.dtype), k_JD)
 

@@ -4,7 +4,7 @@ import functools
 
 from jaxtyping import Array, Bool, Float, Int
 
-from pallas_kernels.backends import DTYPES, choose_backend, target_platform
+from pallas_kernels.backends import DTYPES, choose_backend, target
 from pallas_kernels.cross_entropy import reference, triton
 
 
@@ -40,9 +40,7 @@ def cross_entropy_and_gradient(
     why_not_triton = None
     if logits_NV.dtype.name not in DTYPES:
         why_not_triton = f"triton has {', '.join(DTYPES)}, not {logits_NV.dtype}"
-    chosen = choose_backend(
-        "cross_entropy_and_gradient", backend, target_platform(), why_not_triton
-    )
+    chosen = choose_backend("cross_entropy_and_gradient", backend, target(), why_not_triton)
     backend_function = reference.cross_entropy_and_gradient
     if chosen != "xla":
         backend_function = functools.partial(

@@ -4,7 +4,7 @@ import functools
 
 from jaxtyping import Array, Float, Key
 
-from pallas_kernels.backends import DTYPES, choose_backend, target_platform
+from pallas_kernels.backends import DTYPES, choose_backend, target
 from pallas_kernels.geglu_linear import reference, triton
 
 
@@ -49,7 +49,7 @@ def geglu_linear(
     if dropout_rate and dropout_keys_B is None:
         raise ValueError("dropout_rate needs dropout_keys_B, one key a row")
     why_not_triton = _why_not_triton(width, gate_up_BL2F.dtype.name)
-    chosen = choose_backend("geglu_linear", backend, target_platform(), why_not_triton)
+    chosen = choose_backend("geglu_linear", backend, target(), why_not_triton)
     backend_function = reference.geglu_linear
     if chosen != "xla":
         backend_function = functools.partial(

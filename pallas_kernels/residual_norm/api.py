@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
-from pallas_kernels.backends import DTYPES, choose_backend, target_platform
+from pallas_kernels.backends import DTYPES, choose_backend, target
 from pallas_kernels.residual_norm import reference, triton
 
 
@@ -65,7 +65,7 @@ def residual_norm(
         raise ValueError("dropout_rate needs dropout_keys_B, one key a row")
     norm_dtype = jnp.dtype(norm_dtype)
     why_not_triton = _why_not_triton(width, x_BLE.dtype.name, norm_dtype.name)
-    chosen = choose_backend("residual_norm", backend, target_platform(), why_not_triton)
+    chosen = choose_backend("residual_norm", backend, target(), why_not_triton)
     backend_function = reference.residual_norm
     if chosen != "xla":
         backend_function = functools.partial(

@@ -1,6 +1,5 @@
 """Attention: every backend against the one reference, values and gradients."""
 
-import importlib
 import json
 import time
 
@@ -105,6 +104,33 @@ def test_ranges_are_the_least_possible(length, longest, block, seed):
         np.testing.assert_array_equal(visited, needed)
 
 
+@settings(max_examples=10, deadline=None)
+@given(
+    length=st.integers(1, 400),
+    longest=st.sampled_from([1, 10, 100, 400]),
+    blocks=st.tuples(st.sampled_from([32, 64, 128]), st.sampled_from([32, 64, 128])),
+    seed=st.integers(0, 2**16),
+)
+def test_ranges_of_larger_blocks_hold_those_of_their_parts(length, longest, blocks, seed):
+    block, inner_block = blocks
+    ids_BL = packed_ids(np.random.default_rng(seed), 3, length, longest)
+    parts = block_ranges(ids_BL, block_size=32)
+    lower_BI, upper_BI = (np.asarray(x) for x in parts.of_blocks(block, inner_block))
+    for b, ids_L in enumerate(np.asarray(ids_BL)):
+        for i in range(-(-length // block)):
+            queries_L = ids_L[i * block : (i + 1) * block]
+            shared = np.flatnonzero(np.isin(ids_L, queries_L[queries_L > 0]))
+            if not len(shared):
+                assert lower_BI[b, i] == upper_BI[b, i]
+                continue
+            # Of the smallest blocks, as of the larger ones, none is visited without need.
+            first, last = shared[0] // 32 * 32, shared[-1] // 32 * 32
+            assert (lower_BI[b, i], upper_BI[b, i] - 1) == (
+                first // inner_block,
+                last // inner_block,
+            )
+
+
 def test_a_segment_in_two_pieces_is_still_whole():
     """Ids that do not ascend may visit more, and never miss."""
     ids_BL = jnp.asarray([[1] * 40 + [2] * 40 + [1] * 40])
@@ -173,15 +199,3 @@ def test_mistakes_are_explained():
         alibi_attention(x, x, x, None, backend="mosaic")
     with pytest.raises(ValueError, match=r"qkv must be"):
         alibi_attention_qkv(x, None)
-
-
-def test_block_size_is_the_one_measured_on_such_a_device(monkeypatch):
-    module = importlib.import_module("pallas_kernels.alibi_attention.block_ranges")
-    kind = jax.devices()[0].device_kind
-    measured = {kind: {"512": 32, "2048": 128}, "another": {"64": 16}}
-    assert all(name.startswith("NVIDIA") for name in module._measured_block_sizes())
-    assert module.default_block_size(4096, "gpu") == 64
-    monkeypatch.setattr(module, "_measured_block_sizes", lambda: measured)
-    found = [module.default_block_size(length, "gpu") for length in (128, 512, 1024, 2048, 8192)]
-    assert found == [64, 32, 32, 128, 128]
-    assert module.default_block_size(512, "cpu") == 128

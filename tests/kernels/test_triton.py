@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from pallas_kernels import alibi_attention, alibi_attention_qkv, alibi_slopes, block_ranges
 from pallas_kernels.alibi_attention import api
+from pallas_kernels.alibi_attention.launch import AttentionLaunch, Launch
 from pallas_kernels.backends import DTYPES
 from tests.kernels.attention_cases import normal, packed_ids
 
@@ -30,6 +31,11 @@ def values_and_gradients(qkv_BL3HD, ids_BL, d_out_BLHD, packed, **options):
     return out_BLHD, d_qkv_BL3HD
 
 
+def both_ways(block: int, inner_block: int) -> AttentionLaunch:
+    """A launch with these blocks forward, and with them exchanged backward."""
+    return AttentionLaunch(Launch(block, inner_block, 4, 1), Launch(inner_block, block, 4, 1))
+
+
 # The interpreter takes the programs of a grid one by one, so the shapes are small.
 @settings(max_examples=8, deadline=None, phases=[Phase.generate])  # shrinking takes minutes
 @given(
@@ -38,14 +44,14 @@ def values_and_gradients(qkv_BL3HD, ids_BL, d_out_BLHD, packed, **options):
     head_size=st.sampled_from([32, 64, 128]),
     longest=st.sampled_from([1, 20, 130]),
     dtype=st.sampled_from(DTYPES),
-    block_size=st.sampled_from([None, 32, 128]),
+    blocks=st.sampled_from([None, (32, 64), (64, 32), (128, 32), (32, 128)]),
     packed=st.booleans(),
     bias=st.booleans(),
     scale=st.sampled_from([None, 0.3]),
     seed=st.integers(0, 2**16),
 )
 def test_kernels_are_the_reference(
-    length, heads, head_size, longest, dtype, block_size, packed, bias, scale, seed
+    length, heads, head_size, longest, dtype, blocks, packed, bias, scale, seed
 ):
     rng = np.random.default_rng(seed)
     qkv_BL3HD = normal(rng, 2, length, 3, heads, head_size, dtype=dtype)
@@ -55,9 +61,9 @@ def test_kernels_are_the_reference(
     true = values_and_gradients(
         qkv_BL3HD, ids_BL, d_out_BLHD, packed, backend="reference", **options
     )
-    ranges = None if block_size is None else block_ranges(ids_BL, block_size=block_size)
+    launch = None if blocks is None else both_ways(*blocks)
     ours = values_and_gradients(
-        qkv_BL3HD, ids_BL, d_out_BLHD, packed, backend="interpret", block_ranges=ranges, **options
+        qkv_BL3HD, ids_BL, d_out_BLHD, packed, backend="interpret", launch=launch, **options
     )
     padding = np.asarray(ids_BL) == 0
     for our, expected in zip(ours, true, strict=True):
@@ -78,12 +84,12 @@ def test_projection_bias_is_added_and_has_its_gradient(length, block_size, dtype
     qkv_BL3HD = normal(rng, 3, length, 3, 2, 32, dtype=dtype)
     bias_3HD, d_out_BLHD = normal(rng, 3, 2, 32), normal(rng, 3, length, 2, 32, dtype=dtype)
     ids_BL = packed_ids(rng, 3, length, 30)
-    ranges = block_ranges(ids_BL, block_size=block_size)
+    launch = both_ways(block_size, 32)
 
     def both(backend):
         def attend(qkv_BL3HD, bias_3HD):
             return alibi_attention_qkv(
-                qkv_BL3HD, ids_BL, bias_3HD=bias_3HD, block_ranges=ranges, backend=backend
+                qkv_BL3HD, ids_BL, bias_3HD=bias_3HD, launch=launch, backend=backend
             )
 
         out_BLHD, backward = jax.vjp(jax.jit(attend), qkv_BL3HD, bias_3HD)
@@ -158,10 +164,10 @@ def test_a_backend_that_can_not_serve_says_why():
     with pytest.raises(ValueError, match="'cuda' is not one of auto, triton, xla"):
         alibi_attention_qkv(x, None, backend="cuda")
     ids_BL = jnp.ones((1, 8), jnp.int32)
-    with pytest.raises(ValueError, match=r"block sizes \(16, 32, 64, 128\), not 8"):
+    with pytest.raises(ValueError, match=r"ranges of 40 tokens don't divide blocks of 64 and 64"):
         alibi_attention_qkv(
             jnp.zeros((1, 8, 3, 2, 32)),
             ids_BL,
             backend="interpret",
-            block_ranges=block_ranges(ids_BL, block_size=8),
+            block_ranges=block_ranges(ids_BL, block_size=40),
         )
