@@ -14,6 +14,7 @@ from pallas_kernels.geglu_linear.reference import gelu
 from pallas_kernels.matmul import matmul
 from pallas_kernels.random_bits import drop_elements, keep_mask, random_bits
 from pallas_kernels.residual_norm.api import residual_norm
+from pallas_kernels.row_sums.api import sum_rows
 
 __all__ = [
     "BlockRanges",
@@ -29,4 +30,5 @@ __all__ = [
     "matmul",
     "random_bits",
     "residual_norm",
+    "sum_rows",
 ]

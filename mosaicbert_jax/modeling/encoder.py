@@ -41,14 +41,15 @@ class Embeddings(nnx.Module):
         keys_B: Key[Array, "B"] | None,
     ) -> Float[Array, "B L E"]:
         dtype = self.config.compute_dtype
-        word_BLE = look_up(self.word.embedding[...], tokens_BL)
+        word_BLE = look_up(self.word.embedding[...], tokens_BL, dtype)
+        types_TE = self.token_type.embedding[...]
         if token_type_ids_BL is None:
-            # All types 0: one row, broadcast, instead of a lookup.
-            token_type_ids_BL = jnp.zeros((), jnp.int32)
-        added_BLE = jnp.broadcast_to(self.token_type(token_type_ids_BL), word_BLE.shape)
+            added_BLE = jnp.broadcast_to(types_TE[0], word_BLE.shape)
+        else:
+            added_BLE = look_up(types_TE, token_type_ids_BL)
         if self.config.position_embedding == "learned":
-            added_BLE += self.position(segment_positions(segment_ids_BL))
-        x_BLE = norm_of_sum(self.norm, word_BLE.astype(dtype), added_BLE.astype(dtype))
+            added_BLE += look_up(self.position.embedding[...], segment_positions(segment_ids_BL))
+        x_BLE = norm_of_sum(self.norm, word_BLE, added_BLE.astype(dtype))
         return dropout(x_BLE, self.config.hidden_dropout_prob, keys_B, layer=-1, site=Site.HIDDEN)
 
 

@@ -9,7 +9,7 @@ from mosaicbert_jax.modeling.checkpoint_methods import PretrainedMixin
 from mosaicbert_jax.modeling.config import BertConfig
 from mosaicbert_jax.modeling.dropout import Site, dropout, row_keys
 from mosaicbert_jax.modeling.encoder import BertModel
-from mosaicbert_jax.modeling.layers import layer_norm, linear
+from mosaicbert_jax.modeling.layers import gather_columns, layer_norm, linear
 from mosaicbert_jax.modeling.loss import masked_lm_loss
 from pallas_kernels import gelu
 
@@ -127,7 +127,8 @@ class BertForSequenceClassification(PretrainedMixin, nnx.Module):
             hidden_BLE = self.bert(
                 tokens_BL, segment_ids_BL, token_type_ids_BL, dropout_key=dropout_key
             )
-            first_SE = hidden_BLE[row_S, column_S]
+            hidden_1NE = hidden_BLE.reshape(1, rows * length, -1)
+            first_SE = gather_columns(hidden_1NE, first_positions_S[None])[0]
         pooled_SE = jnp.tanh(self.pooler(first_SE))
         if dropout_key is not None:
             # A sequence's bits follow its row and first column, wherever else the batch is cut.

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
 from mosaicbert_jax.modeling.config import BertConfig
@@ -22,6 +23,7 @@ from pallas_kernels import (
     gelu,
     matmul,
     residual_norm,
+    sum_rows,
 )
 from pallas_kernels.tokens import on_own_rows
 
@@ -58,36 +60,40 @@ def linear(config: BertConfig, inputs: int, outputs: int, *, use_bias: bool = Tr
 def embedding(config: BertConfig, entries: int, *, rngs: nnx.Rngs) -> nnx.Embed:
     """A table of hidden_size columns, N(0, initializer_range).
 
-    Looked up in float32, so that the gradient of a frequent token, a sum over thousands of places,
-    is summed in float32: in bfloat16 a sum stops growing at 256 times what is added.
+    Its gradient is summed in float32, as that of a frequent token is a sum over thousands of
+    places: in bfloat16 a sum stops growing at 256 times what is added.
     """
     init = nnx.initializers.normal(config.initializer_range)
     return nnx.Embed(entries, config.hidden_size, embedding_init=init, rngs=rngs)
 
 
-def look_up(table_VE: Float[Array, "V E"], tokens_BL: Int[Array, "B L"]) -> Float[Array, "B L E"]:
-    """The tokens' entries of a table that is whole on every device.
+def look_up(
+    table_VE: Float[Array, "V E"], index_BL: Int[Array, "B L"], dtype: DTypeLike = jnp.float32
+) -> Float[Array, "B L E"]:
+    """The entries, rounded to `dtype`, of a table that is whole on every device.
 
-    Each device adds up the gradient of its own rows, so that only those sums meet.
+    An index beyond the table gives NaN. The gradient is summed in float32, in a fixed order on
+    GPUs that have the kernel for it; each device sums that of its own rows, so that only those
+    sums meet.
     """
-    return _look_up(table_VE.shape[0], table_VE, tokens_BL)
+    return _look_up(table_VE.shape[0], jnp.dtype(dtype), table_VE, index_BL)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _look_up(entries: int, table_VE, tokens_BL):
-    return jnp.take(table_VE, tokens_BL, axis=0)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _look_up(entries: int, dtype: jnp.dtype, table_VE, index_BL):
+    return jnp.take(table_VE, index_BL, axis=0).astype(dtype)
 
 
-def _look_up_forward(entries: int, table_VE, tokens_BL):
-    return _look_up(entries, table_VE, tokens_BL), tokens_BL
+def _look_up_forward(entries: int, dtype: jnp.dtype, table_VE, index_BL):
+    return _look_up(entries, dtype, table_VE, index_BL), index_BL
 
 
-def _look_up_backward(entries: int, tokens_BL, d_entries_BLE):
-    def call(d_entries_BLE, tokens_BL):
-        zeros_VE = jnp.zeros((entries, d_entries_BLE.shape[-1]), d_entries_BLE.dtype)
-        return zeros_VE.at[tokens_BL].add(d_entries_BLE)[None]
+def _look_up_backward(entries: int, dtype: jnp.dtype, index_BL, d_entries_BLE):
+    def call(d_entries_BLE, index_BL):
+        d_entries_NE = d_entries_BLE.reshape(-1, d_entries_BLE.shape[-1])
+        return sum_rows(d_entries_NE, index_BL.reshape(-1), entries)[None]
 
-    return on_own_rows(ROW_AXES, call, (d_entries_BLE, tokens_BL)).sum(axis=0), None
+    return on_own_rows(ROW_AXES, call, (d_entries_BLE, index_BL)).sum(axis=0), None
 
 
 _look_up.defvjp(_look_up_forward, _look_up_backward)
@@ -144,11 +150,36 @@ def over_width(kernel: jax.Array, axis: int) -> jax.Array:
     return jax.lax.with_sharding_constraint(kernel, PartitionSpec(WIDTH_AXIS))
 
 
+@jax.custom_vjp
 def gather_columns(
     x_BLE: Float[Array, "B L E"], columns_BP: Int[Array, "B P"]
 ) -> Float[Array, "B P E"]:
-    """x_BLE[b, columns_BP[b, p]]: within the row, so a sharded batch needs no communication."""
+    """x_BLE[b, columns_BP[b, p]]: within the row, so a sharded batch needs no communication.
+
+    The gradient is a product with ones at (p, column) and zeros elsewhere: a scatter would add
+    atomically on GPUs, in any order. The product is exact where a column is taken once.
+    """
     return jnp.take_along_axis(x_BLE, columns_BP[:, :, None], axis=1)
+
+
+def _gather_columns_forward(x_BLE, columns_BP):
+    return gather_columns(x_BLE, columns_BP), (columns_BP, jnp.arange(x_BLE.shape[1]))
+
+
+def _gather_columns_backward(saved, d_BPE):
+    columns_BP, column_L = saved
+    is_taken_BPL = (columns_BP[:, :, None] == column_L).astype(d_BPE.dtype)
+    d_x_BLE = jnp.einsum(
+        "bpl,bpe->ble",
+        is_taken_BPL,
+        d_BPE,
+        precision=jax.lax.Precision.HIGHEST,
+        preferred_element_type=d_BPE.dtype,
+    )
+    return d_x_BLE, None
+
+
+gather_columns.defvjp(_gather_columns_forward, _gather_columns_backward)
 
 
 class SelfAttention(nnx.Module):

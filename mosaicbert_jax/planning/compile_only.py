@@ -14,7 +14,7 @@ import pathlib
 import re
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -38,7 +38,9 @@ class Kernel:
       spilled_bytes: stores and loads of registers that did not fit.
       shared_memory: bytes a block.
       threads: a block.
-      mma, wgmma: tensor-core instructions of Ampere's kind and of Hopper's, as written.
+      mma, wgmma, tcgen05: tensor-core instructions of Ampere's kind, Hopper's and Blackwell's, as
+        written.
+      serialized: whether ptxas makes those of Hopper's kind wait for one another.
       instructions: of all kinds, as written.
       looped_instructions: those of the innermost loops, one pass through each.
     """
@@ -50,6 +52,8 @@ class Kernel:
     threads: int
     mma: int
     wgmma: int
+    tcgen05: int
+    serialized: bool
     instructions: int
     looped_instructions: int
 
@@ -102,12 +106,14 @@ class Program:
       temporary_bytes: of device memory, on one device.
       lasting_bytes: of its arguments, and of those results that do not take an argument's place.
       kernels: those whose names were asked for.
+      atomics: if any were, which of all kernels change memory atomically: in no fixed order.
     """
 
     text: str
     temporary_bytes: int
     lasting_bytes: int
-    kernels: tuple[Kernel, ...]
+    kernels: tuple[Kernel, ...] = ()
+    atomics: tuple[str, ...] = ()
 
     def entry(self) -> dict[str, Instruction]:
         """The entry computation, by name and in order: what runs, one after the other."""
@@ -171,6 +177,7 @@ def compile_for(
             options |= {"xla_dump_to": folder, "xla_dump_emitter_re": "ptx"}
         compiled = lowered.compile(compiler_options=options)
         found = _kernels(pathlib.Path(folder), gpu, kernels) if kernels else ()
+        atomics = _atomics(pathlib.Path(folder))
     memory = compiled.memory_analysis()
     results = memory.output_size_in_bytes - memory.alias_size_in_bytes
     return Program(
@@ -178,6 +185,7 @@ def compile_for(
         temporary_bytes=memory.temp_size_in_bytes,
         lasting_bytes=memory.argument_size_in_bytes + results,
         kernels=found,
+        atomics=atomics,
     )
 
 
@@ -190,7 +198,7 @@ def _kernels(folder: pathlib.Path, gpu: Gpu, name_part: str) -> tuple[Kernel, ..
     found = {}
     for path in sorted(folder.glob("*.ptx")):
         text = path.read_text()
-        bodies = {name: body for name, body in _ENTRY.findall(text) if name_part in name}
+        bodies = {name: body for name, body in _entries(text) if name_part in name}
         reports = _ptxas_reports(path, gpu) if bodies else {}
         for name, body in bodies.items():
             found[name] = _kernel(name, body, reports[name], *launches[name])
@@ -201,8 +209,27 @@ _LAUNCH = re.compile(
     r"(?P<name>\S+) grid: \[[^\]]*\] threads: \[(?P<threads>\d+), 1, 1\] +"
     r"shared_memory: (?P<shared>\d+) bytes"
 )
-_ENTRY = re.compile(r"\.entry (\w+)\((.*?)\n\}", re.DOTALL)
+_ENTRY_NAME = re.compile(r"\.entry (\w+)\(")
+_ATOMIC = re.compile(r"^\s+(?:@!?%\w+ )?(?:atom|red)\.", re.MULTILINE)
 _INSTRUCTION = re.compile(r"^\s+(?:@%\S+ )?[a-z][\w.:]*[\s;]", re.MULTILINE)
+
+
+def _entries(text: str) -> Iterator[tuple[str, str]]:
+    """The entry points of a PTX file: their names and what is within their braces."""
+    for entry in _ENTRY_NAME.finditer(text):
+        start = text.index("{", entry.end())
+        depth = 0  # inline assembly has braces of its own, at the start of lines too
+        for brace in re.compile(r"[{}]").finditer(text, start):
+            depth += 1 if brace[0] == "{" else -1
+            if not depth:
+                yield entry[1], text[start : brace.start()]
+                break
+
+
+def _atomics(folder: pathlib.Path) -> tuple[str, ...]:
+    """The entry points of all PTX files that add or compare and swap atomically in memory."""
+    files = (path.read_text() for path in sorted(folder.glob("*.ptx")))
+    return tuple(name for text in files for name, body in _entries(text) if _ATOMIC.search(body))
 
 
 def _kernel(name: str, body: str, report: str, threads: int, shared: int) -> Kernel:
@@ -215,6 +242,8 @@ def _kernel(name: str, body: str, report: str, threads: int, shared: int) -> Ker
         threads=threads,
         mma=len(re.findall(r"\bmma\.sync", body)),
         wgmma=len(re.findall(r"\bwgmma\.mma_async", body)),
+        tcgen05=len(re.findall(r"\btcgen05\.mma", body)),
+        serialized="C7515" in report,
         instructions=len(_INSTRUCTION.findall(body)),
         looped_instructions=sum(len(_INSTRUCTION.findall(loop)) for loop in _innermost_loops(body)),
     )
@@ -243,8 +272,13 @@ def _ptxas_reports(path: pathlib.Path, gpu: Gpu) -> dict[str, str]:
         text=True,
         check=True,
     ).stderr
-    reports = said.split("Compiling entry function '")[1:]
-    return {report.partition("'")[0]: report for report in reports}
+    before, *reports = said.split("Compiling entry function '")
+    # What it says of performance stands before all of these.
+    advice = {name: line for line, name in re.findall(r"(.*in the function '(\w+)')", before)}
+    names = [report.partition("'")[0] for report in reports]
+    return {
+        name: report + advice.get(name, "") for name, report in zip(names, reports, strict=True)
+    }
 
 
 def _ptxas() -> pathlib.Path:

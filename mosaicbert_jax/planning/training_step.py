@@ -38,6 +38,7 @@ def compile_training_step(
     fsdp: int = 1,
     tensor: int = 1,
     activation_checkpointing: bool = False,
+    kernels: str = "",
 ) -> Program:
     """Forward, backward and update of one batch.
 
@@ -48,6 +49,7 @@ def compile_training_step(
       microbatches: parts of it that a device takes one after another.
       data, fsdp, tensor: devices along the axes of the mesh.
       activation_checkpointing: see `BertModel`.
+      kernels: see `compile_for`.
 
     Raises:
       NotImplementedError: JAX's CUDA plugin is not there; see `compile_only`.
@@ -76,5 +78,6 @@ def compile_training_step(
             abstract_batch(mesh, rows, length, masking_rate),
             on_all(learning_rate),
             on_all(dropout_key),
+            kernels=kernels,
             donate=(0,),
         )

@@ -25,6 +25,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float, Int
 
+from pallas_kernels import ptx
 from pallas_kernels.alibi_attention.block_ranges import BlockRanges
 from pallas_kernels.alibi_attention.launch import AttentionLaunch, Launch
 
@@ -241,13 +242,29 @@ class _Block:
         plgpu.store(ref.at[slices], value.astype(ref.dtype), mask=mask)
 
 
-def _scores(settings: Settings, q_ID, k_JD, queries: _Block, keys: _Block, ids_I, ids_J, slope):
-    """Scores in base 2, float32[I, J]; -inf where the segments differ or the query is padding."""
-    scores_IJ = _dot(q_ID, k_JD.T) * (settings.scale * _LOG2_E)
+def _scores(
+    settings: Settings,
+    q_ID,
+    k_JD,
+    queries: _Block,
+    keys: _Block,
+    ids_I,
+    ids_J,
+    slope,
+    logsumexp_I=None,
+):
+    """Scores in base 2, float32[I, J], less logsumexp_I if it is given.
+
+    They are -inf where the segments differ or the query is padding.
+    """
+    fma = functools.partial(ptx.fma, interpret=settings.interpret)
     position_I = queries.start + jnp.arange(queries.size)
     position_J = keys.start + jnp.arange(keys.size)
     distance_IJ = jnp.abs(position_I[:, None] - position_J[None, :]).astype(jnp.float32)
-    scores_IJ -= slope * distance_IJ
+    added_IJ = -slope * distance_IJ
+    if logsumexp_I is not None:
+        added_IJ = fma(-slope, distance_IJ, -logsumexp_I[:, None])
+    scores_IJ = fma(_dot(q_ID, k_JD.T), jnp.float32(settings.scale * _LOG2_E), added_IJ)
     return jnp.where(ids_I[:, None] == ids_J[None, :], scores_IJ, -jnp.inf)
 
 
@@ -280,6 +297,7 @@ def _forward_kernel(
     slope = slope_ref[...] * _LOG2_E
     q_ID = queries.load(q_ref)
     ids_I = _query_ids(queries.load(ids_ref, 0))
+    exp2 = functools.partial(ptx.exp2, interpret=settings.interpret)
 
     def meet(j, carry):
         highest_I, total_I, sum_ID = carry
@@ -290,8 +308,8 @@ def _forward_kernel(
         new_I = jnp.maximum(highest_I, jnp.max(scores_IJ, axis=1))
         # A query that has seen no key yet: subtract 0, as -inf - -inf is NaN.
         shift_I = jnp.where(new_I == -jnp.inf, 0.0, new_I)
-        weights_IJ = jnp.exp2(scores_IJ - shift_I[:, None])
-        decay_I = jnp.exp2(highest_I - shift_I)
+        weights_IJ = exp2(scores_IJ - shift_I[:, None])
+        decay_I = exp2(highest_I - shift_I)
         total_I = total_I * decay_I + jnp.sum(weights_IJ, axis=1)
         v_JD = keys.load(v_ref)
         sum_ID = sum_ID * decay_I[:, None] + _dot(weights_IJ.astype(v_JD.dtype), v_JD)
@@ -342,8 +360,9 @@ def _backward_kernel(
         queries = _Block.of(i, launch.inner_block, length)
         q_ID, d_out_ID = queries.load(q_ref), queries.load(d_out_ref)
         ids_I = _query_ids(queries.load(ids_ref, 0))
-        scores_IJ = _scores(settings, q_ID, k_JD, queries, here, ids_I, ids_here, slope)
-        weights_IJ = jnp.exp2(scores_IJ - queries.load(lse_ref)[:, None])
+        lse_I = queries.load(lse_ref)
+        scores_IJ = _scores(settings, q_ID, k_JD, queries, here, ids_I, ids_here, slope, lse_I)
+        weights_IJ = ptx.exp2(scores_IJ, interpret=settings.interpret)
         dv_JD += _dot(weights_IJ.astype(q_ID.dtype).T, d_out_ID)
         d_weights_IJ = _dot(d_out_ID, v_JD.T)
         d_scores_IJ = weights_IJ * (d_weights_IJ - queries.load(delta_ref)[:, None])
@@ -365,8 +384,8 @@ def _backward_kernel(
         keys = _Block.of(j, launch.inner_block, length)
         k_JD = keys.load(k_ref)
         ids_J = keys.load(ids_ref, 0)
-        scores_IJ = _scores(settings, q_ID, k_JD, here, keys, ids_I, ids_J, slope)
-        weights_IJ = jnp.exp2(scores_IJ - lse_I[:, None])
+        scores_IJ = _scores(settings, q_ID, k_JD, here, keys, ids_I, ids_J, slope, lse_I)
+        weights_IJ = ptx.exp2(scores_IJ, interpret=settings.interpret)
         d_weights_IJ = _dot(d_out_ID, keys.load(v_ref).T)
         d_scores_IJ = weights_IJ * (d_weights_IJ - delta_I[:, None])
         return dq_ID + _dot(d_scores_IJ.astype(k_JD.dtype), k_JD)

@@ -13,6 +13,7 @@ from pallas_kernels.alibi_attention import api as attention
 from pallas_kernels.cross_entropy import api as cross_entropy
 from pallas_kernels.geglu_linear import api as geglu_linear
 from pallas_kernels.residual_norm import api as residual_norm
+from pallas_kernels.row_sums import api as row_sums
 from tests.kernels.gradient_cases import assert_close
 
 KEY = jax.random.key(7)
@@ -47,7 +48,7 @@ def test_it_is_the_model(monkeypatch):
         taken.append(kernel)
         return "interpret"
 
-    for api in (attention, cross_entropy, geglu_linear, residual_norm):
+    for api in (attention, cross_entropy, geglu_linear, residual_norm, row_sums):
         monkeypatch.setattr(api, "choose_backend", interpret)
     assert_close(gradients(), plain, 1e-5)
     assert {kernel: taken.count(kernel) for kernel in taken} == {
@@ -55,6 +56,7 @@ def test_it_is_the_model(monkeypatch):
         "cross_entropy_and_gradient": 1,
         "geglu_linear": 2,
         "residual_norm": 5,  # the embeddings', and two a layer
+        "sum_rows": 1,
     }
 
 

@@ -58,5 +58,16 @@ def sharded() -> dict:
     }
 
 
+def atomics(gpu: str, position_embedding: str) -> list[str]:
+    """The kernels of one GPU's step that change memory atomically; two layers, real shapes."""
+    config = dataclasses.replace(CONFIG, num_hidden_layers=2, position_embedding=position_embedding)
+    program = compile_training_step(
+        GPUS[gpu], config, rows=ROWS_OF_A_DEVICE, length=LENGTH, microbatches=2, kernels="sum_rows"
+    )
+    assert program.kernels  # else no PTX was written
+    return program.atomics
+
+
 if __name__ == "__main__":
-    print(json.dumps({"replicated": replicated, "sharded": sharded}[sys.argv[1]]()))
+    kinds = {"replicated": replicated, "sharded": sharded, "atomics": atomics}
+    print(json.dumps(kinds[sys.argv[1]](*sys.argv[2:])))

@@ -27,15 +27,39 @@ $L__BB0_2:                              // %inner
 \t@%p2 bra \t$L__BB0_1;
 \t@%p3 bra \t$L__BB0_3;
 \tst.global.b32 \t[%rd1], %r1;
+\t// begin inline asm
+{
+\twait: @!%p4 bra wait;
+}
+\t// end inline asm
 $L__BB0_3:
 \tret;
 }
+
+.visible .entry add(
+\t.param .u64 add_param_0
+)
+{
+\t@%p1 atom.global.cas.b32 \t%r1, [%rd1], %r2, %r3;
+\tret;
+}
+.visible .entry last(
+\t.param .u64 last_param_0
+)
+{
+\tredux.sync.add.s32 \t%r1, %r2, %r3;
+\tret;
+}
 """
-PTXAS = """ptxas info    : 0 bytes gmem
+PTXAS = """ptxas info    : (C7515) Potential Performance Loss: \
+wgmma.mma_async instructions are serialized in the function 'attend'
+ptxas info    : 0 bytes gmem
 ptxas info    : Compiling entry function 'attend' for 'sm_80'
 ptxas info    : Function properties for attend
     16 bytes stack frame, 40 bytes spill stores, 60 bytes spill loads
 ptxas info    : Used 255 registers, used 1 barriers, 416 bytes cmem[0]
+ptxas info    : Compiling entry function 'add' for 'sm_80'
+ptxas info    : Used 8 registers, used 0 barriers
 """
 HLO = """HloModule jit_f
 
@@ -57,7 +81,14 @@ ENTRY %main (x: bf16[8,4]) -> bf16[2,4] {
 
 def kernel(**changes) -> Kernel:
     figures = {"registers": 64, "spilled_bytes": 0, "shared_memory": 0, "threads": 128}
-    figures |= {"mma": 0, "wgmma": 0, "instructions": 1, "looped_instructions": 1}
+    figures |= {
+        "mma": 0,
+        "wgmma": 0,
+        "tcgen05": 0,
+        "serialized": False,
+        "instructions": 1,
+        "looped_instructions": 1,
+    }
     return Kernel(name="kernel", **(figures | changes))
 
 
@@ -71,7 +102,8 @@ def test_ptx_and_what_ptxas_says(tmp_path, monkeypatch):
     ptxas.chmod(0o755)
     monkeypatch.setattr(compile_only, "_ptxas", lambda: ptxas)
     assert compile_only._kernels(tmp_path, GPUS["h100"], "other") == ()
-    [found] = compile_only._kernels(tmp_path, GPUS["h100"], "att")
+    assert compile_only._atomics(tmp_path) == ("add",)
+    [found] = compile_only._kernels(tmp_path, GPUS["h100"], "attend")
     assert found == Kernel(
         name="attend",
         registers=255,
@@ -80,13 +112,15 @@ def test_ptx_and_what_ptxas_says(tmp_path, monkeypatch):
         threads=128,
         mma=1,
         wgmma=0,
-        instructions=9,
+        tcgen05=0,
+        serialized=True,
+        instructions=10,
         looped_instructions=3,  # the inner loop's alone
     )
 
 
 def test_entry_computation_and_collectives():
-    program = Program(HLO, 0, 0, ())
+    program = Program(HLO, 0, 0)
     assert program.collectives() == ["all-gather-start"]
     entry = program.entry()
     assert "copy.1" not in entry  # it is within a fusion

@@ -10,10 +10,10 @@ from mosaicbert_jax.planning.compile_only import run_there
 from tests.planning import compiled_step as case
 
 
-def compiled(kind: str) -> dict:
+def compiled(*kind: str):
     """What `compiled_step` prints; without the environment to compile in, the test is skipped."""
     try:
-        return json.loads(run_there("tests.planning.compiled_step", kind))
+        return json.loads(run_there("tests.planning.compiled_step", *kind))
     except UserError as error:
         pytest.skip(str(error))
 
@@ -36,6 +36,12 @@ def test_a_sharded_step_gathers_parameters_and_scatters_gradients():
     assert moved["all-reduce"] < 0.001 * moved["reduce-scatter"]
 
 
+@pytest.mark.parametrize("gpu", ["a100-80gb", "h100"])
+@pytest.mark.parametrize("position_embedding", ["alibi", "learned"])
+def test_nothing_is_added_in_an_order_that_varies(gpu, position_embedding):
+    assert compiled("atomics", gpu, position_embedding) == []
+
+
 def test_base_compiles_for_eight_gpus():
     step = compiled("replicated")
     layers = case.CONFIG.num_hidden_layers
@@ -47,6 +53,7 @@ def test_base_compiles_for_eight_gpus():
         "geglu_forward": layers,
         "geglu_backward": layers,
         "cross_entropy_and_gradient": 1,
+        "sum_rows": 1,
     }
     # Gradients and metrics are added up; nothing else passes between the devices.
     assert step["collectives"]

@@ -1,0 +1,1 @@
+"""Sums of rows by index: the gradient of an embedding table."""
