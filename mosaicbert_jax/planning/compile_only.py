@@ -40,6 +40,7 @@ class Kernel:
       threads: a block.
       mma, wgmma, tcgen05: tensor-core instructions of Ampere's kind, Hopper's and Blackwell's, as
         written.
+      exact_exponentials: exponentials with code for denormal numbers, as written.
       serialized: whether ptxas makes those of Hopper's kind wait for one another.
       instructions: of all kinds, as written.
       looped_instructions: those of the innermost loops, one pass through each.
@@ -53,6 +54,7 @@ class Kernel:
     mma: int
     wgmma: int
     tcgen05: int
+    exact_exponentials: int
     serialized: bool
     instructions: int
     looped_instructions: int
@@ -243,6 +245,7 @@ def _kernel(name: str, body: str, report: str, threads: int, shared: int) -> Ker
         mma=len(re.findall(r"\bmma\.sync", body)),
         wgmma=len(re.findall(r"\bwgmma\.mma_async", body)),
         tcgen05=len(re.findall(r"\btcgen05\.mma", body)),
+        exact_exponentials=len(re.findall(r"\bex2\.approx\.f32", body)),
         serialized="C7515" in report,
         instructions=len(_INSTRUCTION.findall(body)),
         looped_instructions=sum(len(_INSTRUCTION.findall(loop)) for loop in _innermost_loops(body)),

@@ -1,5 +1,7 @@
 """The plain, dense form: the truth that every backend is tested against."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
@@ -20,7 +22,9 @@ def attention(
 ) -> Float[Array, "B L H D"]:
     """softmax(scale q·k - slope |i - j|, over the keys of the query's segment) · v, in float32."""
     length = q_BLHD.shape[1]
-    scores_BHLL = scale * jnp.einsum(
+    # By default a GPU would round the operands to TF32.
+    einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+    scores_BHLL = scale * einsum(
         "bihd,bjhd->bhij", q_BLHD.astype(jnp.float32), k_BLHD.astype(jnp.float32)
     )
     column_L = jnp.arange(length)
@@ -40,5 +44,5 @@ def attention(
         counters_HLL = counters_HLL.reshape(-1, length, length)
         keep_BHLL = keep_mask(dropout_keys_B[:, None, None, None], counters_HLL, dropout_rate)
         weights_BHLL = jnp.where(keep_BHLL, weights_BHLL / (1.0 - dropout_rate), 0.0)
-    out_BLHD = jnp.einsum("bhij,bjhd->bihd", weights_BHLL, v_BLHD.astype(jnp.float32))
+    out_BLHD = einsum("bhij,bjhd->bihd", weights_BHLL, v_BLHD.astype(jnp.float32))
     return out_BLHD.astype(q_BLHD.dtype)

@@ -79,6 +79,14 @@ def _attend(settings: _Settings, q_BHLD, k_BHLD, v_BHLD, context: _Context):
     return _forward(settings, q_BHLD, k_BHLD, v_BHLD, context)[0]
 
 
+def _einsum(subscripts: str, *operands: jax.Array) -> jax.Array:
+    """With sums in float32, of float32 operands in full precision too: not TF32, as GPUs would."""
+    precision = lax.Precision.HIGHEST if operands[0].dtype == jnp.float32 else None
+    return jnp.einsum(
+        subscripts, *operands, precision=precision, preferred_element_type=jnp.float32
+    )
+
+
 def _take(x: jax.Array, block: jax.Array, size: int, axis: int) -> jax.Array:
     return lax.dynamic_slice_in_dim(x, block * size, size, axis)
 
@@ -86,9 +94,7 @@ def _take(x: jax.Array, block: jax.Array, size: int, axis: int) -> jax.Array:
 def _scores(settings: _Settings, q_BHID, k_BHJD, i, j, context: _Context):
     """Scores of query block i against key block j: float32[B, H, I, J], -inf where unseen."""
     size = settings.block_size
-    scores_BHIJ = settings.scale * jnp.einsum(
-        "bhid,bhjd->bhij", q_BHID, k_BHJD, preferred_element_type=jnp.float32
-    )
+    scores_BHIJ = settings.scale * _einsum("bhid,bhjd->bhij", q_BHID, k_BHJD)
     row_I1 = lax.broadcasted_iota(jnp.int32, (size, size), 0) + i * size
     column_1J = lax.broadcasted_iota(jnp.int32, (size, size), 1) + j * size
     distance_IJ = jnp.abs(row_I1 - column_1J).astype(jnp.float32)
@@ -138,12 +144,8 @@ def _forward(settings: _Settings, q_BHLD, k_BHLD, v_BHLD, context: _Context):
             decay_BHI = jnp.exp(highest_BHI - shift_BHI)
             total_BHI = total_BHI * decay_BHI + jnp.sum(weights_BHIJ, axis=-1)
             dropped_BHIJ = _drop(settings, weights_BHIJ, i, j, context).astype(v_BHLD.dtype)
-            sum_BHID = sum_BHID * decay_BHI[..., None] + jnp.einsum(
-                "bhij,bhjd->bhid",
-                dropped_BHIJ,
-                _take(v_BHLD, j, size, 2),
-                preferred_element_type=jnp.float32,
-            )
+            weighted_BHID = _einsum("bhij,bhjd->bhid", dropped_BHIJ, _take(v_BHLD, j, size, 2))
+            sum_BHID = sum_BHID * decay_BHI[..., None] + weighted_BHID
             return new_BHI, total_BHI, sum_BHID
 
         start = (
@@ -178,7 +180,6 @@ def _attend_backward(settings: _Settings, saved, d_out_BHLD):
     size = settings.block_size
     num_blocks = q_BHLD.shape[2] // size
     delta_BHL = jnp.sum(d_out_BHLD.astype(jnp.float32) * out_BHLD.astype(jnp.float32), axis=-1)
-    einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
     def visit_keys(dq_BHLD, j):
         k_BHJD, v_BHJD = _take(k_BHLD, j, size, 2), _take(v_BHLD, j, size, 2)
@@ -189,14 +190,14 @@ def _attend_backward(settings: _Settings, saved, d_out_BHLD):
             scores_BHIJ = _scores(settings, q_BHID, k_BHJD, i, j, context)
             weights_BHIJ = jnp.exp(scores_BHIJ - _take(logsumexp_BHL, i, size, 2)[..., None])
             dropped_BHIJ = _drop(settings, weights_BHIJ, i, j, context).astype(v_BHLD.dtype)
-            dv_BHJD += einsum("bhij,bhid->bhjd", dropped_BHIJ, d_out_BHID)
-            d_weights_BHIJ = einsum("bhid,bhjd->bhij", d_out_BHID, v_BHJD)
+            dv_BHJD += _einsum("bhij,bhid->bhjd", dropped_BHIJ, d_out_BHID)
+            d_weights_BHIJ = _einsum("bhid,bhjd->bhij", d_out_BHID, v_BHJD)
             d_weights_BHIJ = _drop(settings, d_weights_BHIJ, i, j, context)
             delta_BHI1 = _take(delta_BHL, i, size, 2)[..., None]
             d_scores_BHIJ = settings.scale * weights_BHIJ * (d_weights_BHIJ - delta_BHI1)
             d_scores_BHIJ = d_scores_BHIJ.astype(q_BHLD.dtype)
-            dk_BHJD += einsum("bhij,bhid->bhjd", d_scores_BHIJ, q_BHID)
-            dq_BHID = einsum("bhij,bhjd->bhid", d_scores_BHIJ, k_BHJD)
+            dk_BHJD += _einsum("bhij,bhid->bhjd", d_scores_BHIJ, q_BHID)
+            dq_BHID = _einsum("bhij,bhjd->bhid", d_scores_BHIJ, k_BHJD)
             if num_blocks == 1:
                 return dq_BHID, dk_BHJD, dv_BHJD
             dq_BHID += _take(dq_BHLD, i, size, 2)

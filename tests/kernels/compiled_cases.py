@@ -1,4 +1,4 @@
-"""The kernels compiled for A100 and H100, as JSON: run by test_compiled where compilers are.
+"""The kernels compiled for GPUs, as JSON: run by test_compiled where compilers are.
 
 .venv-compile/bin/python -m tests.kernels.compiled_cases
 """
@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from mosaicbert_jax.planning.compile_only import Program, compile_for, make_mesh
-from mosaicbert_jax.planning.gpus import GPUS
+from mosaicbert_jax.planning.gpus import GPUS, Gpu
 from pallas_kernels import (
+    alibi_attention,
     alibi_attention_qkv,
     alibi_slopes,
     block_ranges,
@@ -22,16 +23,43 @@ from pallas_kernels import (
     geglu_linear,
     matmul,
     residual_norm,
+    sum_rows,
 )
 from pallas_kernels.tokens import on_own_rows
 
 ROWS, HEADS = 4, 12
 TARGETS = ("a100-80gb", "h100")
+# Compute capability 7.5, which the kernels don't serve, and 8.6, 8.9 and 10.0.
+T4 = Gpu(
+    name="Tesla T4",
+    compute_capability=(7, 5),
+    peak_flops=65e12,
+    memory_bandwidth=320_064_000_000,
+    memory=15_634_661_376,
+    cores=40,
+    fpus_per_core=64,
+    l2_cache=4_194_304,
+    clock_ghz=1.59,
+    shared_memory_per_core=65_536,
+    shared_memory_per_block=65_536,
+)
+CARDS = {"t4": T4, **{name: GPUS[name] for name in (*TARGETS, "a10", "l4", "b200")}}
+OTHERS = tuple(name for name in CARDS if name not in TARGETS)
 SHAPES = ((128, 64), (512, 64), (2048, 64), (8192, 64), (2048, 128), (8192, 128))  # length, head
 SHARDINGS = {"rows": {"data": 8}, "rows and heads": {"data": 4, "tensor": 2}}
 NORM_WIDTHS = (768, 1024)
 NORM_LENGTH, DEVICES = 128, 8
 PREDICTIONS, WORDS = 2048, 30_528
+KERNELS = (
+    "alibi_attention_backward",
+    "alibi_attention_forward",
+    "cross_entropy_and_gradient",
+    "geglu_backward",
+    "geglu_forward",
+    "residual_norm_backward",
+    "residual_norm_forward",
+    "sum_rows",
+)
 GEGLU_WIDTHS, GEGLU_LENGTH = (3072, 4096), 2048  # activations exceed weights
 PROJECTED_LENGTH, PROJECTED_HEAD_SIZE = 512, 64
 
@@ -46,9 +74,20 @@ def attend(qkv_BL3HD, segment_ids_BL, d_out_BLHD):
     ranges = block_ranges(segment_ids_BL)
 
     def forward(qkv_BL3HD):
-        return alibi_attention_qkv(qkv_BL3HD, segment_ids_BL, block_ranges=ranges, backend="triton")
+        return alibi_attention_qkv(qkv_BL3HD, segment_ids_BL, block_ranges=ranges)
 
     out_BLHD, backward = jax.vjp(forward, qkv_BL3HD)
+    return out_BLHD, *backward(d_out_BLHD)
+
+
+def attend_unpacked(qkv_BL3HD, segment_ids_BL, d_out_BLHD):
+    """`attend` on three arrays."""
+
+    def forward(*operands):
+        return alibi_attention(*operands, segment_ids_BL)
+
+    q, k, v = (qkv_BL3HD[:, :, part] for part in range(3))
+    out_BLHD, backward = jax.vjp(forward, q, k, v)
     return out_BLHD, *backward(d_out_BLHD)
 
 
@@ -56,9 +95,9 @@ def compile_kernels(
     target: str, length: int, head_size: int, dtype=jnp.bfloat16, function=attend, kernels="alibi"
 ) -> Program:
     """Both kernels, with nothing around them."""
-    mesh = make_mesh(GPUS[target])
+    mesh = make_mesh(CARDS[target])
     return compile_for(
-        GPUS[target],
+        CARDS[target],
         function,
         array(mesh, dtype, ROWS, length, 3, HEADS, head_size),
         array(mesh, jnp.int32, ROWS, length),
@@ -223,6 +262,59 @@ def compile_geglu(target: str, width: int, devices: int) -> Program:
         )
 
 
+def compile_all_kernels(target: str, dtype=jnp.bfloat16) -> Program:
+    """Every kernel once, each chosen by "auto": what a card that is not tuned for gets."""
+    mesh = make_mesh(CARDS[target])
+    shape, width, feed_forward = (ROWS, 512), HEADS * 64, 4 * HEADS * 64
+
+    def step(x_BLE, gate_up_BL2F, output_FE, scale_E, logits_NV, labels_N, weights_N, ids_BL):
+        qkv_BL3HD = jnp.stack([x_BLE] * 3, axis=2).reshape(*shape, 3, HEADS, 64)
+
+        def total(qkv_BL3HD, x_BLE, gate_up_BL2F):
+            attended_BLE = alibi_attention_qkv(qkv_BL3HD, ids_BL).reshape(x_BLE.shape)
+            y_BLE = residual_norm(attended_BLE, x_BLE, scale_E, scale_E, epsilon=1e-12)
+            return (y_BLE + geglu_linear(gate_up_BL2F, output_FE)).sum()
+
+        gradients = jax.value_and_grad(total, (0, 1, 2))(qkv_BL3HD, x_BLE, gate_up_BL2F)
+        losses = cross_entropy_and_gradient(logits_NV, labels_N, weights_N)
+        return gradients, losses, sum_rows(x_BLE.reshape(-1, width), ids_BL.reshape(-1), WORDS)
+
+    return compile_for(
+        CARDS[target],
+        step,
+        array(mesh, dtype, *shape, width),
+        array(mesh, dtype, *shape, 2, feed_forward),
+        array(mesh, jnp.float32, feed_forward, width),
+        array(mesh, jnp.float32, width),
+        array(mesh, dtype, PREDICTIONS, WORDS),
+        array(mesh, jnp.int32, PREDICTIONS),
+        array(mesh, jnp.float32, PREDICTIONS),
+        array(mesh, jnp.int32, *shape),
+        kernels="_",
+    )
+
+
+def _all_kernels_of(target: str) -> dict:
+    program = compile_all_kernels(target)
+    return {
+        "calls": sum("triton" in line.opcode for line in program.entry().values()),
+        "kernels": [dataclasses.asdict(k) for k in program.kernels if k.name in KERNELS],
+        "atomics": program.atomics,
+    }
+
+
+def _kernels_only(program: Program) -> dict:
+    return {"kernels": [dataclasses.asdict(kernel) for kernel in program.kernels]}
+
+
+def _float32_of(target: str) -> dict:
+    return _kernels_only(compile_kernels(target, 512, 128, jnp.float32))
+
+
+def _unpacked_of(target: str) -> dict:
+    return _kernels_only(compile_kernels(target, 512, 64, function=attend_unpacked))
+
+
 def _cross_entropy_of(target: str, devices: int) -> dict:
     return _summary_of(compile_cross_entropy(target, devices), PREDICTIONS * WORDS)
 
@@ -272,7 +364,12 @@ def _sharded(target: str, sharding: str) -> dict:
 def main() -> None:
     work = {}
     with ThreadPoolExecutor(2) as pool:
+        for target in CARDS:
+            work[f"{target} all"] = pool.submit(_all_kernels_of, target)
+        for target in ("l4", "h100"):
+            work[f"{target} float32"] = pool.submit(_float32_of, target)
         for target in TARGETS:
+            work[f"{target} unpacked"] = pool.submit(_unpacked_of, target)
             work[f"{target} projected"] = pool.submit(_projected, target)
             for sharding in SHARDINGS:
                 work[f"{target} {sharding}"] = pool.submit(_sharded, target, sharding)

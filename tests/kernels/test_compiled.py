@@ -1,4 +1,4 @@
-"""The kernels as compiled for A100 and H100, wherever the tests run: no GPU is needed."""
+"""The kernels as compiled for GPUs, wherever the tests run: no GPU is needed."""
 
 import fcntl
 import json
@@ -44,8 +44,42 @@ def test_kernels_use_tensor_cores_and_fit(compiled, target, length, head_size):
     for kernel in kernels:
         assert kernel["mma"] + kernel["wgmma"] > 0
         assert kernel["spilled_bytes"] == 0
+        assert kernel["exact_exponentials"] == 0
+        assert not kernel["serialized"]
         assert kernel["shared_memory"] <= GPUS[target].shared_memory_per_block
         assert target != "a100-80gb" or not kernel["wgmma"]  # else it is no A100's program
+
+
+@pytest.mark.parametrize("target", [name for name in cases.CARDS if name != "t4"])
+def test_auto_takes_the_kernels_from_ampere_on(compiled, target):
+    program = compiled[f"{target} all"]
+    assert [kernel["name"] for kernel in program["kernels"]] == list(cases.KERNELS)
+    assert program["calls"] == len(cases.KERNELS)
+    assert program["atomics"] == []
+    for kernel in program["kernels"]:
+        assert kernel["spilled_bytes"] == 0
+        assert kernel["shared_memory"] <= cases.CARDS[target].shared_memory_per_block
+        tensor_cores = kernel["mma"] + kernel["wgmma"] + kernel["tcgen05"]
+        assert (tensor_cores > 0) == kernel["name"].startswith("alibi_attention")
+
+
+def test_auto_takes_xla_before_ampere(compiled):
+    program = compiled["t4 all"]
+    assert program["calls"] == 0
+    assert program["kernels"] == []
+
+
+@pytest.mark.parametrize("target", ["l4", "h100"])
+def test_float32_of_the_largest_heads_fits_every_card(compiled, target):
+    assert len(compiled[f"{target} float32"]["kernels"]) == 2
+    for kernel in compiled[f"{target} float32"]["kernels"]:
+        assert kernel["shared_memory"] <= cases.CARDS["l4"].shared_memory_per_block
+
+
+@each_target
+def test_query_key_and_value_apart_cost_no_spill(compiled, target):
+    kernels = compiled[f"{target} unpacked"]["kernels"]
+    assert [kernel["spilled_bytes"] for kernel in kernels] == [0, 0]
 
 
 @each_kernel

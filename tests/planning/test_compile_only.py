@@ -22,6 +22,8 @@ $L__BB0_2:                              // %inner
 \tmma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32
 \t\t{ %r1, %r2 },
 \t\t{ %r3 };
+\tex2.approx.f32 \t%f1, %f1;
+\tex2.approx.ftz.f32 \t%f1, %f1;
 \tadd.s32 \t%r1, %r1, 1;
 \t@%p1 bra \t$L__BB0_2;
 \t@%p2 bra \t$L__BB0_1;
@@ -86,6 +88,7 @@ def kernel(**changes) -> Kernel:
         "wgmma": 0,
         "tcgen05": 0,
         "serialized": False,
+        "exact_exponentials": 0,
         "instructions": 1,
         "looped_instructions": 1,
     }
@@ -113,9 +116,10 @@ def test_ptx_and_what_ptxas_says(tmp_path, monkeypatch):
         mma=1,
         wgmma=0,
         tcgen05=0,
+        exact_exponentials=1,
         serialized=True,
-        instructions=10,
-        looped_instructions=3,  # the inner loop's alone
+        instructions=12,
+        looped_instructions=5,  # the inner loop's alone
     )
 
 
