@@ -47,6 +47,7 @@ def finetuning() -> ConfigDict:
             "train": {
                 "duration": "3ep",
                 "batch_size": 16,
+                "deterministic": True,  # on GPUs: without autotuning, see training/step.py
                 "price_per_gpu_hour": placeholder(float),  # dollars; metrics tell what was spent
             },
             "eval": {"every": "1ep", "batch_size": 64},

@@ -14,7 +14,7 @@ import pathlib
 import re
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -159,6 +159,7 @@ def compile_for(
     *arguments: Any,
     kernels: str = "",
     donate: Sequence[int] = (),
+    options: Mapping[str, bool] | None = None,
 ) -> Program:
     """Compiles a function as the GPU's own machine would, matrix products by cuBLAS.
 
@@ -166,6 +167,7 @@ def compile_for(
       arguments: trees of ShapeDtypeStruct, all with shardings over one mesh of `make_mesh`.
       kernels: part of the names of the kernels to look into; none: no kernel.
       donate: which arguments' memory the results may take.
+      options: more of the compiler's.
     """
     mesh = jax.tree.leaves(arguments)[0].sharding.mesh
     # Pallas asks the mesh which GPU it is for (from jax 0.11 on, and only there), our kernels
@@ -174,7 +176,7 @@ def compile_for(
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), backends.compiling_for(device):
         lowered = jax.jit(function, donate_argnums=tuple(donate)).lower(*arguments)
     with tempfile.TemporaryDirectory() as folder:
-        options = {"xla_gpu_enable_triton_gemm": False}
+        options = {"xla_gpu_enable_triton_gemm": False, **(options or {})}
         if kernels:
             options |= {"xla_dump_to": folder, "xla_dump_emitter_re": "ptx"}
         compiled = lowered.compile(compiler_options=options)

@@ -12,7 +12,7 @@ from mosaicbert_jax.planning.compile_only import Program, compile_for, make_mesh
 from mosaicbert_jax.planning.gpus import Gpu
 from mosaicbert_jax.training import checkpoints, optimizer, sharding
 from mosaicbert_jax.training.microbatch import abstract_batch
-from mosaicbert_jax.training.step import TrainState, masked_lm, train_step
+from mosaicbert_jax.training.step import TrainState, compiler_options, masked_lm, train_step
 
 _ADAM = optimizer.make_optimizer(
     peak_learning_rate=5e-4, b1=0.9, b2=0.98, eps=1e-6, weight_decay=1e-5
@@ -79,5 +79,6 @@ def compile_training_step(
             on_all(learning_rate),
             on_all(dropout_key),
             kernels=kernels,
+            options=compiler_options(deterministic=True, platform="gpu"),
             donate=(0,),
         )

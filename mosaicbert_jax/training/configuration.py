@@ -28,6 +28,7 @@ FREE_KEYS = (
     "mesh",
     "recovery",
     "train.activation_checkpointing",
+    "train.deterministic",
     "train.microbatch_tokens",
     "train.price_per_gpu_hour",
 )
@@ -69,6 +70,10 @@ def pretraining(model: BertConfig) -> ConfigDict:
                 # True: keep what enters each layer and compute the rest again in backward, which
                 # takes a third more FLOPs and far less memory.
                 "activation_checkpointing": False,
+                # On GPUs: compile without autotuning, so that every run of a step gives equal bits.
+                # False lets XLA time several programs and take the fastest, which may be another
+                # one, of other rounding, when the run is resumed.
+                "deterministic": True,
                 # Dollars, of which a duration in usd is spent; metrics then tell what was.
                 "price_per_gpu_hour": placeholder(float),
             },

@@ -18,7 +18,7 @@ from mosaicbert_jax.data.pipeline import Batch, Position
 from mosaicbert_jax.modeling.config import BertConfig
 from mosaicbert_jax.training import checkpoints, sharding
 from mosaicbert_jax.training.durations import Duration, Progress
-from mosaicbert_jax.training.step import Objective, TrainState, train_step
+from mosaicbert_jax.training.step import Objective, TrainState, compiler_options, train_step
 
 
 class Evaluation(Protocol):
@@ -35,6 +35,7 @@ def _jitted_step(
     optimizer: optax.GradientTransformation,
     objective: Objective,
     microbatches: int,
+    deterministic: bool,
 ) -> jax.stages.Wrapped:
     step = functools.partial(
         train_step,
@@ -43,7 +44,8 @@ def _jitted_step(
         objective=objective,
         microbatches=microbatches,
     )
-    return jax.jit(step, donate_argnums=0)
+    options = compiler_options(deterministic=deterministic, platform=jax.default_backend())
+    return jax.jit(step, donate_argnums=0, compiler_options=options)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +120,13 @@ class Run(abc.ABC):
 
     def jitted_step(self) -> jax.stages.Wrapped:
         """The training step on the run's mesh; the state is donated."""
-        return _jitted_step(self.graph, self.optimizer, self.objective, self.microbatches)
+        return _jitted_step(
+            self.graph,
+            self.optimizer,
+            self.objective,
+            self.microbatches,
+            self.config.train.deterministic,
+        )
 
     @property
     def model(self) -> BertConfig:

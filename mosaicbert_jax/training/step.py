@@ -80,6 +80,19 @@ class TrainState:
     step: Int[Array, ""]
 
 
+def compiler_options(*, deterministic: bool, platform: str) -> dict[str, bool]:
+    """What XLA is told of a step that a platform runs.
+
+    Args:
+      deterministic: equal programs on equal GPUs, and so equal bits after a restart. Autotuning
+        picks matrix products by their measured times, which vary; without it, cuBLAS takes its own
+        first choice, and Triton's products, whose tile would be a default, are not used.
+    """
+    if not deterministic or platform != "gpu":
+        return {}
+    return {"xla_gpu_deterministic_ops": True, "xla_gpu_enable_triton_gemm": False}
+
+
 def train_step(
     state: TrainState,
     batch: Batch,

@@ -11,7 +11,13 @@ from flax import nnx
 from mosaicbert_jax import BertConfig, BertForMaskedLM
 from mosaicbert_jax.training import sharding
 from mosaicbert_jax.training.optimizer import apply, make_optimizer
-from mosaicbert_jax.training.step import TrainState, evaluation_step, masked_lm, train_step
+from mosaicbert_jax.training.step import (
+    TrainState,
+    compiler_options,
+    evaluation_step,
+    masked_lm,
+    train_step,
+)
 from tests.golden_cases import Case
 
 CONFIG = BertConfig(
@@ -199,3 +205,10 @@ def test_activation_checkpointing_changes_memory_alone():
     assert_trees_close(kept(state.params), computed_again(state.params), rtol=1e-5, atol=1e-6)
     flops = [program.cost_analysis()["flops"] for program in (kept, computed_again)]
     assert 1.1 < flops[1] / flops[0] < 1.4
+
+
+def test_a_gpu_does_not_autotune_where_equal_bits_are_wanted():
+    # That XLA knows these options for GPUs is in tests/planning/test_training_step.py.
+    assert compiler_options(deterministic=True, platform="gpu")["xla_gpu_deterministic_ops"]
+    assert compiler_options(deterministic=False, platform="gpu") == {}
+    assert compiler_options(deterministic=True, platform="cpu") == {}
