@@ -1,4 +1,8 @@
-"""What several tests share: a small prepared data set, and train.py as a process."""
+"""What several tests share: a small prepared data set, and train.py as a process.
+
+`pytest --gpu` runs the kernels' tests with the kernels compiled on this machine's GPU; else all
+tests run on the CPU, the kernels by JAX's interpreter.
+"""
 
 import json
 import os
@@ -10,8 +14,7 @@ import hypothesis
 import numpy as np
 import pytest
 
-# Two devices in this process: sharding is tested wherever the tests run. Before jax is imported.
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Two devices in this process: sharding is tested wherever the tests run.
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
 # A program compiled by one test, or by a process that it started, is there for the next.
 os.environ.setdefault(
@@ -23,6 +26,35 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 # The same examples at each run; benchmarks/fuzz.py is where others are looked for.
 hypothesis.settings.register_profile("fixed", derandomize=True)
 hypothesis.settings.load_profile("fixed")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--gpu", action="store_true", help="the kernels' tests, on a GPU, compiled")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Before jax is imported."""
+    if config.getoption("gpu"):
+        os.environ["JAX_PLATFORMS"] = "cuda,cpu"
+        os.environ["MOSAICBERT_TEST_KERNELS"] = "triton"
+        os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"  # of what they are compared with
+    else:
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("gpu"):
+        return
+    import jax
+
+    try:
+        jax.devices("cuda")
+    except RuntimeError as error:
+        raise pytest.UsageError(f"--gpu: JAX finds no NVIDIA GPU: {error}") from error
+    others = [item for item in items if not item.get_closest_marker("on_gpu")]
+    config.hook.pytest_deselected(items=others)
+    items[:] = [item for item in items if item.get_closest_marker("on_gpu")]
+
 
 ROOT = pathlib.Path(__file__).parent.parent
 _WORDS = (

@@ -9,6 +9,7 @@ import pytest
 
 from pallas_kernels import sum_rows
 from tests.kernels.attention_cases import normal
+from tests.kernels.device import KERNELS, on_gpu
 
 TOLERANCE = {"float32": 3e-6, "bfloat16": 3e-6, "float16": 3e-6}  # added in float32 in any case
 
@@ -17,6 +18,7 @@ def by(backend):
     return jax.jit(functools.partial(sum_rows, backend=backend), static_argnums=2)
 
 
+@on_gpu
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize(
     ("count", "entries", "width"),
@@ -27,21 +29,23 @@ def test_kernel_is_the_plain_form(count, entries, width, dtype):
     index_N = rng.integers(0, entries, count)
     index_N[rng.random(count) < 0.4] = entries // 2  # as the mask token is of all tokens
     rows_NE = normal(rng, count, width, dtype=dtype)
-    ours, true = (by(b)(rows_NE, jnp.asarray(index_N), entries) for b in ("interpret", "xla"))
+    ours, true = (by(b)(rows_NE, jnp.asarray(index_N), entries) for b in (KERNELS, "xla"))
     assert ours.dtype == true.dtype == "float32"
     np.testing.assert_allclose(ours, true, rtol=0, atol=TOLERANCE[dtype] * np.abs(true).max())
 
 
-@pytest.mark.parametrize("backend", ["interpret", "xla"])
+@on_gpu
+@pytest.mark.parametrize("backend", [KERNELS, "xla"])
 def test_by_hand(backend):
     rows_NE = jnp.repeat(jnp.asarray([1.0, 2, 4, 8, 16])[:, None], 32, axis=1)
     sums_VE = by(backend)(rows_NE, jnp.asarray([2, 0, 2, -1, 4]), 4)  # two that are nowhere
     np.testing.assert_array_equal(sums_VE[:, 0], [2, 0, 5, 0])
 
 
+@on_gpu
 def test_many_small_numbers_are_not_lost_in_bfloat16():
     rows_NE = jnp.ones((1000, 32), jnp.bfloat16)
-    sums_VE = by("interpret")(rows_NE, jnp.zeros(1000, jnp.int32), 2)
+    sums_VE = by(KERNELS)(rows_NE, jnp.zeros(1000, jnp.int32), 2)
     np.testing.assert_array_equal(sums_VE, [[1000.0] * 32, [0.0] * 32])
 
 

@@ -12,6 +12,7 @@ from pallas_kernels.alibi_attention import api
 from pallas_kernels.alibi_attention.launch import AttentionLaunch, Launch
 from pallas_kernels.backends import DTYPES
 from tests.kernels.attention_cases import normal, packed_ids
+from tests.kernels.device import KERNELS, on_gpu
 
 TOLERANCE = {"float32": 4e-6, "bfloat16": 0.012, "float16": 2e-3}  # of the largest element
 
@@ -37,6 +38,7 @@ def both_ways(block: int, inner_block: int) -> AttentionLaunch:
 
 
 # The interpreter takes the programs of a grid one by one, so the shapes are small.
+@on_gpu
 @settings(max_examples=8, deadline=None, phases=[Phase.generate])  # shrinking takes minutes
 @given(
     length=st.sampled_from([1, 40, 64, 130]),
@@ -63,7 +65,7 @@ def test_kernels_are_the_reference(
     )
     launch = None if blocks is None else both_ways(*blocks)
     ours = values_and_gradients(
-        qkv_BL3HD, ids_BL, d_out_BLHD, packed, backend="interpret", launch=launch, **options
+        qkv_BL3HD, ids_BL, d_out_BLHD, packed, backend=KERNELS, launch=launch, **options
     )
     padding = np.asarray(ids_BL) == 0
     for our, expected in zip(ours, true, strict=True):
@@ -75,6 +77,7 @@ def test_kernels_are_the_reference(
         assert not our[padding].any()
 
 
+@on_gpu
 @pytest.mark.parametrize(
     ("length", "block_size", "dtype"),
     [(130, 64, "float32"), (96, 32, "float32"), (40, 64, "bfloat16")],
@@ -95,13 +98,14 @@ def test_projection_bias_is_added_and_has_its_gradient(length, block_size, dtype
         out_BLHD, backward = jax.vjp(jax.jit(attend), qkv_BL3HD, bias_3HD)
         return out_BLHD, *backward(d_out_BLHD)
 
-    for our, expected in zip(both("interpret"), both("reference"), strict=True):
+    for our, expected in zip(both(KERNELS), both("reference"), strict=True):
         assert our.dtype == expected.dtype
         our, expected = (np.asarray(x, np.float32) for x in (our, expected))
         largest = np.abs(expected).max()
         np.testing.assert_allclose(our, expected, atol=largest * TOLERANCE[dtype], rtol=0)
 
 
+@on_gpu
 def test_only_the_ranges_are_visited():
     """Keys outside of a query's range of blocks are never read: poison there does no harm."""
     ids_BL = jnp.asarray([[1] * 64 + [2] * 64 + [3] * 64])
@@ -112,27 +116,29 @@ def test_only_the_ranges_are_visited():
         inside = slice(64 * segment, 64 * segment + 64)
         poisoned = jnp.full_like(qkv_BL3HD, jnp.nan).at[:, inside].set(qkv_BL3HD[:, inside])
         ours = values_and_gradients(
-            poisoned, ids_BL, 1.0, True, backend="interpret", block_ranges=ranges
+            poisoned, ids_BL, 1.0, True, backend=KERNELS, block_ranges=ranges
         )
         for our, expected in zip(ours, whole, strict=True):
             np.testing.assert_allclose(our[:, inside], expected[:, inside], atol=2e-5)
 
 
+@on_gpu
 def test_without_segment_ids_all_is_one_segment():
     rng = np.random.default_rng(0)
     qkv_BL3HD, d_out_BLHD = normal(rng, 2, 70, 3, 2, 32), normal(rng, 2, 70, 2, 32)
-    ours = values_and_gradients(qkv_BL3HD, None, d_out_BLHD, True, backend="interpret")
+    ours = values_and_gradients(qkv_BL3HD, None, d_out_BLHD, True, backend=KERNELS)
     true = values_and_gradients(qkv_BL3HD, None, d_out_BLHD, True, backend="reference")
     for our, expected in zip(ours, true, strict=True):
         np.testing.assert_allclose(our, expected, atol=2e-5)
 
 
+@on_gpu
 def test_heads_of_a_mesh_have_their_own_slopes():
     rng = np.random.default_rng(0)
     qkv_BL3HD = normal(rng, 1, 40, 3, 6, 32)
-    whole = alibi_attention_qkv(qkv_BL3HD, None, backend="interpret")
+    whole = alibi_attention_qkv(qkv_BL3HD, None, backend=KERNELS)
     part = alibi_attention_qkv(
-        qkv_BL3HD[:, :, :, 2:4], None, slopes_H=alibi_slopes(6)[2:4], backend="interpret"
+        qkv_BL3HD[:, :, :, 2:4], None, slopes_H=alibi_slopes(6)[2:4], backend=KERNELS
     )
     np.testing.assert_array_equal(part, whole[:, :, 2:4])
 
