@@ -195,10 +195,10 @@ ALiBi's bias costs ours a subtraction, an absolute value, a conversion and a mul
 Exponentials that flush denormal numbers to zero, and products contracted with the sums that follow,
 save about a fifth of the machine instructions: on an A100, from 2,632 to 2,120 forward and from
 5,748 to 4,588 backward (head size 64, 64x64 with two stages, 512 tokens; counted with nvdisasm). On
-an H100, backward with one stage is not serialized, which takes it from 3,756 to 3,320. Larger blocks have
-fewer instructions a tile forward (1,898 at 128x128 on an A100), but rows are short and documents
-shorter: more of a larger block is masked. `python -m pallas_kernels.alibi_attention.autotune`
-decides by time.
+an H100, backward with one stage is not serialized, which takes it from 3,756 to 3,320. Larger
+blocks have fewer instructions a tile forward (1,898 at 128x128 on an A100), but rows are short and
+documents shorter: more of a larger block is masked. The autotuner decides by time:
+`python -m pallas_kernels.alibi_attention.autotune`.
 
 ## Ours: every type and head size; rows of 512, and of 1,000, whose last block is not full
 
