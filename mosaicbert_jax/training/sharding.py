@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mosaicbert_jax.errors import UserError
-from mosaicbert_jax.modeling.layers import ROW_AXES
+from mosaicbert_jax.modeling.on_mesh import ROW_AXES
 
 AXES = ("data", "fsdp", "tensor")
 # How a parameter is stored, by its name, the first that fits: the order of the axes that divide one
