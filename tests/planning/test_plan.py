@@ -236,7 +236,7 @@ def test_what_does_not_fit_is_said(monkeypatch, capsys):
         (("--config.train.duration=3ep",), r"train\.duration=3ep: how long"),
         (
             ("--config.mesh.tensor=8",),
-            r"mesh\.tensor=8 does not divide model\.num_attention_heads=12",
+            r"mesh\.tensor=8 does not divide model\.num_attention_heads=2",
         ),
         (("--config.mesh.fsdp=3",), "there are 8 devices, which these do not divide"),
         (("--gpus", "3"), "3 devices cannot share equally"),
