@@ -38,7 +38,6 @@ _ATTENTION = {  # name: (rows, length, heads, head size, how segments lie)
     "attention, a row all of padding": (4, 128, 12, 64, "empty"),
 }
 _SMALL_ATTENTION = {
-    "attention, packed": (2, 32, 1, 32, "packed"),
     "attention, padding on the left": (2, 32, 1, 32, "left"),
     "attention, a row all of padding": (2, 32, 1, 32, "empty"),
 }
