@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from pallas_kernels import backends
-from pallas_kernels.alibi_attention import mosaic, reference, triton, xla
+from pallas_kernels.alibi_attention import reference, triton, xla
 from pallas_kernels.alibi_attention.block_ranges import (
     BlockRanges,
     block_ranges,
@@ -160,6 +160,9 @@ def _attention(
             interpret=chosen == "interpret",
         )
     if chosen == "mosaic":
+        # Here, as it takes 0.3 s, and what JAX has of it changes between releases.
+        from pallas_kernels.alibi_attention import mosaic
+
         drops = dropout_rate > 0
         if why_not := mosaic.why_not(device, head_size, operands[0].dtype.name, drops, launch):
             raise ValueError(f"backend 'mosaic' can't serve: {why_not}")
