@@ -148,7 +148,7 @@ def _kernel(settings: Settings, body, name: str, shape: tuple[int, int], **types
         grid_names=("block", "head", "row"),
         kernel_name=name,
         compiler_params=plgpu.CompilerParams(approx_math=True),  # exponentials in hardware
-        interpret=plgpu.InterpretGPUParams() if settings.interpret else None,
+        interpret=plgpu.InterpretGPUParams(detect_races=True) if settings.interpret else None,
         **types,
     )
 

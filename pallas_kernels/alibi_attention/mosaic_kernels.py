@@ -126,7 +126,7 @@ class _Stream:
     def _fetch(self, block) -> None:
         @pl.when(block < self.upper)
         def _():
-            # Pallas makes all warps wait here for one another before the first load.
+            plgpu.commit_smem()  # all warps have read what these loads overwrite
             slot = self._slot(block)
             for source, buffer in self.loads:
                 plgpu.copy_gmem_to_smem(source(block), buffer.at[slot], self.loaded.at[slot])
