@@ -48,6 +48,11 @@ def drop_threshold(rate: float) -> np.uint32:
     return np.uint32(round(rate * 2**32))
 
 
+def dropout_scale(rate: float) -> np.float32:
+    """What an element that survives is multiplied by, so that its mean stays."""
+    return np.float32(1.0 / (1.0 - rate))
+
+
 def keep_mask(
     keys: Key[Array, "*k"], counters: UInt32[Array, "*c"], rate: float
 ) -> Bool[Array, "*kc"]:
@@ -64,9 +69,10 @@ def keep_mask(
 def drop_elements(
     x_BLE: Float[Array, "B L E"], keys_B: Key[Array, "B"], rate: float
 ) -> Float[Array, "B L E"]:
-    """Dropout: drops elements with probability `rate` and scales the rest, in x's dtype.
+    """Dropout: drops elements with probability `rate` and scales the rest by 1 / (1 - rate).
 
-    An element's counter is its place within its row.
+    The scale is float32 and the result rounded once to x's dtype: a scale in bfloat16 would be
+    0.17% off at a rate of 0.1. An element's counter is its place within its row.
     """
     _, length, width = x_BLE.shape
     counters_LE = (
@@ -74,4 +80,5 @@ def drop_elements(
         + jax.lax.broadcasted_iota(jnp.uint32, (length, width), 1)
     )  # fmt: skip
     keep_BLE = keep_mask(keys_B[:, None, None], counters_LE, rate)
-    return jnp.where(keep_BLE, x_BLE / (1.0 - rate), 0.0).astype(x_BLE.dtype)
+    scaled_BLE = x_BLE.astype(jnp.float32) * dropout_scale(rate)
+    return jnp.where(keep_BLE, scaled_BLE, 0.0).astype(x_BLE.dtype)

@@ -8,12 +8,11 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.experimental.pallas import triton as plgpu
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Key, UInt32
 
-from pallas_kernels.random_bits import drop_threshold, mixed_bits, words_of
+from pallas_kernels.random_bits import drop_threshold, dropout_scale, mixed_bits, words_of
 
 
 def dropout_words(
@@ -80,11 +79,9 @@ class Tile:
         place_T1 = (self.token_T % length * (whole_width or width) + columns_before)[:, None]
         counters_TW = (place_T1 + self.column_1W).astype(jnp.uint32)
         kept_TW = mixed_bits(*words, counters_TW) >= drop_threshold(rate)
-        # The rate as rounded there; a product, as a quotient costs several instructions.
-        scale = 1.0 / float(np.asarray(1.0 - rate, dtype))
 
         def drop(x_TW):
-            scaled_TW = (x_TW * scale).astype(dtype).astype(jnp.float32)
+            scaled_TW = (x_TW * dropout_scale(rate)).astype(dtype).astype(jnp.float32)
             return jnp.where(kept_TW, scaled_TW, 0.0)
 
         return drop

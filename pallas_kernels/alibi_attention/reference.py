@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from pallas_kernels.random_bits import keep_mask
+from pallas_kernels.random_bits import dropout_scale, keep_mask
 
 
 def attention(
@@ -43,6 +43,6 @@ def attention(
         counters_HLL = jnp.arange(slopes_H.shape[0] * length**2, dtype=jnp.uint32)
         counters_HLL = counters_HLL.reshape(-1, length, length)
         keep_BHLL = keep_mask(dropout_keys_B[:, None, None, None], counters_HLL, dropout_rate)
-        weights_BHLL = jnp.where(keep_BHLL, weights_BHLL / (1.0 - dropout_rate), 0.0)
+        weights_BHLL = jnp.where(keep_BHLL, weights_BHLL * dropout_scale(dropout_rate), 0.0)
     out_BLHD = einsum("bhij,bjhd->bihd", weights_BHLL, v_BLHD.astype(jnp.float32))
     return out_BLHD.astype(q_BLHD.dtype)

@@ -15,7 +15,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Key
 
 from pallas_kernels.alibi_attention.block_ranges import BlockRanges, pad_to_blocks
-from pallas_kernels.random_bits import keep_mask
+from pallas_kernels.random_bits import dropout_scale, keep_mask
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +118,7 @@ def _drop(settings: _Settings, x_BHIJ, i, j, context: _Context):
     keep_BHIJ = keep_mask(
         context.dropout_keys_B[:, None, None, None], counters_HIJ, settings.dropout_rate
     )
-    return jnp.where(keep_BHIJ, x_BHIJ / (1.0 - settings.dropout_rate), 0.0)
+    return jnp.where(keep_BHIJ, x_BHIJ * dropout_scale(settings.dropout_rate), 0.0)
 
 
 def _loop(num_blocks: int, lower, upper, body, carry):

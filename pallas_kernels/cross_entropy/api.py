@@ -22,7 +22,7 @@ def cross_entropy_and_gradient(
 
     Args:
       logits_NV: float32, bfloat16 or float16; all is computed in float32.
-      labels_N: int32, below V.
+      labels_N: int32, in [0, V). The loss of another one is NaN.
       weights_N: float32.
       backend: "triton", "xla", "interpret" or "auto"; see `pallas_kernels.backends`.
 

@@ -16,7 +16,9 @@ def cross_entropy_and_gradient(
     highest_N1 = jnp.max(logits_NV, axis=-1, keepdims=True)
     exp_NV = jnp.exp(logits_NV - highest_N1)
     total_N1 = jnp.sum(exp_NV, axis=-1, keepdims=True)
-    label_logit_N1 = jnp.take_along_axis(logits_NV, labels_N1, axis=-1)
+    # What is outside of the vocabulary is NaN; a negative label would count from its end.
+    known_N1 = jnp.where(labels_N1 < 0, logits_NV.shape[1], labels_N1)
+    label_logit_N1 = jnp.take_along_axis(logits_NV, known_N1, axis=-1)
     loss_N1 = jnp.log(total_N1) + highest_N1 - label_logit_N1
     is_label_NV = jax.lax.broadcasted_iota(jnp.int32, logits_NV.shape, 1) == labels_N1
     d_logits_NV = exp_NV * (weights_N1 / total_N1) - jnp.where(is_label_NV, weights_N1, 0.0)

@@ -69,6 +69,9 @@ def _kernel(words, logits_ref, label_ref, weight_ref, loss_ref, excess_ref, d_lo
     lowest = jnp.float32(jnp.finfo(jnp.float32).min)
     highest, total = jax.lax.fori_loop(0, steps, meet, (lowest, jnp.float32(0)))
     jax.lax.fori_loop(0, steps, write, None)
-    excess = highest - logits_ref[row, label].astype(jnp.float32)
+    known = (label >= 0) & (label < words)
+    label_logit = plgpu.load(logits_ref.at[row, label], mask=known, other=jnp.nan)
+    # A GPU's maximum ignores NaN, but the total is NaN if a logit is, and makes the excess NaN.
+    excess = highest - label_logit.astype(jnp.float32) + 0.0 * total
     loss_ref[row] = jnp.log(total) + excess
     excess_ref[row] = excess

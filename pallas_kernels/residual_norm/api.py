@@ -31,9 +31,6 @@ def residual_norm(
     arrays; the bias of the projection that x comes from is here, because its gradient is a sum over
     the tokens of what backward has in its registers.
 
-    The Triton kernels take the normalised sum from y in backward, (y - bias) / scale: the gradient
-    of a scale that is far smaller than its bias is rough, and 0 where the scale is 0.
-
     Args:
       x_BLE, residual_BLE: float32, bfloat16 or float16. The sum is rounded to their dtype.
       scale_E, bias_E: float32.
@@ -90,5 +87,5 @@ def _why_not_triton(width: int, dtype: str, norm_dtype: str) -> str | None:
     if dtype not in DTYPES:
         return f"triton has {', '.join(DTYPES)}, not {dtype}"
     if norm_dtype not in ("float32", dtype):
-        return f"triton normalises {dtype} as float32 or {dtype}, not {norm_dtype}"
+        return f"triton normalizes {dtype} as float32 or {dtype}, not {norm_dtype}"
     return None

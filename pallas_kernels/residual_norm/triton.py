@@ -1,16 +1,15 @@
 """LayerNorm of dropout(x + x_bias) + residual as Pallas kernels for NVIDIA GPUs, through Triton.
 
 Each array passes through the device's memory once a direction. Forward reads x and the residual
-and writes the result and, for each token, 1 / deviation; the sum is not kept. Backward reads the
-result, from which (result - bias) / scale is the normalised sum, and its gradient; it writes the
-gradients of the residual and, if there is dropout, of x: the same through the mask, which is made
-again from the rows' keys. A program sums the gradients of scale and biases over its tokens; the
-programs' sums are added afterwards. Nothing is added atomically, so it is deterministic.
+and writes the result, the sum, and each token's mean and 1 / deviation. Backward reads the sum and
+the result's gradient; it writes the gradients of the residual and, if there is dropout, of x: the
+same through the mask, which is made again from the rows' keys. A program sums the gradients of
+scale and biases over its tokens; the programs' sums are added afterwards. Nothing is added
+atomically, so it is deterministic.
 
-The result is kept in any case, for the weight gradient of the projection that it goes into; so
-this saves a write, a read and the memory of an array a norm. The price: a column's normalised
-values are known to the result's rounding over the scale. As long as a column's |bias| is not many
-times its |scale|, that is no coarser than the rounding of the sum would be.
+The sum is kept although the result, which is kept in any case for the weight gradient of the next
+projection, holds it too, as result = normalized sum · scale + bias: where a scale is small beside
+its bias, the result's rounding leaves nothing of it.
 
 Shape letters besides those of `api`: N tokens of all rows, T tokens worked on at once, W the hidden
 size filled up to a power of two, G programs.
@@ -77,30 +76,36 @@ def residual_norm(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _norm(settings: Settings, x_BLE, residual_BLE, vectors, words):
-    return _norm_forward(settings, x_BLE, residual_BLE, vectors, words)[0]
+    return _forward(settings, x_BLE, residual_BLE, vectors, words, keep=False)[0]
 
 
 def _norm_forward(settings: Settings, x_BLE, residual_BLE, vectors, words):
+    y_BLE, *kept = _forward(settings, x_BLE, residual_BLE, vectors, words, keep=True)
+    return y_BLE, (*kept, vectors[0], words)
+
+
+def _forward(settings: Settings, x_BLE, residual_BLE, vectors, words, *, keep: bool):
+    """The result, and if it is kept for backward the sum with its means and 1 / deviations."""
+
     def call(x_BLE, residual_BLE, words, *vectors):
         rows, length, width = x_BLE.shape
         like_NE = jax.ShapeDtypeStruct((rows * length, width), x_BLE.dtype)
-        y_NE, factor_N = pl.pallas_call(
+        a_token_N = jax.ShapeDtypeStruct((rows * length,), jnp.float32)
+        y_NE, *kept = pl.pallas_call(
             functools.partial(_forward_kernel, settings, x_BLE.shape),
             grid=(pl.cdiv(rows * length, _tokens_at_once(width)),),
-            out_shape=[like_NE, jax.ShapeDtypeStruct((rows * length,), jnp.float32)],
+            out_shape=[like_NE, *([like_NE, a_token_N, a_token_N] if keep else [])],
             compiler_params=_LAUNCH,
             interpret=settings.interpret,
             name="residual_norm_forward",
         )(x_BLE.reshape(-1, width), residual_BLE.reshape(-1, width), *vectors, *words)
-        return y_NE.reshape(x_BLE.shape), factor_N.reshape(x_BLE.shape[:2])
+        return [x.reshape(rows, length, *x.shape[1:]) for x in (y_NE, *kept)]
 
-    divided = (x_BLE, residual_BLE, words)
-    y_BLE, factor_BL = on_own_rows(settings.row_axes, call, divided, vectors)
-    return y_BLE, (y_BLE, factor_BL, *vectors[:2], words)
+    return on_own_rows(settings.row_axes, call, (x_BLE, residual_BLE, words), vectors)
 
 
 def _norm_backward(settings: Settings, saved, d_y_BLE):
-    def call(d_y_BLE, y_BLE, factor_BL, words, scale_E, bias_E):
+    def call(d_y_BLE, sum_BLE, mean_BL, factor_BL, words, scale_E):
         rows, length, width = d_y_BLE.shape
         programs = pl.cdiv(rows * length, _TOKENS_OF_A_PROGRAM)
         like_NE = jax.ShapeDtypeStruct((rows * length, width), d_y_BLE.dtype)
@@ -115,18 +120,18 @@ def _norm_backward(settings: Settings, saved, d_y_BLE):
             name="residual_norm_backward",
         )(
             d_y_BLE.reshape(-1, width),
-            y_BLE.reshape(-1, width),
+            sum_BLE.reshape(-1, width),
+            mean_BL.reshape(-1),
             factor_BL.reshape(-1),
             scale_E,
-            bias_E,
             *words,
         )
         d_vectors_GE, d_NE = gradients[: len(sums)], gradients[len(sums) :]
         return d_vectors_GE, [d_NE_.reshape(d_y_BLE.shape) for d_NE_ in d_NE]
 
-    y_BLE, factor_BL, scale_E, bias_E, words = saved
-    divided = (d_y_BLE, y_BLE, factor_BL, words)
-    d_vectors_GE, d_BLE = on_own_rows(settings.row_axes, call, divided, (scale_E, bias_E))
+    *kept, scale_E, words = saved
+    divided = (d_y_BLE, *kept, words)
+    d_vectors_GE, d_BLE = on_own_rows(settings.row_axes, call, divided, (scale_E,))
     # d_residual, and d_x if dropout makes it another.
     return d_BLE[-1], d_BLE[0], tuple(d_GE.sum(axis=0) for d_GE in d_vectors_GE), None
 
@@ -157,8 +162,9 @@ class _Tile(Tile):
 
 
 def _forward_kernel(settings, shape, x_ref, residual_ref, scale_ref, bias_ref, *refs):
-    *more_refs, y_ref, factor_ref = refs
-    x_bias_refs, word_refs = more_refs[: settings.has_x_bias], more_refs[settings.has_x_bias :]
+    words = 2 if settings.dropout_rate else 0
+    x_bias_refs, refs = refs[: settings.has_x_bias], refs[settings.has_x_bias :]
+    word_refs, (y_ref, *kept_refs) = refs[:words], refs[words:]
     tile = _Tile.at(pl.program_id(0) * _tokens_at_once(shape[2]), shape)
     x_TW = tile.load(x_ref)
     for x_bias_ref in x_bias_refs:
@@ -167,15 +173,20 @@ def _forward_kernel(settings, shape, x_ref, residual_ref, scale_ref, bias_ref, *
     drop = tile.dropout(settings.dropout_rate, word_refs, x_ref.dtype)
     sum_TW = (drop(x_TW) + tile.load(residual_ref)).astype(y_ref.dtype).astype(jnp.float32)
     there_1W = tile.column_1W < shape[2]
-    from_mean_TW = jnp.where(there_1W, sum_TW - tile.mean(sum_TW), 0.0)
+    mean_T1 = tile.mean(sum_TW)
+    from_mean_TW = jnp.where(there_1W, sum_TW - mean_T1, 0.0)
     factor_T1 = jax.lax.rsqrt(tile.mean(from_mean_TW * from_mean_TW) + settings.epsilon)
     scale_1W, bias_1W = tile.load_parameter(scale_ref), tile.load_parameter(bias_ref)
     tile.store(y_ref, from_mean_TW * factor_T1 * scale_1W + bias_1W)
-    there_T = tile.token_T < shape[0] * shape[1]
-    plgpu.store(factor_ref.at[tile.token_T], factor_T1[:, 0], mask=there_T)
+    if kept_refs:
+        sum_ref, mean_ref, factor_ref = kept_refs
+        tile.store(sum_ref, sum_TW)
+        there_T = tile.token_T < shape[0] * shape[1]
+        plgpu.store(mean_ref.at[tile.token_T], mean_T1[:, 0], mask=there_T)
+        plgpu.store(factor_ref.at[tile.token_T], factor_T1[:, 0], mask=there_T)
 
 
-def _backward_kernel(settings, shape, d_y_ref, y_ref, factor_ref, scale_ref, bias_ref, *refs):
+def _backward_kernel(settings, shape, d_y_ref, sum_ref, mean_ref, factor_ref, scale_ref, *refs):
     words, vectors = 2 if settings.dropout_rate else 0, 3 if settings.has_x_bias else 2
     word_refs, refs = refs[:words], refs[words:]
     d_vector_refs, (d_sum_ref, *d_x_refs) = refs[:vectors], refs[vectors:]
@@ -185,22 +196,21 @@ def _backward_kernel(settings, shape, d_y_ref, y_ref, factor_ref, scale_ref, bia
     def meet(step, sums):
         tile = _Tile.at(first + step * at_once, shape)
         d_y_TW = tile.load(d_y_ref)
-        scale_1W, bias_1W = tile.load_parameter(scale_ref), tile.load_parameter(bias_ref)
-        # A column whose scale is 0 holds nothing of the sum.
-        inverse_1W = jnp.where(scale_1W == 0.0, 0.0, 1.0 / scale_1W)
-        normalised_TW = (tile.load(y_ref) - bias_1W) * inverse_1W
         there_T = tile.token_T < shape[0] * shape[1]
+        mean_T = plgpu.load(mean_ref.at[tile.token_T], mask=there_T, other=0.0)
         factor_T = plgpu.load(factor_ref.at[tile.token_T], mask=there_T, other=0.0)
-        d_normalised_TW = d_y_TW * scale_1W
-        along_T1 = tile.mean(d_normalised_TW * normalised_TW)
-        d_from_mean_TW = d_normalised_TW - tile.mean(d_normalised_TW) - normalised_TW * along_T1
+        normalized_TW = (tile.load(sum_ref) - mean_T[:, None]) * factor_T[:, None]
+        normalized_TW = jnp.where(tile.column_1W < shape[2], normalized_TW, 0.0)
+        d_normalized_TW = d_y_TW * tile.load_parameter(scale_ref)
+        along_T1 = tile.mean(d_normalized_TW * normalized_TW)
+        d_from_mean_TW = d_normalized_TW - tile.mean(d_normalized_TW) - normalized_TW * along_T1
         d_sum_TW = (d_from_mean_TW * factor_T[:, None]).astype(d_sum_ref.dtype)
         tile.store(d_sum_ref, d_sum_TW)
         d_x_TW = d_sum_TW.astype(jnp.float32)
         for d_x_ref in d_x_refs:
             d_x_TW = tile.dropout(settings.dropout_rate, word_refs, d_x_ref.dtype)(d_x_TW)
             tile.store(d_x_ref, d_x_TW)
-        d_vectors_TW = d_y_TW * normalised_TW, d_y_TW, d_x_TW
+        d_vectors_TW = d_y_TW * normalized_TW, d_y_TW, d_x_TW
         return [sum_TW + d_TW for sum_TW, d_TW in zip(sums, d_vectors_TW, strict=False)]
 
     zeros_TW = jnp.zeros((at_once, pl.next_power_of_2(shape[2])), jnp.float32)

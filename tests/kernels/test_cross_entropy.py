@@ -11,9 +11,10 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from mosaicbert_jax.modeling.loss import masked_lm_loss
 from pallas_kernels import cross_entropy_and_gradient
-from pallas_kernels.cross_entropy import api
+from pallas_kernels.cross_entropy import api, triton
 from pallas_kernels.tokens import on_own_rows
 from tests.kernels.attention_cases import normal
+from tests.kernels.device import KERNELS, on_gpu
 
 
 def predictions(rows, words, dtype="float32"):
@@ -33,17 +34,19 @@ def by(backend, **options):
     return jax.jit(functools.partial(cross_entropy_and_gradient, backend=backend, **options))
 
 
+@on_gpu
 @pytest.mark.parametrize("words", [1, 100, 8192, 8193, 20_000])
 def test_kernel_is_the_plain_form(words):
     operands = predictions(7, words)
-    (loss_N, is_correct_N, d_logits_NV), true = (by(b)(*operands) for b in ("interpret", "xla"))
+    (loss_N, is_correct_N, d_logits_NV), true = (by(b)(*operands) for b in (KERNELS, "xla"))
     np.testing.assert_allclose(loss_N, true[0], rtol=2e-6, atol=2e-6)
     np.testing.assert_array_equal(is_correct_N, true[1])
     np.testing.assert_allclose(d_logits_NV, true[2], rtol=2e-6, atol=1e-7)
     assert words == 1 or 0 < is_correct_N.sum() < 7
 
 
-@pytest.mark.parametrize("backend", ["interpret", "xla"])
+@on_gpu
+@pytest.mark.parametrize("backend", [KERNELS, "xla"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_low_precision_is_that_of_logits_and_gradient_alone(dtype, backend):
     logits_NV, labels_N, weights_N = predictions(5, 300, dtype)
@@ -66,20 +69,53 @@ def test_plain_form_is_cross_entropy():
     np.testing.assert_array_equal(is_correct_N, jnp.argmax(logits_NV, axis=1) == labels_N)
 
 
+@on_gpu
 @pytest.mark.parametrize("where", [0, 9000])
 @pytest.mark.parametrize("value", [jnp.nan, jnp.inf])
 def test_what_is_not_finite_is_not_hidden(value, where):
     logits_NV, labels_N, weights_N = predictions(2, 10_000)
-    loss_N, is_correct_N, _ = by("interpret")(
+    loss_N, is_correct_N, _ = by(KERNELS)(
         logits_NV.at[1, where].set(value), labels_N.at[1].set(5), weights_N
     )
     assert jnp.isfinite(loss_N).tolist() == [True, False]
     assert not is_correct_N[1]
 
 
+@pytest.mark.parametrize("label", [1, 5])
+def test_nan_is_not_hidden_by_a_maximum_that_ignores_it(monkeypatch, label):
+    """As a GPU's does, whose interpreter would not."""
+    monkeypatch.setattr(triton.jnp, "max", jnp.nanmax)
+    monkeypatch.setattr(triton.jnp, "maximum", jnp.fmax)
+    logits_NV = jnp.zeros((2, 10_000)).at[1, 5].set(jnp.nan).at[:, 1].set(3.0)
+    labels_N = jnp.full(2, label)
+    loss_N, is_correct_N, d_logits_NV = cross_entropy_and_gradient(
+        logits_NV, labels_N, jnp.ones(2), backend="interpret"
+    )
+    assert jnp.isfinite(loss_N).tolist() == [True, False]
+    assert is_correct_N.tolist() == [label == 1, False]
+    assert jnp.isnan(d_logits_NV[1]).all()
+    assert jnp.isfinite(d_logits_NV[0]).all()
+
+
+@on_gpu
+@pytest.mark.parametrize("backend", [KERNELS, "xla"])
+@pytest.mark.parametrize("label", [-1, 300, 2**31 - 1, -(2**31)])
+def test_a_label_outside_of_the_vocabulary_has_no_loss(backend, label):
+    logits_NV, labels_N, weights_N = predictions(3, 300)
+    true = by("xla")(logits_NV, labels_N, weights_N)
+    labels_N = labels_N.at[1].set(label)
+    loss_N, is_correct_N, d_logits_NV = by(backend)(logits_NV, labels_N, weights_N)
+    assert jnp.isnan(loss_N).tolist() == [False, True, False]
+    assert not is_correct_N[1]
+    np.testing.assert_allclose(loss_N[::2], true[0][::2], rtol=2e-6)
+    softmax_V = jax.nn.softmax(logits_NV[1]) * weights_N[1]
+    np.testing.assert_allclose(d_logits_NV[1], softmax_V, rtol=1e-5, atol=1e-7)
+
+
+@on_gpu
 def test_very_low_logits_are_as_good_as_any():
     operands = predictions(3, 9000)
-    shifted = by("interpret")(operands[0] - 1024.0, *operands[1:])
+    shifted = by(KERNELS)(operands[0] - 1024.0, *operands[1:])
     np.testing.assert_allclose(shifted[0], by("xla")(*operands)[0], atol=2e-3)
 
 

@@ -29,6 +29,16 @@ def test_rate_and_scale(rate):
     np.testing.assert_allclose(y_BLE[y_BLE != 0], 1 / (1 - rate), rtol=1e-6)
 
 
+@pytest.mark.parametrize(("rate", "value"), [(0.1, 100), (0.3, 120)])
+def test_the_scale_is_rounded_once(rate, value):
+    """In bfloat16: not divided by 1 - rate as rounded there, which for 0.1 would be 0.17% off."""
+    x_BLE = jnp.full((2, 8, 64), value, jnp.bfloat16)
+    y_BLE = dropout(x_BLE, rate, row_keys(KEY, 2), layer=0, site=Site.HIDDEN)
+    expected = jnp.asarray(value / (1 - rate), jnp.bfloat16)
+    assert set(np.asarray(y_BLE, np.float32).ravel().tolist()) == {0.0, float(expected)}
+    assert expected != jnp.bfloat16(value) / jnp.bfloat16(1 - rate)
+
+
 def test_places_and_rows_are_independent():
     """Between any two masks as many elements agree as chance has it."""
     counters = jnp.arange(2**15, dtype=jnp.uint32)
