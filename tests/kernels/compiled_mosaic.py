@@ -14,7 +14,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from mosaicbert_jax.planning.compile_only import compile_for, make_mesh, mosaic_kernels
+from mosaicbert_jax.planning.compile_only import (
+    Kernel,
+    compile_for,
+    make_mesh,
+    mosaic_kernels,
+)
 from mosaicbert_jax.planning.gpus import GPUS
 from pallas_kernels import alibi_attention, alibi_attention_qkv, alibi_slopes
 from tests.kernels.compiled_cases import HEADS, ROWS, array
@@ -39,7 +44,7 @@ def attend(packed, qkv_BL3HD, bias_3HD, segment_ids_BL, d_out_BLHD):
     return out_BLHD, *backward(d_out_BLHD)
 
 
-def compile_kernels(length: int, head_size: int, dtype: str, packed: bool) -> dict:
+def compile_kernels(length: int, head_size: int, dtype: str, packed: bool) -> tuple[Kernel, ...]:
     """Both kernels, on one GPU."""
     mesh = make_mesh(GPUS[TARGET])
     with tempfile.TemporaryDirectory() as folder:
@@ -53,8 +58,7 @@ def compile_kernels(length: int, head_size: int, dtype: str, packed: bool) -> di
             array(mesh, dtype, ROWS, length, HEADS, head_size),
         )
         del os.environ["MOSAIC_GPU_DUMP_TO"]
-        kernels = mosaic_kernels(pathlib.Path(folder))
-    return {"kernels": [dataclasses.asdict(kernel) for kernel in kernels]}
+        return mosaic_kernels(pathlib.Path(folder))
 
 
 def compile_sharded() -> dict:
@@ -97,8 +101,11 @@ def compile_sharded() -> dict:
 
 
 def main() -> None:
-    done = {" ".join(map(str, case)): compile_kernels(*case) for case in CASES}
-    print(json.dumps({**done, "sharded": compile_sharded()}))
+    found = {
+        " ".join(map(str, case)): [dataclasses.asdict(kernel) for kernel in compile_kernels(*case)]
+        for case in CASES
+    }
+    print(json.dumps({"kernels": found, "sharded": compile_sharded()}))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ def compiled() -> dict:
 
 @pytest.mark.parametrize("case", cases.CASES)
 def test_kernels_use_tensor_cores_and_fit(compiled, case):
-    kernels = compiled[" ".join(map(str, case))]["kernels"]
+    kernels = compiled["kernels"][" ".join(map(str, case))]
     assert [kernel["name"] for kernel in kernels] == [
         "alibi_attention_backward_mosaic_gpu_kernel",
         "alibi_attention_forward_mosaic_gpu_kernel",
