@@ -9,7 +9,6 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas import triton as plgpu
-from jax.sharding import PartitionSpec
 from jaxtyping import Array, Key, UInt32
 
 from pallas_kernels.random_bits import drop_threshold, dropout_scale, mixed_bits, words_of
@@ -23,20 +22,6 @@ def dropout_words(
         return ()
     words_B2 = words_of(keys_B)
     return words_B2[:, 0], words_B2[:, 1]
-
-
-def on_own_rows(row_axes: tuple[str, ...], call, divided: tuple, everywhere: tuple = ()):
-    """call(*divided, *everywhere), by each device for its part of the first; so are its results."""
-    rows, whole = PartitionSpec(row_axes), PartitionSpec()
-    in_specs = (rows,) * len(divided) + (whole,) * len(everywhere)
-    return on_own_parts(row_axes, call, in_specs, rows)(*divided, *everywhere)
-
-
-def on_own_parts(row_axes: tuple[str, ...], call, in_specs, out_specs):
-    """`call` by each device for its part of the operands, where a mesh in use divides rows."""
-    if not row_axes or jax.sharding.get_abstract_mesh().empty:
-        return call
-    return jax.shard_map(call, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,13 +46,13 @@ class Tile:
         place = ref.at[self.token_T[:, None], first_column + self.column_1W]
         plgpu.store(place, value_TW.astype(ref.dtype), mask=self.within_TW)
 
-    def dropout(self, rate: float, word_refs, dtype, *, columns_before=0, whole_width=None):
+    def dropout(self, rate: float, word_refs, dtype, *, first_column=0, whole_width=None):
         """`drop_elements`, for any number of (T, W) in float32: they have one mask.
 
         Values are rounded where that function rounds in that dtype.
 
         Args:
-          columns_before, whole_width: of the array that this one is a part of, if it is one.
+          first_column, whole_width: where this array stands in the one that it is a part of.
         """
         if not word_refs:
             return lambda x_TW: x_TW
@@ -76,7 +61,7 @@ class Tile:
         row_T = self.token_T // length
         there_T = row_T < rows
         words = (plgpu.load(ref.at[row_T], mask=there_T, other=0)[:, None] for ref in word_refs)
-        place_T1 = (self.token_T % length * (whole_width or width) + columns_before)[:, None]
+        place_T1 = (self.token_T % length * (whole_width or width) + first_column)[:, None]
         counters_TW = (place_T1 + self.column_1W).astype(jnp.uint32)
         kept_TW = mixed_bits(*words, counters_TW) >= drop_threshold(rate)
 

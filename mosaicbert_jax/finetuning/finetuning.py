@@ -62,6 +62,8 @@ class Finetuning(Run):
         source = pathlib.Path(config.init_from)
         origin = Origin.open(source, config.init_from_step)
         model = configuration.model_config(config, origin.model, source)
+        mesh = sharding.make_mesh(**config.mesh)
+        sharding.check_width(model, mesh.shape["tensor"])
         task = task or read_task(config)
         if "classifier" in origin.heads and not config.renew_classifier:
             _check_same_target(source, origin.target, task.target)
@@ -77,7 +79,7 @@ class Finetuning(Run):
         return cls(
             config=config,
             folder=folder,
-            mesh=sharding.make_mesh(**config.mesh),
+            mesh=mesh,
             optimizer=optimizer_of(config.optimizer),
             duration=Duration.parse(config.train.duration, key="train.duration"),
             record=workdir.record(config, model, dataset, task.target.to_dict()),

@@ -15,6 +15,14 @@ from jaxtyping import Array, Float, Int, Key
 
 from mosaicbert_jax.modeling.config import BertConfig
 from mosaicbert_jax.modeling.dropout import Site, site_keys
+from mosaicbert_jax.modeling.on_mesh import (
+    FSDP_AXIS,
+    ROW_AXES,
+    WIDTH_AXIS,
+    on_own_columns,
+    on_own_parts,
+    on_own_rows,
+)
 from pallas_kernels import (
     BlockRanges,
     alibi_attention_qkv,
@@ -25,12 +33,6 @@ from pallas_kernels import (
     residual_norm,
     sum_rows,
 )
-from pallas_kernels.tokens import on_own_rows
-
-# The axes of a mesh; every mesh in use has all three.
-ROW_AXES = ("data", "fsdp")  # over which the rows of a batch are divided
-FSDP_AXIS = "fsdp"
-WIDTH_AXIS = "tensor"  # over which heads and the feed-forward's width are
 
 
 def _promote_all_but_kernel(arrays, *, dtype):
@@ -93,7 +95,7 @@ def _look_up_backward(entries: int, dtype: jnp.dtype, index_BL, d_entries_BLE):
         d_entries_NE = d_entries_BLE.reshape(-1, d_entries_BLE.shape[-1])
         return sum_rows(d_entries_NE, index_BL.reshape(-1), entries)[None]
 
-    return on_own_rows(ROW_AXES, call, (d_entries_BLE, index_BL)).sum(axis=0), None
+    return on_own_rows(call, (d_entries_BLE, index_BL)).sum(axis=0), None
 
 
 _look_up.defvjp(_look_up_forward, _look_up_backward)
@@ -120,18 +122,22 @@ def norm_of_sum(
     keys_B: Key[Array, "B"] | None = None,
 ) -> Float[Array, "B L E"]:
     """norm(dropout(x + bias) + residual)."""
-    return residual_norm(
-        x_BLE,
-        residual_BLE,
-        norm.scale[...],
-        norm.bias[...],
-        x_bias_E=None if bias is None else bias[...],
-        epsilon=norm.epsilon,
-        norm_dtype=norm.dtype,
-        dropout_rate=dropout_rate,
-        dropout_keys_B=keys_B,
-        row_axes=ROW_AXES,
-    )
+
+    def call(x_BLE, residual_BLE, keys_B, scale_E, bias_E, x_bias_E):
+        return residual_norm(
+            x_BLE,
+            residual_BLE,
+            scale_E,
+            bias_E,
+            x_bias_E=x_bias_E,
+            epsilon=norm.epsilon,
+            norm_dtype=norm.dtype,
+            dropout_rate=dropout_rate,
+            dropout_keys_B=keys_B,
+        )
+
+    vectors = norm.scale[...], norm.bias[...], None if bias is None else bias[...]
+    return on_own_rows(call, (x_BLE, residual_BLE, keys_B), vectors)
 
 
 def over_width(kernel: jax.Array, axis: int) -> jax.Array:
@@ -223,25 +229,18 @@ class SelfAttention(nnx.Module):
                 dropout_keys_B=keys_B,
             )
 
-        mesh = jax.sharding.get_abstract_mesh()
-        if not mesh.empty:
-            # Neither rows nor heads meet: each device attends to its own, with no communication.
-            rows_spec, heads_spec = PartitionSpec(ROW_AXES), PartitionSpec(WIDTH_AXIS)
-            qkv_spec = PartitionSpec(ROW_AXES, None, None, WIDTH_AXIS)
-            attend = jax.shard_map(
-                attend,
-                in_specs=(
-                    qkv_spec,
-                    PartitionSpec(None, WIDTH_AXIS),
-                    rows_spec,
-                    rows_spec,
-                    heads_spec,
-                    rows_spec,
-                ),
-                out_specs=PartitionSpec(ROW_AXES, None, WIDTH_AXIS),
-                check_vma=False,
-            )
-        context_BLHD = attend(
+        # Neither rows nor heads meet: each device attends to its own, with no communication.
+        rows_spec = PartitionSpec(ROW_AXES)
+        in_specs = (
+            PartitionSpec(ROW_AXES, None, None, WIDTH_AXIS),
+            PartitionSpec(None, WIDTH_AXIS),
+            rows_spec,
+            rows_spec,
+            PartitionSpec(WIDTH_AXIS),
+            rows_spec,
+        )
+        out_specs = PartitionSpec(ROW_AXES, None, WIDTH_AXIS)
+        context_BLHD = on_own_parts(attend, in_specs, out_specs)(
             qkv_BL3HD, bias_3HD, segment_ids_BL, ranges, jnp.asarray(slopes_H), keys_B
         )
         return context_BLHD.reshape(rows, length, width)
@@ -278,8 +277,7 @@ class FeedForward(nnx.Module):
             output_FE,
             dropout_rate=rate,
             dropout_keys_B=site_keys(keys_B, layer, Site.FEED_FORWARD) if rate else None,
-            row_axes=ROW_AXES,
-            width_axis=WIDTH_AXIS,
+            divide=on_own_columns,
         )
 
 

@@ -12,9 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from mosaicbert_jax.modeling.layers import ROW_AXES
+from mosaicbert_jax.modeling.on_mesh import on_own_rows
 from pallas_kernels import cross_entropy_and_gradient
-from pallas_kernels.tokens import on_own_rows
 
 CHUNK_PREDICTIONS = 2048  # predictions whose logits exist at one time, on one device
 
@@ -60,7 +59,7 @@ def _on_each_device(divided: tuple, decoder: tuple, *, with_gradients: bool):
             gradients = d_hidden_BPE, *(gradient[None] for gradient in d_decoder)
         return tuple(total[None] for total in sums), gradients
 
-    sums, gradients = on_own_rows(ROW_AXES, call, divided, decoder)
+    sums, gradients = on_own_rows(call, divided, decoder)
     return tuple(total.sum(axis=0) for total in sums), gradients
 
 

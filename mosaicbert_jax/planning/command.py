@@ -59,6 +59,7 @@ def plan(config: ConfigDict, options: PlanOptions) -> Plan:
     _check(config, options)
     model, duration = _model(config), Duration.parse(config.train.duration, key="train.duration")
     workload = _workload(config, options, model)
+    sharding.check_width(model, workload.mesh[2])
     run_slots(workload, duration)  # what cannot be told is said before a minute of compiling
     order = _order(config, options, model, workload)
     answer = _compiled(order)

@@ -72,6 +72,7 @@ class Pretraining(Run):
         metadata = dataset.metadata
         model = configuration.model_config(config, metadata)
         mesh = sharding.make_mesh(**config.mesh)
+        sharding.check_width(model, mesh.shape["tensor"])
         shape = configuration.batch_shape(config, sharding.row_shards(mesh))
         if config.data.row_length < metadata.max_seq_len:
             raise UserError(

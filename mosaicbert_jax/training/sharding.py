@@ -17,7 +17,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mosaicbert_jax.errors import UserError
-from mosaicbert_jax.modeling.layers import ROW_AXES
+from mosaicbert_jax.modeling.config import BertConfig
+from mosaicbert_jax.modeling.on_mesh import ROW_AXES
 
 AXES = ("data", "fsdp", "tensor")
 # How a parameter is stored, by its name, the first that fits: the order of the axes that divide one
@@ -54,6 +55,18 @@ def mesh_shape(devices: int, data: int = -1, fsdp: int = 1, tensor: int = 1) -> 
     if np.prod(sizes) != devices:
         raise UserError(f"{given}, but there are {devices} devices, which these do not divide")
     return tuple(sizes)
+
+
+def check_width(model: BertConfig, tensor: int) -> None:
+    """Raises UserError where `tensor` devices can't share heads and the feed-forward's width."""
+    for name in ("num_attention_heads", "intermediate_size"):
+        size = getattr(model, name)
+        if size % tensor:
+            common = math.gcd(model.num_attention_heads, model.intermediate_size)
+            fitting = ", ".join(str(n) for n in range(1, common + 1) if common % n == 0)
+            raise UserError(
+                f"mesh.tensor={tensor} does not divide model.{name}={size}; take one of {fitting}"
+            )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

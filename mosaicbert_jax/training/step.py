@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, Key
 
 from mosaicbert_jax.modeling.dropout import row_keys
-from mosaicbert_jax.modeling.layers import ROW_AXES
+from mosaicbert_jax.modeling.on_mesh import ROW_AXES
 from mosaicbert_jax.training import optimizer as optimizers
 from mosaicbert_jax.training import sharding
 

@@ -14,8 +14,7 @@ def geglu_linear(
     *,
     dropout_rate: float = 0.0,
     dropout_keys_B: Key[Array, "B"] | None = None,
-    row_axes: tuple[str, ...] = (),
-    width_axis: str | None = None,
+    divide: triton.Divide = triton.undivided,
     backend: str = "auto",
 ) -> Float[Array, "B L E"]:
     """dropout(GELU(gate) · up) @ kernel, [gate | up] = gate_up: a gated feed-forward's second half.
@@ -30,9 +29,11 @@ def geglu_linear(
       dropout_rate: probability of dropping an element of the product.
       dropout_keys_B: a typed JAX key a row; needed if dropout_rate is not 0. The elements dropped
         are those of `drop_elements` on the product, whatever the backend.
-      row_axes: the axes of the mesh in use, if there is one, over which the rows are divided. Each
-        device then runs the kernels on its own; what is plain JAX the compiler divides by itself.
-      width_axis: that over which F is.
+      divide: for operands that a mesh divides, how the kernels are run on each device's part, while
+        the linear map stays the compiler's: called as divide(call, *operands), it returns what
+        call(first_column, whole_width, *operands) does on the parts, put together. first_column is
+        the int32 index within F at which a part begins, whole_width F itself. The operands and
+        results have two halves of F columns, (B, L, 2, F), one, (B, L, F), or none, (B,).
       backend: "triton", "xla", "interpret" or "auto"; see `pallas_kernels.backends`.
 
     Returns:
@@ -53,10 +54,7 @@ def geglu_linear(
     backend_function = reference.geglu_linear
     if chosen != "xla":
         backend_function = functools.partial(
-            triton.geglu_linear,
-            row_axes=row_axes,
-            width_axis=width_axis,
-            interpret=chosen == "interpret",
+            triton.geglu_linear, divide=divide, interpret=chosen == "interpret"
         )
     return backend_function(
         gate_up_BL2F, kernel_FE, dropout_rate=dropout_rate, dropout_keys_B=dropout_keys_B

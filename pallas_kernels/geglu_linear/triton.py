@@ -11,21 +11,31 @@ Shape letters besides those of `api`: N tokens of all rows, T tokens and W colum
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
-from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float, Int32, Key
+from jaxtyping import Array, Float, Key
 
 from pallas_kernels.matmul import gradient_of_input, gradient_of_kernel, matmul
-from pallas_kernels.tokens import Tile, dropout_words, on_own_parts
+from pallas_kernels.tokens import Tile, dropout_words
 
 WIDTH_STEP = 64
 _COLUMNS = 1024  # W at most
 _ELEMENTS = 2048  # T · W: 8 a thread, 16 bytes of bfloat16
 _LAUNCH = plgpu.CompilerParams(num_warps=8, num_stages=1)
+
+
+# (call, *operands) -> what call(first_column, whole_width, *operands) gives; see `api`.
+Divide = Callable[..., Any]
+
+
+def undivided(call: Callable[..., Any], *operands: Any) -> Any:
+    """Where all of the operands lie on one device."""
+    return call(jnp.zeros((), jnp.int32), operands[0].shape[-1], *operands)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,14 +44,12 @@ class Settings:
 
     Attributes:
       dropout_rate: 0 or more.
-      row_axes: of the mesh in use, over which rows are divided.
-      width_axis: over which F is.
+      divide: how the kernels are run on a mesh.
       interpret: run the kernels step by step with JAX's interpreter, on any platform.
     """
 
     dropout_rate: float
-    row_axes: tuple[str, ...]
-    width_axis: str | None
+    divide: Divide
     interpret: bool
 
 
@@ -51,19 +59,18 @@ def geglu_linear(
     *,
     dropout_rate: float = 0.0,
     dropout_keys_B: Key[Array, "B"] | None = None,
-    row_axes: tuple[str, ...] = (),
-    width_axis: str | None = None,
+    divide: Divide = undivided,
     interpret: bool = False,
 ) -> Float[Array, "B L E"]:
     """See `api.geglu_linear`."""
     words = dropout_words(dropout_rate, dropout_keys_B)
-    settings = Settings(dropout_rate, row_axes, width_axis, interpret)
-    return _geglu_linear(settings, gate_up_BL2F, kernel_FE, words)
+    return _geglu_linear(Settings(dropout_rate, divide, interpret), gate_up_BL2F, kernel_FE, words)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _geglu_linear(settings: Settings, gate_up_BL2F, kernel_FE, words):
-    return matmul(_product(settings, gate_up_BL2F, words), kernel_FE)
+    call = functools.partial(_product, settings)
+    return matmul(settings.divide(call, gate_up_BL2F, *words), kernel_FE)
 
 
 def _forward(settings: Settings, gate_up_BL2F, kernel_FE, words):
@@ -74,81 +81,45 @@ def _forward(settings: Settings, gate_up_BL2F, kernel_FE, words):
 def _backward(settings: Settings, saved, d_out_BLE):
     gate_up_BL2F, kernel_FE, words = saved
     d_product_BLF = gradient_of_input(d_out_BLE, kernel_FE)
-    d_gate_up_BL2F, product_BLF = _gradient_and_product(
-        settings, gate_up_BL2F, d_product_BLF, words
-    )
+    call = functools.partial(_gradient_and_product, settings)
+    d_gate_up_BL2F, product_BLF = settings.divide(call, gate_up_BL2F, d_product_BLF, *words)
     return d_gate_up_BL2F, gradient_of_kernel(product_BLF, d_out_BLE, kernel_FE.dtype), None
 
 
 _geglu_linear.defvjp(_forward, _backward)
 
 
-def _product(settings: Settings, gate_up_BL2F, words):
-    def call(gate_up_BL2F, words):
-        rows, length, _, width = gate_up_BL2F.shape
-        shape, part = (rows, length, width), _Part.here(settings, width)
-        product_NF = pl.pallas_call(
-            functools.partial(_forward_kernel, settings, part.whole_width, shape),
-            grid=_grid(shape),
-            out_shape=jax.ShapeDtypeStruct((rows * length, width), gate_up_BL2F.dtype),
-            compiler_params=_LAUNCH,
-            interpret=settings.interpret,
-            name="geglu_forward",
-        )(gate_up_BL2F.reshape(rows * length, 2 * width), part.columns_before_1, *words)
-        return product_NF.reshape(shape)
-
-    rows, in_halves, in_one = _specs(settings)
-    call = on_own_parts(settings.row_axes, call, (in_halves, rows), in_one)
-    return call(gate_up_BL2F, words)
+def _product(settings: Settings, first_column, whole_width: int, gate_up_BL2F, *words):
+    rows, length, _, width = gate_up_BL2F.shape
+    shape = (rows, length, width)
+    product_NF = pl.pallas_call(
+        functools.partial(_forward_kernel, settings, whole_width, shape),
+        grid=_grid(shape),
+        out_shape=jax.ShapeDtypeStruct((rows * length, width), gate_up_BL2F.dtype),
+        compiler_params=_LAUNCH,
+        interpret=settings.interpret,
+        name="geglu_forward",
+    )(gate_up_BL2F.reshape(rows * length, 2 * width), first_column[None], *words)
+    return product_NF.reshape(shape)
 
 
-def _gradient_and_product(settings: Settings, gate_up_BL2F, d_product_BLF, words):
-    def call(gate_up_BL2F, d_product_BLF, words):
-        rows, length, width = shape = d_product_BLF.shape
-        part = _Part.here(settings, width)
-        operands = (
-            gate_up_BL2F.reshape(rows * length, 2 * width),
-            d_product_BLF.reshape(rows * length, width),
-        )
-        d_gate_up_N2F, product_NF = pl.pallas_call(
-            functools.partial(_backward_kernel, settings, part.whole_width, shape),
-            grid=_grid(shape),
-            out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in operands],
-            compiler_params=_LAUNCH,
-            interpret=settings.interpret,
-            name="geglu_backward",
-        )(*operands, part.columns_before_1, *words)
-        return d_gate_up_N2F.reshape(gate_up_BL2F.shape), product_NF.reshape(shape)
-
-    rows, in_halves, in_one = _specs(settings)
-    call = on_own_parts(settings.row_axes, call, (in_halves, in_one, rows), (in_halves, in_one))
-    return call(gate_up_BL2F, d_product_BLF, words)
-
-
-def _specs(settings: Settings) -> tuple[PartitionSpec, PartitionSpec, PartitionSpec]:
-    """Of the key words, of gate and up, and of their product."""
-    rows, width = settings.row_axes, settings.width_axis
-    return (
-        PartitionSpec(rows),
-        PartitionSpec(rows, None, None, width),
-        PartitionSpec(rows, None, width),
+def _gradient_and_product(
+    settings: Settings, first_column, whole_width: int, gate_up_BL2F, d_product_BLF, *words
+):
+    rows, length, width = shape = d_product_BLF.shape
+    operands = (
+        gate_up_BL2F.reshape(rows * length, 2 * width),
+        d_product_BLF.reshape(rows * length, width),
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Part:
-    """Which columns of the whole product a device has: its dropout counts in the whole."""
-
-    columns_before_1: Int32[Array, "1"]
-    whole_width: int
-
-    @classmethod
-    def here(cls, settings: Settings, width: int) -> "_Part":
-        axis = settings.width_axis
-        if axis is None or jax.sharding.get_abstract_mesh().empty:
-            return cls(jnp.zeros(1, jnp.int32), width)
-        before = jax.lax.axis_index(axis) * width
-        return cls(before.astype(jnp.int32)[None], width * jax.lax.axis_size(axis))
+    d_gate_up_N2F, product_NF = pl.pallas_call(
+        functools.partial(_backward_kernel, settings, whole_width, shape),
+        grid=_grid(shape),
+        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in operands],
+        compiler_params=_LAUNCH,
+        interpret=settings.interpret,
+        name="geglu_backward",
+    )(*operands, first_column[None], *words)
+    return d_gate_up_N2F.reshape(gate_up_BL2F.shape), product_NF.reshape(shape)
 
 
 def _columns_at_once(width: int) -> int:
@@ -189,20 +160,20 @@ def _rounded(x_TW, dtype):
     return x_TW.astype(dtype).astype(jnp.float32)
 
 
-def _forward_kernel(settings, whole_width, shape, gate_up_ref, before_ref, *refs):
+def _forward_kernel(settings, whole_width, shape, gate_up_ref, first_ref, *refs):
     *word_refs, product_ref = refs
     tile, dtype = _tile(shape), product_ref.dtype
-    place = {"columns_before": before_ref[0], "whole_width": whole_width}
+    place = {"first_column": first_ref[0], "whole_width": whole_width}
     drop = tile.dropout(settings.dropout_rate, word_refs, dtype, **place)
     gate_TW, up_TW = tile.load(gate_up_ref), tile.load(gate_up_ref, shape[2])
     phi_TW, _ = _normal(gate_TW)
     tile.store(product_ref, drop(_rounded(gate_TW * phi_TW * up_TW, dtype)))
 
 
-def _backward_kernel(settings, whole_width, shape, gate_up_ref, d_product_ref, before_ref, *refs):
+def _backward_kernel(settings, whole_width, shape, gate_up_ref, d_product_ref, first_ref, *refs):
     *word_refs, d_gate_up_ref, product_ref = refs
     tile, dtype = _tile(shape), product_ref.dtype
-    place = {"columns_before": before_ref[0], "whole_width": whole_width}
+    place = {"first_column": first_ref[0], "whole_width": whole_width}
     drop = tile.dropout(settings.dropout_rate, word_refs, dtype, **place)
     gate_TW, up_TW = tile.load(gate_up_ref), tile.load(gate_up_ref, shape[2])
     d_product_TW = drop(tile.load(d_product_ref))

@@ -21,7 +21,6 @@ def residual_norm(
     norm_dtype: DTypeLike = jnp.float32,
     dropout_rate: float = 0.0,
     dropout_keys_B: Key[Array, "B"] | None = None,
-    row_axes: tuple[str, ...] = (),
     backend: str = "auto",
 ) -> Float[Array, "B L E"]:
     """LayerNorm(dropout(x + x_bias) + residual) over E: what ends each half of a post-LN layer.
@@ -39,8 +38,6 @@ def residual_norm(
       dropout_rate: probability of dropping an element of x.
       dropout_keys_B: a typed JAX key a row; needed if dropout_rate is not 0. The elements dropped
         are those of `drop_elements`, whatever the backend.
-      row_axes: the axes of the mesh in use, if there is one, over which the rows are divided. Each
-        device then runs the kernels on its own; what is plain JAX the compiler divides by itself.
       backend: "triton", "xla", "interpret" or "auto"; see `pallas_kernels.backends`.
 
     Returns:
@@ -65,9 +62,7 @@ def residual_norm(
     chosen = choose_backend("residual_norm", backend, target(), why_not_triton)
     backend_function = reference.residual_norm
     if chosen != "xla":
-        backend_function = functools.partial(
-            triton.residual_norm, row_axes=row_axes, interpret=chosen == "interpret"
-        )
+        backend_function = functools.partial(triton.residual_norm, interpret=chosen == "interpret")
     return backend_function(
         x_BLE,
         residual_BLE,

@@ -24,7 +24,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float, Key
 
-from pallas_kernels.tokens import Tile, dropout_words, on_own_rows
+from pallas_kernels.tokens import Tile, dropout_words
 
 WIDTH_STEP, WIDEST = 64, 4096
 _ELEMENTS = 2048  # T · W: 8 a thread, which in bfloat16 are one load of 16 bytes
@@ -40,14 +40,12 @@ class Settings:
       epsilon: added to the variance.
       dropout_rate: 0 or more.
       has_x_bias: whether there is one.
-      row_axes: of the mesh in use, over which rows are divided.
       interpret: run the kernels step by step with JAX's interpreter, on any platform.
     """
 
     epsilon: float
     dropout_rate: float
     has_x_bias: bool
-    row_axes: tuple[str, ...]
     interpret: bool
 
 
@@ -62,7 +60,6 @@ def residual_norm(
     norm_dtype: jnp.dtype,
     dropout_rate: float = 0.0,
     dropout_keys_B: Key[Array, "B"] | None = None,
-    row_axes: tuple[str, ...] = (),
     interpret: bool = False,
 ) -> Float[Array, "B L E"]:
     """See `api.residual_norm`."""
@@ -70,7 +67,7 @@ def residual_norm(
     scale_E, bias_E = (p.astype(norm_dtype).astype(jnp.float32) for p in (scale_E, bias_E))
     # Rounded, and left float32 as are the gradients' sums.
     x_biases = () if x_bias_E is None else (x_bias_E.astype(x_BLE.dtype).astype(jnp.float32),)
-    settings = Settings(epsilon, dropout_rate, x_bias_E is not None, row_axes, interpret)
+    settings = Settings(epsilon, dropout_rate, x_bias_E is not None, interpret)
     return _norm(settings, x_BLE, residual_BLE, (scale_E, bias_E, *x_biases), words)
 
 
@@ -86,54 +83,45 @@ def _norm_forward(settings: Settings, x_BLE, residual_BLE, vectors, words):
 
 def _forward(settings: Settings, x_BLE, residual_BLE, vectors, words, *, keep: bool):
     """The result, and if it is kept for backward the sum with its means and 1 / deviations."""
-
-    def call(x_BLE, residual_BLE, words, *vectors):
-        rows, length, width = x_BLE.shape
-        like_NE = jax.ShapeDtypeStruct((rows * length, width), x_BLE.dtype)
-        a_token_N = jax.ShapeDtypeStruct((rows * length,), jnp.float32)
-        y_NE, *kept = pl.pallas_call(
-            functools.partial(_forward_kernel, settings, x_BLE.shape),
-            grid=(pl.cdiv(rows * length, _tokens_at_once(width)),),
-            out_shape=[like_NE, *([like_NE, a_token_N, a_token_N] if keep else [])],
-            compiler_params=_LAUNCH,
-            interpret=settings.interpret,
-            name="residual_norm_forward",
-        )(x_BLE.reshape(-1, width), residual_BLE.reshape(-1, width), *vectors, *words)
-        return [x.reshape(rows, length, *x.shape[1:]) for x in (y_NE, *kept)]
-
-    return on_own_rows(settings.row_axes, call, (x_BLE, residual_BLE, words), vectors)
+    rows, length, width = x_BLE.shape
+    like_NE = jax.ShapeDtypeStruct((rows * length, width), x_BLE.dtype)
+    a_token_N = jax.ShapeDtypeStruct((rows * length,), jnp.float32)
+    results = pl.pallas_call(
+        functools.partial(_forward_kernel, settings, x_BLE.shape),
+        grid=(pl.cdiv(rows * length, _tokens_at_once(width)),),
+        out_shape=[like_NE, *([like_NE, a_token_N, a_token_N] if keep else [])],
+        compiler_params=_LAUNCH,
+        interpret=settings.interpret,
+        name="residual_norm_forward",
+    )(x_BLE.reshape(-1, width), residual_BLE.reshape(-1, width), *vectors, *words)
+    return [result.reshape(rows, length, *result.shape[1:]) for result in results]
 
 
 def _norm_backward(settings: Settings, saved, d_y_BLE):
-    def call(d_y_BLE, sum_BLE, mean_BL, factor_BL, words, scale_E):
-        rows, length, width = d_y_BLE.shape
-        programs = pl.cdiv(rows * length, _TOKENS_OF_A_PROGRAM)
-        like_NE = jax.ShapeDtypeStruct((rows * length, width), d_y_BLE.dtype)
-        sums_GE = jax.ShapeDtypeStruct((programs, width), jnp.float32)
-        sums = [sums_GE] * (3 if settings.has_x_bias else 2)
-        gradients = pl.pallas_call(
-            functools.partial(_backward_kernel, settings, d_y_BLE.shape),
-            grid=(programs,),
-            out_shape=[*sums, *[like_NE] * (2 if words else 1)],
-            compiler_params=_LAUNCH,
-            interpret=settings.interpret,
-            name="residual_norm_backward",
-        )(
-            d_y_BLE.reshape(-1, width),
-            sum_BLE.reshape(-1, width),
-            mean_BL.reshape(-1),
-            factor_BL.reshape(-1),
-            scale_E,
-            *words,
-        )
-        d_vectors_GE, d_NE = gradients[: len(sums)], gradients[len(sums) :]
-        return d_vectors_GE, [d_NE_.reshape(d_y_BLE.shape) for d_NE_ in d_NE]
-
-    *kept, scale_E, words = saved
-    divided = (d_y_BLE, *kept, words)
-    d_vectors_GE, d_BLE = on_own_rows(settings.row_axes, call, divided, (scale_E,))
-    # d_residual, and d_x if dropout makes it another.
-    return d_BLE[-1], d_BLE[0], tuple(d_GE.sum(axis=0) for d_GE in d_vectors_GE), None
+    sum_BLE, mean_BL, factor_BL, scale_E, words = saved
+    rows, length, width = d_y_BLE.shape
+    programs = pl.cdiv(rows * length, _TOKENS_OF_A_PROGRAM)
+    like_NE = jax.ShapeDtypeStruct((rows * length, width), d_y_BLE.dtype)
+    sums_GE = jax.ShapeDtypeStruct((programs, width), jnp.float32)
+    sums = [sums_GE] * (3 if settings.has_x_bias else 2)
+    gradients = pl.pallas_call(
+        functools.partial(_backward_kernel, settings, d_y_BLE.shape),
+        grid=(programs,),
+        out_shape=[*sums, *[like_NE] * (2 if words else 1)],
+        compiler_params=_LAUNCH,
+        interpret=settings.interpret,
+        name="residual_norm_backward",
+    )(
+        d_y_BLE.reshape(-1, width),
+        sum_BLE.reshape(-1, width),
+        mean_BL.reshape(-1),
+        factor_BL.reshape(-1),
+        scale_E,
+        *words,
+    )
+    d_vectors_GE, d_NE = gradients[: len(sums)], gradients[len(sums) :]
+    d_residual_BLE, d_x_BLE = (d_NE[part].reshape(d_y_BLE.shape) for part in (0, -1))
+    return d_x_BLE, d_residual_BLE, tuple(d_GE.sum(axis=0) for d_GE in d_vectors_GE), None
 
 
 _norm.defvjp(_norm_forward, _norm_backward)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
+from mosaicbert_jax.modeling.on_mesh import on_own_columns, on_own_rows
 from mosaicbert_jax.planning.compile_only import Program, compile_for, make_mesh
 from mosaicbert_jax.planning.gpus import GPUS, Gpu
 from pallas_kernels import (
@@ -25,7 +26,6 @@ from pallas_kernels import (
     residual_norm,
     sum_rows,
 )
-from pallas_kernels.tokens import on_own_rows
 
 ROWS, HEADS = 4, 12
 TARGETS = ("a100-80gb", "h100")
@@ -181,16 +181,19 @@ def compile_norm(target: str, width: int, devices: int) -> Program:
     rows = devices * ROWS
 
     def step(x_BLE, residual_BLE, scale_E, bias_E, x_bias_E, d_y_BLE, seed):
-        def forward(x_BLE, residual_BLE, scale_E, bias_E, x_bias_E):
+        def here(x_BLE, residual_BLE, keys_B, scale_E, bias_E, x_bias_E):
             return residual_norm(
                 *(x_BLE, residual_BLE, scale_E, bias_E),
                 x_bias_E=x_bias_E,
                 epsilon=1e-12,
                 dropout_rate=0.1,
-                dropout_keys_B=jax.random.split(jax.random.key(seed), rows),
-                row_axes=("data",),
+                dropout_keys_B=keys_B,
                 backend="triton",
             )
+
+        def forward(x_BLE, residual_BLE, *vectors):
+            keys_B = jax.random.split(jax.random.key(seed), rows)
+            return on_own_rows(here, (x_BLE, residual_BLE, keys_B), vectors)
 
         y_BLE, backward = jax.vjp(forward, x_BLE, residual_BLE, scale_E, bias_E, x_bias_E)
         return y_BLE, *backward(d_y_BLE)
@@ -214,7 +217,7 @@ def compile_cross_entropy(target: str, devices: int) -> Program:
 
     def step(*operands):
         kernel = functools.partial(cross_entropy_and_gradient, backend="triton")
-        return on_own_rows(("data",), kernel, operands)
+        return on_own_rows(kernel, operands)
 
     by_rows = PartitionSpec("data")
     with jax.set_mesh(mesh):
@@ -240,7 +243,7 @@ def compile_geglu(target: str, width: int, devices: int) -> Program:
                 output_FE,
                 dropout_rate=0.1,
                 dropout_keys_B=jax.random.split(jax.random.key(seed), rows),
-                row_axes=("data",),
+                divide=on_own_columns,
                 backend="triton",
             )
 

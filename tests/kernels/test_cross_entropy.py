@@ -10,9 +10,9 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from mosaicbert_jax.modeling.loss import masked_lm_loss
+from mosaicbert_jax.modeling.on_mesh import on_own_rows
 from pallas_kernels import cross_entropy_and_gradient
 from pallas_kernels.cross_entropy import api, triton
-from pallas_kernels.tokens import on_own_rows
 from tests.kernels.attention_cases import normal
 from tests.kernels.device import KERNELS, on_gpu
 
@@ -122,10 +122,10 @@ def test_very_low_logits_are_as_good_as_any():
 def test_rows_divided_over_a_mesh_give_the_same():
     operands = predictions(8, 500)
     alone = by("interpret")(*operands)
-    mesh = jax.make_mesh((2,), ("data",), (AxisType.Auto,))
+    mesh = jax.make_mesh((2, 1, 1), ("data", "fsdp", "tensor"), (AxisType.Auto,) * 3)
     with jax.set_mesh(mesh):
         placed = jax.device_put(operands, NamedSharding(mesh, PartitionSpec("data")))
-        divided = on_own_rows(("data",), by("interpret"), placed)
+        divided = jax.jit(lambda *x: on_own_rows(by("interpret"), x))(*placed)
     for ours, whole in zip(divided, alone, strict=True):
         np.testing.assert_array_equal(ours, whole)
 

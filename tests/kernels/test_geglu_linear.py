@@ -10,9 +10,11 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from mosaicbert_jax.modeling.dropout import Site, dropout, row_keys, site_keys
+from mosaicbert_jax.modeling.on_mesh import on_own_columns
 from pallas_kernels import geglu_linear
 from pallas_kernels.geglu_linear import triton
 from tests.kernels.attention_cases import normal
+from tests.kernels.device import KERNELS, on_gpu
 from tests.kernels.gradient_cases import TOLERANCE, assert_close, values_and_gradients
 
 KEY = jax.random.key(7)
@@ -27,6 +29,7 @@ def inputs(rows, length, width, dtype="float32"):
     return (gate_up_BL2F, normal(rng, width, OUTPUTS)), d_out_BLE
 
 
+@on_gpu
 @pytest.mark.parametrize(
     ("rows", "length", "width", "dtype", "rate"),
     [
@@ -45,7 +48,7 @@ def test_kernels_are_the_plain_form(rows, length, width, dtype, rate):
     )
     ours, true = (
         values_and_gradients(functools.partial(function, backend=backend), operands, d_out_BLE)
-        for backend in ("interpret", "xla")
+        for backend in (KERNELS, "xla")
     )
     assert_close(ours, true, TOLERANCE[dtype])
     d_kernel_FE = ours[2]
@@ -61,6 +64,7 @@ def test_the_normal_distribution_is_exact_to_3e_7():
     np.testing.assert_allclose(density_T, true_T, rtol=0, atol=1e-7)
 
 
+@on_gpu
 @pytest.mark.parametrize(("rate", "dtype"), [(0.1, "float32"), (0.7, "bfloat16")])
 def test_kernels_drop_what_dropout_drops_and_round_as_it_does(rate, dtype):
     rows, length, width = 3, 11, 192
@@ -75,7 +79,7 @@ def test_kernels_drop_what_dropout_drops_and_round_as_it_does(rate, dtype):
             kernel_FE=jnp.eye(width),
             dropout_rate=rate,
             dropout_keys_B=site_keys(keys_B, 2, Site.FEED_FORWARD),
-            backend="interpret",
+            backend=KERNELS,
         ),
         jnp.stack([nines_BLF, up_BLF], axis=2),
     )
@@ -96,7 +100,7 @@ def test_neither_product_nor_mask_is_kept():
     assert kept == [(2,), (2,), gate_up_BL2F.shape, kernel_FE.shape]
 
 
-@pytest.mark.parametrize("shape", [(2, 1), (1, 2)])
+@pytest.mark.parametrize("shape", [(2, 1, 1), (1, 1, 2)])
 def test_any_mesh_gives_the_same(shape):
     operands, d_out_BLE = inputs(4, 5, 128)
 
@@ -105,14 +109,13 @@ def test_any_mesh_gives_the_same(shape):
             *operands,
             dropout_rate=0.1,
             dropout_keys_B=keys_B,
-            row_axes=("data",),
-            width_axis="tensor",
+            divide=on_own_columns,
             backend="interpret",
         )
 
     keys_B = row_keys(KEY, 4)
     alone = values_and_gradients(functools.partial(function, keys_B), operands, d_out_BLE)
-    mesh = jax.make_mesh(shape, ("data", "tensor"), (AxisType.Auto,) * 2)
+    mesh = jax.make_mesh(shape, ("data", "fsdp", "tensor"), (AxisType.Auto,) * 3)
     specs = PartitionSpec("data", None, None, "tensor"), PartitionSpec("tensor")
     *shardings, by_rows = (NamedSharding(mesh, spec) for spec in (*specs, PartitionSpec("data")))
     with jax.set_mesh(mesh):

@@ -81,7 +81,7 @@ def test_each_layer_drops_at_its_own_place(monkeypatch, feed_forward, name, site
     asked, function = [], getattr(layers, name)
 
     def record(*operands, **options):
-        asked.append((options["dropout_rate"], options["dropout_keys_B"], options["row_axes"]))
+        asked.append((options["dropout_rate"], options["dropout_keys_B"]))
         return function(*operands, **options)
 
     monkeypatch.setattr(layers, name, record)
@@ -90,14 +90,14 @@ def test_each_layer_drops_at_its_own_place(monkeypatch, feed_forward, name, site
     model(jnp.zeros((2, 3), jnp.int32), dropout_key=keys_B)
     if name == "residual_norm":
         # The embeddings', which drop what it gives.
-        assert asked.pop(0) == (0.0, None, layers.ROW_AXES)
+        assert asked.pop(0) == (0.0, None)
     expected = [(layer, site) for layer in range(2) for site in sites]
-    for (layer, site), (rate, drawn_B, axes) in zip(expected, asked, strict=True):
-        assert (rate, axes) == (0.0 if site is NOWHERE else 0.1, layers.ROW_AXES)
+    for (layer, site), (rate, drawn_B) in zip(expected, asked, strict=True):
+        assert rate == (0.0 if site is NOWHERE else 0.1)
         if site is NOWHERE:
             assert drawn_B is None
         else:
             assert (drawn_B == site_keys(keys_B, layer, site)).all()
     asked.clear()
     model(jnp.zeros((2, 3), jnp.int32))
-    assert set(asked) == {(0.0, None, layers.ROW_AXES)}
+    assert set(asked) == {(0.0, None)}

@@ -10,6 +10,7 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from mosaicbert_jax.modeling.dropout import Site, dropout, row_keys, site_keys
+from mosaicbert_jax.modeling.on_mesh import on_own_rows
 from pallas_kernels import residual_norm
 from pallas_kernels.residual_norm import api
 from tests.kernels.attention_cases import normal
@@ -147,15 +148,18 @@ def test_kernels_drop_what_dropout_drops(rate):
     np.testing.assert_array_equal(d_x_BLE != 0, kept_BLE)
 
 
-@pytest.mark.parametrize("shape", [(2, 1), (1, 2)])
+@pytest.mark.parametrize("shape", [(2, 1, 1), (1, 1, 2)])
 def test_any_mesh_gives_the_same(shape):
     operands, d_y_BLE = inputs(4, 5, 64)
 
-    function = functools.partial(
-        norm, dropout_rate=0.1, dropout_keys_B=row_keys(KEY, 4), row_axes=("data",)
-    )
+    def function(x_BLE, residual_BLE, *vectors):
+        def call(x_BLE, residual_BLE, keys_B, *vectors):
+            return norm(x_BLE, residual_BLE, *vectors, dropout_rate=0.1, dropout_keys_B=keys_B)
+
+        return on_own_rows(call, (x_BLE, residual_BLE, row_keys(KEY, 4)), vectors)
+
     alone = values_and_gradients(function, operands, d_y_BLE)
-    mesh = jax.make_mesh(shape, ("data", "tensor"), (AxisType.Auto,) * 2)
+    mesh = jax.make_mesh(shape, ("data", "fsdp", "tensor"), (AxisType.Auto,) * 3)
     by_rows, everywhere = (NamedSharding(mesh, PartitionSpec(axis)) for axis in ("data", None))
     with jax.set_mesh(mesh):
         placed = jax.device_put(operands, (by_rows,) * 2 + (everywhere,) * 3)

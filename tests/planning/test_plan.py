@@ -234,6 +234,10 @@ def test_what_does_not_fit_is_said(monkeypatch, capsys):
         (("--nodes", "0"), "--nodes 0: it must be above 0"),
         (("--memory-fraction", "2"), "--memory-fraction 2: at most 1"),
         (("--config.train.duration=3ep",), r"train\.duration=3ep: how long"),
+        (
+            ("--config.mesh.tensor=8",),
+            r"mesh\.tensor=8 does not divide model\.num_attention_heads=2",
+        ),
         (("--config.mesh.fsdp=3",), "there are 8 devices, which these do not divide"),
         (("--gpus", "3"), "3 devices cannot share equally"),
         (("--tokens-per-sequence", "200"), r"more than a row of data\.row_length=128"),

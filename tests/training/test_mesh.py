@@ -115,6 +115,29 @@ def test_a_mesh_that_does_not_fit_is_said(sizes, message):
         sharding.make_mesh(**sizes)
 
 
+def test_heads_that_the_mesh_does_not_divide_are_said(dataset, tmp_path):
+    """A model of 2 heads on 4 devices, by the command."""
+    options = {"env": {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=3"}}
+    said = subprocess.run(
+        run_train(tmp_path / "run", dataset, "mesh.tensor=3"),
+        **options,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert said.returncode == 2
+    assert said.stderr.splitlines()[-1] == (
+        "error: mesh.tensor=3 does not divide model.num_attention_heads=2; take one of 1, 2"
+    )
+
+
+def test_a_width_that_the_mesh_does_not_divide_is_said():
+    model = BertConfig(num_attention_heads=12, hidden_size=96, intermediate_size=100)
+    with pytest.raises(UserError, match=r"tensor=3 .* model\.intermediate_size=100; .* 1, 2, 4$"):
+        sharding.check_width(model, 3)
+    sharding.check_width(model, 4)
+
+
 def test_what_is_left_is_filled():
     assert dict(sharding.make_mesh().shape) == {"data": 2, "fsdp": 1, "tensor": 1}
     assert dict(sharding.make_mesh(data=1, fsdp=-1).shape) == {"data": 1, "fsdp": 2, "tensor": 1}
