@@ -271,17 +271,15 @@ def _kernel(name: str, body: str, report: str, threads: int, shared: int) -> Ker
 
 
 def _innermost_loops(body: str) -> list[str]:
-    """The texts from a label to the jump back to it that hold no such text themselves."""
+    """The texts from a label to the last jump back to it that hold no such text themselves."""
     labels = {match[1]: match.end() for match in re.finditer(r"^(\$\w+):", body, re.MULTILINE)}
-    spans = [
-        (labels[jump[1]], jump.end())
-        for jump in re.finditer(r"\bbra(?:\.uni)?\s+(\$\w+);", body)
-        if labels[jump[1]] < jump.start()
-    ]
+    jumps = re.finditer(r"\bbra(?:\.uni)?\s+(\$\w+);", body)
+    # The last of the jumps to a label is the one that stays.
+    loops = {labels[j[1]]: j.end() for j in jumps if labels[j[1]] < j.start()}.items()
     return [
         body[start:end]
-        for start, end in spans
-        if not any(start <= s and e <= end and (s, e) != (start, end) for s, e in spans)
+        for start, end in loops
+        if not any(start <= s and e <= end and (s, e) != (start, end) for s, e in loops)
     ]
 
 
