@@ -2,6 +2,7 @@
 # make test         lint and tests (PYTHON=python3.12 for the other end of the support range;
 #                   PYTEST_ARGS="tests/data -x" and the like are given to pytest)
 # make notebooks    runs notebooks/ on what the quickstart left, and stores them with what they show
+# make gpu-bundle   what a GPU machine without a network needs to run `python -m benchmarks.gpu`
 # make .venv-compile/installed    what `plan` and those tests need to compile for GPUs that aren't here
 
 PYTHON ?= python3
@@ -19,7 +20,7 @@ export JAX_PLATFORMS := cpu
 DATA := runs/quickstart-data
 RUN := runs/quickstart
 
-.PHONY: quickstart notebooks test lint format clean
+.PHONY: quickstart notebooks gpu-bundle test lint format clean
 
 $(BIN)/installed: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -63,6 +64,9 @@ notebooks: $(BIN)/torch-installed
 	@test -d $(RUN)/checkpoints || { echo "error: there is no run in $(RUN): make quickstart"; exit 2; }
 	@$(BIN)/python -m notebooks.execute
 
+gpu-bundle:
+	@bash launch/gpu_bundle.sh
+
 # Offline, the tests that compile for GPUs or compare with PyTorch are skipped, and say so.
 test: lint
 	@$(MAKE) --no-print-directory $(BIN)/torch-installed || \
@@ -80,4 +84,4 @@ format: $(BIN)/installed
 	@$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv .venv-* runs build *.egg-info
+	rm -rf .venv .venv-* .gpu runs build *.egg-info
