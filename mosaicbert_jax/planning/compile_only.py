@@ -209,6 +209,22 @@ def _kernels(folder: pathlib.Path, gpu: Gpu, name_part: str) -> tuple[Kernel, ..
     return tuple(found[name] for name in sorted(found))
 
 
+def mosaic_kernels(folder: pathlib.Path) -> tuple[Kernel, ...]:
+    """Those that Pallas Mosaic GPU compiled while $MOSAIC_GPU_DUMP_TO was `folder`, by name.
+
+    `compile_for` can't report them: they are not in XLA's dump.
+    """
+    found = []
+    for path in sorted(folder.glob("*.ptx")):
+        [(name, body)] = _entries(path.read_text())
+        resources = path.with_suffix(".resources.txt").read_text()
+        shared = int(re.search(r"smem_scratch_bytes=(\d+)", resources)[1])  # besides barriers
+        threads = int(re.search(r"\.maxntid (\d+)", path.read_text())[1])
+        report = _reports(path.with_suffix(".ptxas").read_text())[name]
+        found.append(_kernel(name, body, report, threads, shared))
+    return tuple(found)
+
+
 _LAUNCH = re.compile(
     r"(?P<name>\S+) grid: \[[^\]]*\] threads: \[(?P<threads>\d+), 1, 1\] +"
     r"shared_memory: (?P<shared>\d+) bytes"
@@ -255,17 +271,15 @@ def _kernel(name: str, body: str, report: str, threads: int, shared: int) -> Ker
 
 
 def _innermost_loops(body: str) -> list[str]:
-    """The texts from a label to the jump back to it that hold no such text themselves."""
+    """The texts from a label to the last jump back to it that hold no such text themselves."""
     labels = {match[1]: match.end() for match in re.finditer(r"^(\$\w+):", body, re.MULTILINE)}
-    spans = [
-        (labels[jump[1]], jump.end())
-        for jump in re.finditer(r"\bbra(?:\.uni)?\s+(\$\w+);", body)
-        if labels[jump[1]] < jump.start()
-    ]
+    jumps = re.finditer(r"\bbra(?:\.uni)?\s+(\$\w+);", body)
+    # The last of the jumps to a label is the one that stays.
+    loops = {labels[j[1]]: j.end() for j in jumps if labels[j[1]] < j.start()}.items()
     return [
         body[start:end]
-        for start, end in spans
-        if not any(start <= s and e <= end and (s, e) != (start, end) for s, e in spans)
+        for start, end in loops
+        if not any(start <= s and e <= end and (s, e) != (start, end) for s, e in loops)
     ]
 
 
@@ -277,6 +291,11 @@ def _ptxas_reports(path: pathlib.Path, gpu: Gpu) -> dict[str, str]:
         text=True,
         check=True,
     ).stderr
+    return _reports(said)
+
+
+def _reports(said: str) -> dict[str, str]:
+    """What ptxas said, by kernel."""
     before, *reports = said.split("Compiling entry function '")
     # What it says of performance stands before all of these.
     advice = {name: line for line, name in re.findall(r"(.*in the function '(\w+)')", before)}

@@ -11,10 +11,11 @@ from pallas_kernels.alibi_attention.block_ranges import (
     default_block_size,
 )
 from pallas_kernels.alibi_attention.launch import RANGE_BLOCK, AttentionLaunch, launch_for
+from pallas_kernels.alibi_attention.operands import add_bias
 from pallas_kernels.alibi_attention.slopes import alibi_slopes
 from pallas_kernels.backends import DTYPES, choose_backend, target
 
-BACKENDS = (*backends.BACKENDS, "reference")
+BACKENDS = (*backends.BACKENDS, "mosaic", "reference")
 _find_block_ranges = block_ranges  # the public functions have an argument of that name
 
 
@@ -49,9 +50,10 @@ def alibi_attention(
       dropout_keys_B: a typed JAX key a row; needed if dropout_rate is not 0.
       launch: block sizes, warps and stages of the kernels; None takes what `launch_for` finds.
       backend: "triton", Pallas kernels for NVIDIA GPUs from Ampere on; "xla", plain JAX for any
-        device; "reference", the dense form; "interpret", the kernels of "triton" by JAX's
-        interpreter, for tests. "auto" takes triton on GPUs where it can serve, else xla, and logs
-        once which and why.
+        device; "mosaic", Pallas kernels for Hopper through Mosaic GPU, with jax 0.11 or higher and
+        launch parameters of their own; "reference", the dense form; "interpret", the kernels of
+        "triton" by JAX's interpreter, for tests. "auto" takes triton on GPUs where it can serve,
+        else xla, and logs once which and why.
 
     Returns:
       out_BLHD, in q's dtype.
@@ -157,8 +159,19 @@ def _attention(
             bias_3HD=bias_3HD,
             interpret=chosen == "interpret",
         )
+    if chosen == "mosaic":
+        # Here, as it takes 0.3 s, and what JAX has of it changes between releases.
+        from pallas_kernels.alibi_attention import mosaic
+
+        drops = dropout_rate > 0
+        if why_not := mosaic.why_not(device, head_size, operands[0].dtype.name, drops, launch):
+            raise ValueError(f"backend 'mosaic' can't serve: {why_not}")
+        ranges = ranges or _find_block_ranges(segment_ids_BL, block_size=RANGE_BLOCK)
+        return mosaic.attention(
+            operands, segment_ids_BL, slopes_H, ranges, scale=scale, bias_3HD=bias_3HD
+        )
     if bias_3HD is not None:
-        operands = (triton.add_bias(operands[0], bias_3HD),)
+        operands = (add_bias(operands[0], bias_3HD),)
     if len(operands) == 1:
         operands = tuple(operands[0][:, :, part] for part in range(3))
     options = {

@@ -28,6 +28,7 @@ from jaxtyping import Array, Float, Int
 from pallas_kernels import ptx
 from pallas_kernels.alibi_attention.block_ranges import BlockRanges
 from pallas_kernels.alibi_attention.launch import AttentionLaunch, Launch
+from pallas_kernels.alibi_attention.operands import add_bias
 
 HEAD_SIZES = (32, 64, 128)
 _LOG2_E = math.log2(math.e)
@@ -87,15 +88,6 @@ def _attend_forward(settings: Settings, operands, biases, context):
         operands = (add_bias(operands[0], biases[0]),)
     out_BLHD, logsumexp_BHL = _forward(settings, operands, context)
     return out_BLHD, (operands, context, out_BLHD, logsumexp_BHL)
-
-
-def add_bias(
-    qkv_BL3HD: Float[Array, "B L 3 H D"], bias_3HD: Float[Array, "3 H D"]
-) -> Float[Array, "B L 3 H D"]:
-    """Their sum, as XLA knows it for a part of the matrix product that qkv comes from."""
-    rows, length, *inner = qkv_BL3HD.shape
-    sum_BLO = qkv_BL3HD.reshape(rows, length, -1) + bias_3HD.reshape(-1).astype(qkv_BL3HD.dtype)
-    return sum_BLO.reshape(rows, length, *inner)
 
 
 def _attend_backward(settings: Settings, saved, d_out_BLHD):

@@ -195,7 +195,7 @@ def test_mistakes_are_explained():
         alibi_attention(x, x, x, None, slopes_H=np.ones(3))
     with pytest.raises(ValueError, match="needs dropout_keys_B"):
         alibi_attention(x, x, x, None, dropout_rate=0.1)
-    with pytest.raises(ValueError, match="'mosaic' is not one of"):
-        alibi_attention(x, x, x, None, backend="mosaic")
+    with pytest.raises(ValueError, match="'wings' is not one of"):
+        alibi_attention(x, x, x, None, backend="wings")
     with pytest.raises(ValueError, match=r"qkv must be"):
         alibi_attention_qkv(x, None)
