@@ -1,7 +1,7 @@
 """How attention's Triton kernels are launched: block sizes, warps and stages of each direction.
 
-What runs is, in this order: what the caller gave, what `autotune` measured on this machine, what
-was measured on such a card, and a default read from programs as compiled.
+What runs is, in this order: what the caller gave, what `autotune` stored on this machine, and the
+default of the kind of card.
 """
 
 import dataclasses
