@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from mosaicbert_jax.planning.gpu_time import Range
 from mosaicbert_jax.planning.traffic import Work, parse
 
 
@@ -28,6 +29,7 @@ class KernelTime:
 
     Attributes:
       bytes, flops: of one step, as counted in the program; 0 where that is not known.
+      predicted: seconds of one step, fast and slow; see `planning.gpu_time`.
     """
 
     name: str
@@ -35,6 +37,7 @@ class KernelTime:
     seconds: float = 0.0
     bytes: int = 0
     flops: int = 0
+    predicted: Range = Range()
 
 
 def traced(run: Callable[[], Any]) -> list[Event]:
@@ -58,11 +61,16 @@ def _events_of(plane) -> Iterable[Event]:
                 yield Event(event.name, instruction, event.duration_ns / 1e9)
 
 
-def by_kernel(events: list[Event], program_text: str) -> list[KernelTime]:
+def by_kernel(
+    events: list[Event], program_text: str, predict: Callable[[Work], Range] = lambda work: Range()
+) -> list[KernelTime]:
     """Longest first.
 
     Products are told apart by their shapes, Pallas kernels by their names, and what XLA made by the
     operation in it.
+
+    Args:
+      predict: seconds of an instruction, all its times together.
     """
     work = {one.instruction.name: one for one in parse(program_text).work()}
     found: dict[str, KernelTime] = {}
@@ -77,6 +85,7 @@ def by_kernel(events: list[Event], program_text: str) -> list[KernelTime]:
             counted[name].add(event.instruction)
             kernel.bytes += known.bytes
             kernel.flops += known.flops
+            kernel.predicted += predict(known)
     return sorted(found.values(), key=lambda kernel: -kernel.seconds)
 
 

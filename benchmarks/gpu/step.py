@@ -1,5 +1,6 @@
 """Whole training steps: real tokens a second, MFU, memory, and where the time goes by kernel."""
 
+import functools
 import time
 from typing import Any
 
@@ -8,6 +9,8 @@ import jax
 from benchmarks.gpu.inputs import MASKING_RATE, Step, batch_of, config_of
 from benchmarks.gpu.kernel_times import by_kernel, traced
 from benchmarks.gpu.tables import attempt, header, row
+from mosaicbert_jax.planning import gpu_time
+from mosaicbert_jax.planning.gpus import GPUS
 from mosaicbert_jax.training.flops import model_flops_per_token, peak_flops
 
 CASES = (
@@ -78,8 +81,12 @@ def _profile(case, rehearse: bool) -> None:
     jax.block_until_ready(step.run(2))
     count = 2
     events = traced(lambda: jax.block_until_ready(step.run(count)))
-    header(f"a step of {_name(case)}, by kernel", "runs", "ms", "share", "GB/s", "TFLOP/s")
-    found = by_kernel(events, step.program.as_text())
+    first, *columns = (f"a step of {_name(case)}, by kernel", "runs", "ms", "predicted ms")
+    header(first, *columns, "share", "GB/s", "TFLOP/s")
+    kind = jax.devices()[0].device_kind
+    gpu = next((gpu for gpu in GPUS.values() if gpu.name == kind), GPUS["h100"])
+    predict = functools.partial(gpu_time.seconds, gpu, sequence_length=min(length, 128))
+    found = by_kernel(events, step.program.as_text(), predict)
     whole = sum(kernel.seconds for kernel in found)
     for kernel in found[:30]:
         seconds = kernel.seconds / count
@@ -87,9 +94,10 @@ def _profile(case, rehearse: bool) -> None:
             kernel.name,
             round(kernel.runs / count),
             f"{1e3 * seconds:.3f}",
+            f"{1e3 * kernel.predicted.fast:.3f} to {1e3 * kernel.predicted.slow:.3f}",
             f"{100 * kernel.seconds / whole:.1f}%",
             f"{kernel.bytes * count / kernel.seconds / 1e9:,.0f}" if kernel.bytes else "",
             f"{kernel.flops * count / kernel.seconds / 1e12:,.1f}" if kernel.flops else "",
         )
     if not found:
-        row("the profile has no GPU's events", "", "", "", "", "")
+        row("the profile has no GPU's events", "", "", "", "", "", "")

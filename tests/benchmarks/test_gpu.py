@@ -13,6 +13,7 @@ from benchmarks.gpu.attention import needed_pairs
 from benchmarks.gpu.counters import ncu_rows
 from benchmarks.gpu.inputs import batch_of, config_of
 from benchmarks.gpu.kernel_times import Event, by_kernel
+from mosaicbert_jax.planning.gpu_time import Range
 from tests.conftest import ROOT
 
 HLO = """HloModule jit_step
@@ -103,13 +104,15 @@ def test_kernels_of_a_profile_have_the_bytes_and_flops_of_the_program():
         Event("loop_negate", "negate.1", 0.5e-3),
         Event("memset", "", 0.1e-3),
     ]
-    product, kernel, fusion, other = by_kernel(events, HLO)
+    product, kernel, fusion, other = by_kernel(events, HLO, lambda work: Range(1.0, 2.0))
     assert product.name == "product bf16[64,32] · bf16[32,16] -> bf16[64,16]"
     assert (product.runs, product.seconds, product.flops) == (1, 2e-3, 2 * 64 * 32 * 16)
     assert (kernel.name, kernel.runs, kernel.seconds) == ("geglu_forward", 2, 2e-3)
     assert kernel.bytes == 2 * 2 * 64 * 32
     assert fusion.name == "XLA: negate"
     assert (other.name, other.bytes, other.flops) == ("memset", 0, 0)
+    # Of one step, however many were traced.
+    assert [one.predicted for one in (product, kernel, other)] == [Range(1.0, 2.0)] * 2 + [Range()]
 
 
 def test_pairs_are_counted_within_segments():
