@@ -9,7 +9,7 @@ in the tables TIMINGS, ISSUED and LAUNCH_GAP: measurements replace them.
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Self
 
 from mosaicbert_jax.planning.gpus import Gpu
@@ -28,6 +28,11 @@ class Range:
 
     def __mul__(self, factor: float) -> Self:
         return type(self)(self.fast * factor, self.slow * factor)
+
+    @property
+    def middle(self) -> float:
+        """Of the two."""
+        return (self.fast + self.slow) / 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +110,7 @@ def seconds(gpu: Gpu, work: Work, sequence_length: int) -> Range:
     return once * work.times
 
 
-def launch_gaps(work: Sequence[Work]) -> Range:
+def launch_gaps(work: Iterable[Work]) -> Range:
     """Seconds that the GPU waits for kernels; the second half of an asynchronous pair is none."""
     return LAUNCH_GAP * sum(
         one.times for one in work if not one.instruction.opcode.endswith(("-done", "-update"))
@@ -163,6 +168,15 @@ def attention_pass(work: Work) -> str:
     """The name of the attention kernel that an instruction is, or an empty string."""
     name = work.instruction.op_name if work.instruction.is_kernel else ""
     return next((kernel for kernel in _KERNELS if kernel in name), "")
+
+
+def attention_flops(work: Work, sequence_length: int) -> int:
+    """Of attention's kernels, all times together, were all sequences so long; 0 of all else."""
+    if not (kernel := attention_pass(work)):
+        return 0
+    rows, length, _, heads, head_size = work.operands[0].dimensions
+    product = 2 * rows * length * min(length, sequence_length) * heads * head_size
+    return work.times * ATTENTION_PRODUCTS[kernel] * product
 
 
 def attention_tiles(length: int, sequence_length: int) -> Range:
