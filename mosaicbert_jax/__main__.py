@@ -111,7 +111,10 @@ def _parser() -> argparse.ArgumentParser:
         "--config", required=True, metavar="FILE",
         help="as for train.py; override a value with --config.KEY=VALUE",
     )  # fmt: skip
-    plan.add_argument("--gpu", required=True, help="a100-40gb, a100-80gb, h100 or h200")
+    plan.add_argument(
+        "--gpu", required=True,
+        help="a100-40gb, a100-80gb, h100, h200, or, with --price, a10, l4 or b200",
+    )  # fmt: skip
     plan.add_argument("--gpus", type=int, default=8, help="of a node; the default is 8")
     plan.add_argument(
         "--nodes", type=int, nargs="+", default=[1],

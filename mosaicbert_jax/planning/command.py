@@ -33,7 +33,7 @@ class PlanOptions:
       gpu: a name of GPUS.
       gpus: of a node.
       nodes: how many; the step is compiled for the first.
-      price: of a GPU-hour, dollars; None: that of PRICES.
+      price: of a GPU-hour, dollars; None: the config's, or that of PRICES.
       budget: dollars, if asked for.
       tokens_per_sequence: real ones, on average; None: as many as the recipe's longest.
       links: between the GPUs.
@@ -137,8 +137,18 @@ def _workload(config: ConfigDict, options: PlanOptions, model: BertConfig) -> Wo
             model, sequence_length=round(tokens), masking_rate=config.data.masking_rate
         ),
         links=options.links,
-        price=options.price or config.train.price_per_gpu_hour or PRICES[options.gpu],
+        price=_price(config, options),
     )
+
+
+def _price(config: ConfigDict, options: PlanOptions) -> float:
+    price = options.price or config.train.price_per_gpu_hour or PRICES.get(options.gpu)
+    if price is None:
+        raise UserError(
+            f"--gpu {options.gpu} has no default price: give --price, or "
+            "--config.train.price_per_gpu_hour, in dollars a GPU-hour"
+        )
+    return price
 
 
 def _order(

@@ -1,10 +1,11 @@
 """The GPUs that programs are compiled for: what XLA must know of them, and how fast they are.
 
-Architecture figures are those that XLA publishes with its own target descriptions; peaks are the
-data sheets' for dense bfloat16.
+Architecture figures are those that XLA publishes with its own target descriptions.
 """
 
 import dataclasses
+
+from mosaicbert_jax.training.flops import data_sheet_peak
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,7 +15,6 @@ class Gpu:
     Attributes:
       name: as the driver reports it.
       compute_capability: such as (8, 0).
-      peak_flops: bfloat16 matrix FLOP/s, without sparsity.
       memory_bandwidth: bytes/s.
       memory: bytes.
       cores: streaming multiprocessors.
@@ -24,7 +24,6 @@ class Gpu:
 
     name: str
     compute_capability: tuple[int, int]
-    peak_flops: float
     memory_bandwidth: int
     memory: int
     cores: int
@@ -33,6 +32,18 @@ class Gpu:
     clock_ghz: float
     shared_memory_per_core: int
     shared_memory_per_block: int
+
+    @property
+    def peak_flops(self) -> float:
+        """The data sheet's, of dense bfloat16 matrix products, FLOP/s.
+
+        Raises:
+          ValueError: a GPU that the table of peaks doesn't have.
+        """
+        peak = data_sheet_peak(self.name)
+        if peak is None:
+            raise ValueError(f"the peak of {self.name} is not known")
+        return peak
 
     @property
     def architecture(self) -> str:
@@ -74,7 +85,6 @@ class Gpu:
 _A100 = Gpu(
     name="NVIDIA A100-SXM4-80GB",
     compute_capability=(8, 0),
-    peak_flops=312e12,
     memory_bandwidth=2_039_040_000_000,
     memory=85_100_068_864,
     cores=108,
@@ -87,7 +97,6 @@ _A100 = Gpu(
 _H100 = Gpu(
     name="NVIDIA H100 80GB HBM3",
     compute_capability=(9, 0),
-    peak_flops=989.4e12,
     memory_bandwidth=3_352_320_000_000,
     memory=84_942_979_072,
     cores=132,
@@ -113,7 +122,6 @@ GPUS = {
     "a10": Gpu(
         name="NVIDIA A10",
         compute_capability=(8, 6),
-        peak_flops=125e12,
         memory_bandwidth=600_096_000_000,
         memory=23_836_753_920,
         cores=72,
@@ -126,7 +134,6 @@ GPUS = {
     "l4": Gpu(
         name="NVIDIA L4",
         compute_capability=(8, 9),
-        peak_flops=121e12,
         memory_bandwidth=300_096_000_000,
         memory=23_641_587_712,
         cores=58,
@@ -139,7 +146,6 @@ GPUS = {
     "b200": Gpu(
         name="NVIDIA B200",
         compute_capability=(10, 0),
-        peak_flops=2250e12,
         memory_bandwidth=7_672_320_000_000,
         memory=191_538_331_648,
         cores=148,

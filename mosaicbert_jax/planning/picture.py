@@ -8,7 +8,7 @@ from mosaicbert_jax.planning.plan_report import Plan
 
 
 def draw(plan: Plan, path: str | pathlib.Path) -> None:
-    """Hours on the left and tokens a second on the right, roofline to published efficiency."""
+    """Hours on the left and tokens a second on the right, from fast to slow."""
     found = [one for one in plan.predictions.values() if one is not None]
     nodes = [one.nodes for one in found]
     figure = Figure(figsize=(10, 3.8), layout="constrained")
@@ -18,12 +18,14 @@ def draw(plan: Plan, path: str | pathlib.Path) -> None:
         (right, "million tokens/s, predicted", [one.tokens_per_second for one in found]),
     ):
         scale = 1e-6 if axis is right else 1.0
-        roofline = [value.roofline * scale for value in values]
-        published = [value.published * scale for value in values]
-        axis.fill_between(nodes, roofline, published, alpha=0.15)
-        axis.plot(nodes, roofline, "o-", label="roofline")
-        axis.plot(nodes, published, "o-", label="efficiency of the published runs")
-        ideal = [roofline[0] * (nodes[0] / n if axis is left else n / nodes[0]) for n in nodes]
+        fast, slow = ([getattr(one, end) * scale for one in values] for end in ("fast", "slow"))
+        axis.fill_between(nodes, fast, slow, alpha=0.15)
+        axis.plot(nodes, fast, "o-", label="fast")
+        axis.plot(nodes, slow, "o-", label="slow")
+        if values[0].published is not None:
+            published = [one.published * scale for one in values]
+            axis.plot(nodes, published, "o--", label="as fast as the published runs")
+        ideal = [fast[0] * (nodes[0] / n if axis is left else n / nodes[0]) for n in nodes]
         axis.plot(nodes, ideal, ":", color="gray", label="as many times faster as there are nodes")
         axis.set(
             xlabel=f"nodes of {plan.workload.devices}", ylabel=name, xscale="log", yscale="log"

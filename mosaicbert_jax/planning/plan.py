@@ -1,33 +1,45 @@
 """What a run will take: memory, time and price, reckoned from one compiled step. All predicted.
 
-A step takes as long as its matrix products at 80 % of the GPU's peak, all other bytes at 90 % of
-its memory's bandwidth, and its collectives on the links given, one after the other: that is the
-roofline. The other end of each range is the roofline made as much slower as the published runs were
-(planning/published.py).
+A step takes as long as its instructions (planning/gpu_time.py) and its collectives on the links
+given, one after the other: a fast and a slow end. Next to them, where runs on such GPUs are
+published, stands how long it would take at their efficiency (planning/published.py).
 """
 
 import dataclasses
 import math
+from collections.abc import Callable
+from typing import Self
 
 from mosaicbert_jax.errors import UserError
 from mosaicbert_jax.planning import collectives, published
 from mosaicbert_jax.planning.collectives import Collective, Links
+from mosaicbert_jax.planning.gpu_time import Range
 from mosaicbert_jax.planning.gpus import GPUS, Gpu
 from mosaicbert_jax.planning.profile import StepProfile
 from mosaicbert_jax.training.durations import Duration
 
-MATMUL_SHARE, MEMORY_SHARE = 0.8, 0.9  # of the data sheet's figures, assumed
 MEMORY_FRACTION = 0.75  # of a GPU's memory, which JAX takes unless it is told otherwise
 # Dollars a GPU-hour: the original's for the A100s, round figures for the others.
 PRICES = {"a100-40gb": 2.0, "a100-80gb": 2.5, "h100": 3.0, "h200": 3.5}
 
 
 @dataclasses.dataclass(frozen=True)
-class Range:
-    """A figure at the roofline, and at the published efficiency."""
+class Figure:
+    """A predicted figure.
 
-    roofline: float
-    published: float
+    Attributes:
+      fast, slow: if all goes well, and if it doesn't.
+      published: at the efficiency of published runs on such GPUs; None: there are none.
+    """
+
+    fast: float
+    slow: float
+    published: float | None
+
+    def map(self, change: Callable[[float], float]) -> Self:
+        """Each of them changed."""
+        published = None if self.published is None else change(self.published)
+        return type(self)(change(self.fast), change(self.slow), published)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,30 +84,31 @@ class Workload:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """The time of a step on some nodes, at the roofline, in seconds.
+    """The time of a step on some nodes, in seconds.
 
     Attributes:
       rows, microbatches: of a device: rows of each, and how many one after the other.
-      matmul, memory, communication: they add up.
-      mfu: model FLOPs over the peak, padding counted as tokens.
+      matmul, other, communication: they add up.
     """
 
     nodes: int
     rows: int
     microbatches: int
-    matmul: float
-    memory: float
+    matmul: Range
+    other: Range
     communication: float
-    mfu: float
 
     @property
-    def seconds(self) -> float:
+    def seconds(self) -> Range:
         """Of the step."""
-        return self.matmul + self.memory + self.communication
+        return self.matmul + self.other + Range(self.communication, self.communication)
 
 
 def step_on(workload: Workload, profile: StepProfile, nodes: int) -> Step | None:
-    """The step on so many nodes, the batch as it is; None if its rows do not divide so."""
+    """The step on so many nodes, the batch as it is; None if its rows do not divide so.
+
+    What grows with the rows is taken to do so evenly: waves are not counted anew.
+    """
     rows_here, rest = divmod(profile.rows * profile.microbatches * workload.nodes, nodes)
     if rest or not rows_here:
         return None
@@ -104,27 +117,20 @@ def step_on(workload: Workload, profile: StepProfile, nodes: int) -> Step | None
         n for n in range(1, rows_here + 1) if rows_here % n == 0 and rows_here // n <= profile.rows
     )
     more = microbatches / profile.microbatches
-    gpu = workload.kind
-    slots = workload.batch_slots / (workload.devices * nodes)  # a device's, all of tensor's
-    model_flops = workload.token_flops * slots
-    flops = max(model_flops, profile.executed_flops * share)
-    moved = profile.row_bytes * share + profile.step_bytes + profile.microbatch_bytes * more
-    matmul = flops / (MATMUL_SHARE * gpu.peak_flops)
-    memory = moved / (MEMORY_SHARE * gpu.memory_bandwidth)
     communication = sum(
         collectives.seconds(one, workload.links, node=workload.devices, nodes=nodes)
         * _change(one, profile.microbatches, share, more)
         for one in (*profile.collectives, *_between_nodes(workload, profile, nodes))
     )
-    seconds = matmul + memory + communication
     return Step(
         nodes=nodes,
         rows=rows_here // microbatches,
         microbatches=microbatches,
-        matmul=matmul,
-        memory=memory,
+        matmul=profile.matmul_seconds * share,
+        other=profile.row_seconds * share
+        + profile.step_seconds
+        + profile.microbatch_seconds * more,
         communication=communication,
-        mfu=model_flops / (seconds * gpu.peak_flops),
     )
 
 
@@ -143,11 +149,19 @@ def _between_nodes(workload: Workload, profile: StepProfile, nodes: int) -> list
     return [Collective("all-reduce", gradients, 1, profile.microbatches, True, False)]
 
 
-def slowdown(workload: Workload, profile: StepProfile) -> float:
-    """How many times longer than at the roofline a step took in the published runs."""
-    one = step_on(workload, profile, 1)
-    mfu = published.MFU_BY_GPU.get(workload.gpu, one.mfu * published.SHARE_OF_ROOFLINE)
-    return max(1.0, one.mfu / mfu)
+def step_seconds(workload: Workload, profile: StepProfile, step: Step) -> Figure:
+    """How long a step takes.
+
+    At the published efficiency: that of a step on one node, from which more nodes take it as far as
+    the middle of the range goes.
+    """
+    mfu, published_seconds = published.MFU_BY_GPU.get(workload.gpu), None
+    if mfu is not None:
+        slots = workload.batch_slots / workload.devices
+        on_one_node = slots * workload.token_flops / (mfu * workload.kind.peak_flops)
+        published_seconds = on_one_node * step.seconds.middle
+        published_seconds /= step_on(workload, profile, 1).seconds.middle
+    return Figure(step.seconds.fast, step.seconds.slow, published_seconds)
 
 
 def run_slots(workload: Workload, duration: Duration) -> float | None:
@@ -174,10 +188,8 @@ class Prediction:
     """A run on some nodes.
 
     Attributes:
-      step: at the roofline.
-      speedup: over the first number of nodes, at the roofline.
       tokens_per_second: padding counted, all devices together.
-      mfu: likewise.
+      mfu: model FLOPs over the peak, padding counted as tokens.
       hours, dollars: of the whole run.
       sequences: that it reads.
     """
@@ -185,12 +197,12 @@ class Prediction:
     nodes: int
     gpus: int
     step: Step
-    step_seconds: Range
-    tokens_per_second: Range
-    mfu: Range
-    hours: Range
-    dollars: Range
-    sequences: Range
+    step_seconds: Figure
+    tokens_per_second: Figure
+    mfu: Figure
+    hours: Figure
+    dollars: Figure
+    sequences: Figure
 
 
 def predict(
@@ -200,35 +212,29 @@ def predict(
     step = step_on(workload, profile, nodes)
     if step is None:
         return None
-    slower = slowdown(workload, profile)
     gpus = nodes * workload.devices
     slots = run_slots(workload, duration)
-
-    def both(roofline: float, factor: float) -> Range:
-        return Range(roofline, roofline * factor)
-
-    rate = both(workload.batch_slots / step.seconds, 1 / slower)
+    each = step_seconds(workload, profile, step)
+    rate = each.map(lambda seconds: workload.batch_slots / seconds)
     if slots is None:
         seconds_of = {"s": 1, "m": 60, "h": 3600, "usd": 3600 / (workload.price * gpus)}
         seconds = duration.amount * seconds_of[duration.unit]
-        hours = both(seconds / 3600, 1.0)
-        sequences = Range(
-            *(per_second * seconds / workload.slots_per_sequence for per_second in
-              (rate.roofline, rate.published))
-        )  # fmt: skip
+        hours = each.map(lambda _: seconds / 3600)
+        sequences = rate.map(lambda slots: slots * seconds / workload.slots_per_sequence)
     else:
         steps = math.ceil(slots / workload.batch_slots)
-        hours = both(steps * step.seconds / 3600, slower)
-        sequences = both(slots / workload.slots_per_sequence, 1.0)
+        hours = each.map(lambda seconds: steps * seconds / 3600)
+        sequences = each.map(lambda _: slots / workload.slots_per_sequence)
+    peak = gpus * workload.kind.peak_flops
     return Prediction(
         nodes=nodes,
         gpus=gpus,
         step=step,
-        step_seconds=both(step.seconds, slower),
+        step_seconds=each,
         tokens_per_second=rate,
-        mfu=both(step.mfu, 1 / slower),
+        mfu=rate.map(lambda slots: slots * workload.token_flops / peak),
         hours=hours,
-        dollars=both(hours.roofline * gpus * workload.price, hours.published / hours.roofline),
+        dollars=hours.map(lambda hours: hours * gpus * workload.price),
         sequences=sequences,
     )
 
@@ -239,20 +245,19 @@ class Bought:
 
     dollars: float
     hours: float
-    tokens: Range
-    sequences: Range
+    tokens: Figure
+    sequences: Figure
 
 
 def buy(workload: Workload, prediction: Prediction, dollars: float) -> Bought:
     """What a budget buys on the nodes of a prediction."""
     hours = dollars / (workload.price * prediction.gpus)
-    rate = prediction.tokens_per_second
-    tokens = Range(rate.roofline * hours * 3600, rate.published * hours * 3600)
-    each = workload.slots_per_sequence
-    return Bought(dollars, hours, tokens, Range(tokens.roofline / each, tokens.published / each))
+    tokens = prediction.tokens_per_second.map(lambda rate: rate * hours * 3600)
+    sequences = tokens.map(lambda slots: slots / workload.slots_per_sequence)
+    return Bought(dollars, hours, tokens, sequences)
 
 
-def gpu_hours_of(workload: Workload, profile: StepProfile, point: published.Point) -> Range | None:
+def gpu_hours_of(workload: Workload, profile: StepProfile, point: published.Point) -> Figure | None:
     """What a published run of this model would take here, in hours on its GPUs."""
     nodes = point.gpus // workload.devices
     if point.sequences is None or point.gpus % workload.devices or point.gpu != workload.gpu:

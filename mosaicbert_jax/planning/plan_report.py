@@ -5,15 +5,13 @@ from typing import Any
 
 from mosaicbert_jax.planning import published
 from mosaicbert_jax.planning.collectives import seconds
+from mosaicbert_jax.planning.gpu_time import Range, timing_of
 from mosaicbert_jax.planning.plan import (
-    MATMUL_SHARE,
-    MEMORY_SHARE,
     Bought,
+    Figure,
     Prediction,
-    Range,
     Workload,
     gpu_hours_of,
-    slowdown,
 )
 from mosaicbert_jax.planning.profile import StepProfile
 from mosaicbert_jax.training.microbatch import MARGIN
@@ -68,7 +66,7 @@ class Plan:
         ]
         return record
 
-    def points(self) -> list[tuple[published.Point, Range | None]]:
+    def points(self) -> list[tuple[published.Point, Figure | None]]:
         """The published runs of this model on this GPU, with the hours predicted for each."""
         return [
             (point, gpu_hours_of(self.workload, self.profile, point))
@@ -165,7 +163,7 @@ def _token(plan: Plan) -> str:
     executed = step.executed_flops * work.mesh[2] / slots / 1e6
     return (
         f"A token takes {model:,.0f} MFLOP by the model, {executed:,.0f} as executed, and moves "
-        f"{step.bytes_outside / slots / 1e3:,.0f} KB through device memory outside matrix "
+        f"{step.other_bytes / slots / 1e3:,.0f} KB through device memory outside matrix "
         f"products and {step.matmul_bytes / slots / 1e3:,.0f} KB in them (a step with its update, "
         f"on one device)."
     )
@@ -199,63 +197,73 @@ def _collectives(plan: Plan) -> str:
 
 def _run(plan: Plan) -> str:
     found, work = plan.first, plan.workload
-    step, slower = found.step, slowdown(work, plan.profile)
-
-    def row(name: str, figure: Range, shown: str) -> tuple[str, str, str]:
-        return name, shown.format(figure.roofline), shown.format(figure.published)
-
     table = _table(
-        (f"the run, {plan.duration}", "roofline", "published efficiency"),
-        row("seconds a step", found.step_seconds, "{:,.3f}"),
-        row("tokens/s", found.tokens_per_second, "{:,.0f}"),
-        row("MFU", found.mfu, "{:.1%}"),
-        row("sequences, millions", Range(found.sequences.roofline / 1e6,
-                                         found.sequences.published / 1e6), "{:,.2f}"),
-        row("hours", found.hours, "{:,.2f}"),
-        row(f"price at {work.price:.2f} $ a GPU-hour", found.dollars, "{:,.2f} $"),
-    )  # fmt: skip
+        _ends(f"the run, {plan.duration}", found.step_seconds),
+        _row("seconds a step", found.step_seconds, "{:,.3f}"),
+        _row("tokens/s", found.tokens_per_second, "{:,.0f}"),
+        _row("MFU", found.mfu, "{:.1%}"),
+        _row("sequences, millions", found.sequences.map(lambda n: n / 1e6), "{:,.2f}"),
+        _row("hours", found.hours, "{:,.2f}"),
+        _row(f"price at {work.price:.2f} $ a GPU-hour", found.dollars, "{:,.2f} $"),
+    )
     counted = f"{work.tokens_per_sequence:g} tokens a sequence"
     if work.slots_per_sequence != work.tokens_per_sequence:
         counted += f" in rows of {work.slots_per_sequence:g}, padding counted as tokens"
+    return f"{table}\n\n{_model_of_time(plan)} {counted[0].upper()}{counted[1:]}; {_NOT_COUNTED}"
+
+
+_NOT_COUNTED = "evaluations, checkpoints and the start are not counted."
+
+
+def _model_of_time(plan: Plan) -> str:
+    """What a step's time is made of, and what was assumed."""
+    step, timing = plan.first.step, timing_of(plan.workload.kind)
+
+    def milliseconds(time: Range) -> str:
+        return f"{time.fast * 1e3:,.1f} to {time.slow * 1e3:,.1f} ms"
+
+    def shares(share: Range) -> str:
+        return f"{share.fast:.0%} to {share.slow:.0%}"
+
+    words = (
+        f"A step: matrix products {milliseconds(step.matmul)}, at {shares(timing.matmul)} of the "
+        f"peak within their tiles, which cores take in whole waves; all else "
+        f"{milliseconds(step.other)}, at {shares(timing.memory)} of the bandwidth, attention's "
+        f"instructions and the launch of kernels; collectives {step.communication * 1e3:,.1f} ms."
+    )
+    mfu = published.MFU_BY_GPU.get(plan.workload.gpu)
+    if mfu is None:
+        return f"{words} No runs on this GPU are published that it could be compared with."
     return (
-        f"{table}\n\n"
-        f"Roofline: matrix products {step.matmul * 1e3:,.1f} ms a step at {MATMUL_SHARE:.0%} of "
-        f"the peak, other bytes {step.memory * 1e3:,.1f} ms at {MEMORY_SHARE:.0%} of the "
-        f"bandwidth, collectives {step.communication * 1e3:,.1f} ms. Published efficiency: "
-        f"{slower:.2f} times as long, {_origin(work)}. {counted[0].upper()}{counted[1:]}; "
-        "evaluations, checkpoints and the start are not counted."
+        f"{words} The published runs: at the {mfu:.1%} MFU of the original PyTorch "
+        "implementation's Base run on such GPUs."
     )
 
 
-def _origin(work: Workload) -> str:
-    if work.gpu in published.MFU_BY_GPU:
-        mfu = published.MFU_BY_GPU[work.gpu]
-        return f"the {mfu:.1%} MFU of the original PyTorch implementation's Base run on such GPUs"
-    return (
-        "as the original PyTorch implementation's Base run was on A100s; nothing is published for "
-        "this GPU"
-    )
+def _ends(heading: str, figure: Figure) -> tuple[str, ...]:
+    """The heading of a table of figures."""
+    return heading, "fast", "slow", *([] if figure.published is None else [_AS_PUBLISHED])
+
+
+_AS_PUBLISHED = "as fast as the published runs"
+
+
+def _row(name: str, figure: Figure, shown: str) -> tuple[str, ...]:
+    ends = (figure.fast, figure.slow, figure.published)
+    return name, *(shown.format(end) for end in ends if end is not None)
 
 
 def _bought(bought: Bought) -> str:
     heading = f"{bought.dollars:,.2f} $ buy {bought.hours:,.2f} hours"
     return _table(
-        (heading, "roofline", "published efficiency"),
-        (
-            "billion tokens",
-            f"{bought.tokens.roofline / 1e9:,.2f}",
-            f"{bought.tokens.published / 1e9:,.2f}",
-        ),
-        (
-            "million sequences",
-            f"{bought.sequences.roofline / 1e6:,.2f}",
-            f"{bought.sequences.published / 1e6:,.2f}",
-        ),
-    )  # fmt: skip
+        _ends(heading, bought.tokens),
+        _row("billion tokens", bought.tokens.map(lambda n: n / 1e9), "{:,.2f}"),
+        _row("million sequences", bought.sequences.map(lambda n: n / 1e6), "{:,.2f}"),
+    )
 
 
 def scaling(plan: Plan) -> str:
-    """The run on each number of nodes, roofline and published efficiency."""
+    """The run on each number of nodes, fast and slow."""
     heading = (
         "nodes", "GPUs", "rows a GPU", "step ms", "links ms", "million tokens/s", "MFU", "hours",
         "price $",
@@ -276,16 +284,16 @@ def scaling(plan: Plan) -> str:
                 _pair(found.step_seconds, 1e3, "{:,.1f}"),
                 f"{step.communication * 1e3:,.1f}",
                 _pair(tokens, 1e-6, "{:,.2f}"),
-                f"{found.mfu.roofline:.0%} .. {found.mfu.published:.0%}",
+                _pair(found.mfu, 1, "{:.0%}"),
                 _pair(found.hours, 1, "{:,.2f}"),
                 _pair(found.dollars, 1, "{:,.0f}"),
             )
         )
-    return f"{_table(*rows)}\n\nRoofline .. published efficiency; the batch is the same everywhere."
+    return f"{_table(*rows)}\n\nFast .. slow; the batch is the same everywhere."
 
 
-def _pair(figure: Range, scale: float, shown: str) -> str:
-    return f"{shown.format(figure.roofline * scale)} .. {shown.format(figure.published * scale)}"
+def _pair(figure: Figure, scale: float, shown: str) -> str:
+    return f"{shown.format(figure.fast * scale)} .. {shown.format(figure.slow * scale)}"
 
 
 def _published(plan: Plan) -> str:
@@ -297,5 +305,5 @@ def _published(plan: Plan) -> str:
         rows.append((point.result, str(point.gpus), f"{point.hours:,.2f}", here))
     return (
         f"{_table(*rows)}\n\nHere: as many sequences as it read in that time at the speed of its "
-        "full run on 8 GPUs, from the roofline to that same speed."
+        "full run on 8 GPUs, fast .. slow."
     )

@@ -2,18 +2,18 @@
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from typing import Any, Self
 
 import jax
 
-from mosaicbert_jax.planning import collectives
+from mosaicbert_jax.planning import collectives, gpu_time
 from mosaicbert_jax.planning.collectives import Collective
 from mosaicbert_jax.planning.compile_only import Program
+from mosaicbert_jax.planning.gpu_time import Range
+from mosaicbert_jax.planning.gpus import Gpu
 from mosaicbert_jax.planning.traffic import Work, parse
 from mosaicbert_jax.training.step import TrainState
-
-# Products of (tokens, keys, hidden) in attention's kernels, which matrix products do not count.
-ATTENTION_PRODUCTS = {"alibi_attention_forward": 2, "alibi_attention_backward": 7}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,11 +28,13 @@ class StepProfile:
       other_lasting_bytes: the batch, and what else lives as long as the step.
       temporary_bytes: at the peak: activations, gradients, workspaces.
       executed_flops: of matrix products and attention's kernels.
-      matmul_bytes: through device memory, in matrix products.
-      row_bytes: outside them, in what grows with the rows.
-      step_bytes, microbatch_bytes: the same in what does not, such as the update: once, and in each
-        microbatch where there are several (those of all together).
-      collectives: of the step.
+      matmul_bytes, other_bytes: through device memory, in matrix products and outside them.
+      matmul_seconds: predicted, of matrix products, which grow with the rows.
+      row_seconds: the same of all else that does.
+      step_seconds, microbatch_seconds: the same of what does not, such as the update and the
+        launch of kernels: once, and in each microbatch where there are several (those of all
+        together).
+      collectives: of the step, whose time is not in those above.
     """
 
     rows: int
@@ -43,9 +45,11 @@ class StepProfile:
     temporary_bytes: int
     executed_flops: int
     matmul_bytes: int
-    row_bytes: int
-    step_bytes: int
-    microbatch_bytes: int
+    other_bytes: int
+    matmul_seconds: Range
+    row_seconds: Range
+    step_seconds: Range
+    microbatch_seconds: Range
     collectives: tuple[Collective, ...]
 
     @property
@@ -53,11 +57,6 @@ class StepProfile:
         """Bytes of the device's memory."""
         lasting = self.parameter_bytes + self.optimizer_bytes + self.other_lasting_bytes
         return lasting + self.temporary_bytes
-
-    @property
-    def bytes_outside(self) -> int:
-        """Through device memory, outside matrix products and collectives."""
-        return self.row_bytes + self.step_bytes + self.microbatch_bytes
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON record."""
@@ -67,7 +66,8 @@ class StepProfile:
     def from_dict(cls, record: dict[str, Any]) -> Self:
         """From `to_dict`'s record."""
         members = tuple(Collective(**one) for one in record["collectives"])
-        return cls(**{**record, "collectives": members})
+        ranges = {name: Range(**record[name]) for name in record if name.endswith("_seconds")}
+        return cls(**{**record, **ranges, "collectives": members})
 
 
 def stored_bytes(tree: Any) -> int:
@@ -81,27 +81,42 @@ def of_program(
     program: Program,
     state: TrainState,
     *,
+    gpu: Gpu,
     rows: int,
     microbatches: int,
     mesh: tuple[int, int, int],
-    attention_product: float,
+    sequence_length: int,
 ) -> StepProfile:
     """Counts a compiled step.
 
     Args:
       state: abstract, as it is stored.
+      gpu: that it was compiled for.
       rows, microbatches: of one device.
       mesh: devices along data, fsdp and tensor.
-      attention_product: FLOPs of one product of all of a microbatch's tokens with their keys.
+      sequence_length: tokens of the sequences that rows hold.
     """
     work = parse(program.text).work()
     params = jax.tree.leaves(state.params)
     sizes = {x.size for x in params} | {math.prod(x.sharding.shard_shape(x.shape)) for x in params}
-    outside = [w for w in work if not w.instruction.is_matmul and not collectives.is_collective(w)]
-    fixed = [w for w in outside if collectives.grows_with_rows(w, sizes) is False]
-    in_all = [w for w in fixed if microbatches > 1 and w.times % microbatches == 0]
+    computed = [one for one in work if not collectives.is_collective(one)]
+    matmuls = [one for one in computed if one.instruction.is_matmul]
+    outside = [one for one in computed if not one.instruction.is_matmul]
+    fixed = [one for one in outside if collectives.grows_with_rows(one, sizes) is False]
+    growing = [one for one in outside if collectives.grows_with_rows(one, sizes) is not False]
+
+    def seconds(some: Iterable[Work]) -> Range:
+        return sum((gpu_time.seconds(gpu, one, sequence_length) for one in some), Range())
+
+    def without_rows(in_each: bool) -> Range:
+        def fits(one: Work) -> bool:
+            return (microbatches > 1 and one.times % microbatches == 0) == in_each
+
+        return seconds(filter(fits, fixed)) + gpu_time.launch_gaps(filter(fits, computed))
+
     parameter_bytes = stored_bytes(state.params)
     optimizer_bytes = stored_bytes(state.optimizer_state)
+    attention = sum(gpu_time.attention_flops(one, sequence_length) for one in work)
     return StepProfile(
         rows=rows,
         microbatches=microbatches,
@@ -109,24 +124,12 @@ def of_program(
         optimizer_bytes=optimizer_bytes,
         other_lasting_bytes=program.lasting_bytes - parameter_bytes - optimizer_bytes,
         temporary_bytes=program.temporary_bytes,
-        executed_flops=sum(w.flops for w in work) + int(_attention(work) * attention_product),
-        matmul_bytes=sum(w.bytes for w in work if w.instruction.is_matmul),
-        row_bytes=_bytes(outside) - _bytes(fixed),
-        step_bytes=_bytes(fixed) - _bytes(in_all),
-        microbatch_bytes=_bytes(in_all),
+        executed_flops=sum(one.flops for one in work) + attention,
+        matmul_bytes=sum(one.bytes for one in matmuls),
+        other_bytes=sum(one.bytes for one in outside),
+        matmul_seconds=seconds(matmuls),
+        row_seconds=seconds(growing),
+        step_seconds=without_rows(in_each=False),
+        microbatch_seconds=without_rows(in_each=True),
         collectives=tuple(collectives.read(work, mesh=mesh, fixed_sizes=sizes)),
-    )
-
-
-def _bytes(work: list[Work]) -> int:
-    return sum(one.bytes for one in work)
-
-
-def _attention(work: list[Work]) -> int:
-    """How many products attention's kernels compute in a step."""
-    return sum(
-        one.times * count
-        for one in work
-        for name, count in ATTENTION_PRODUCTS.items()
-        if one.instruction.is_kernel and name in one.instruction.op_name
     )

@@ -19,11 +19,9 @@ MFU = (
     * model_flops_per_token(BertConfig.mosaicbert_base(), sequence_length=_SLOTS, masking_rate=0.3)
     / (_GPUS * GPUS["a100-80gb"].peak_flops)
 )
-# The 40 GB model, of less bandwidth, took 1.28 h where the 80 GB one took 1.13 h.
+# The 40 GB model, of less bandwidth, took 1.28 h where the 80 GB one took 1.13 h. Nothing is
+# published for other GPUs.
 MFU_BY_GPU = {"a100-80gb": MFU, "a100-40gb": MFU * 1.13 / 1.28}
-# Nothing is published for other GPUs. On an A100-80GB the step as compiled has a roofline of
-# 64.9 % (benchmarks/gpu_roofline.md), of which that is this share; it is assumed elsewhere.
-SHARE_OF_ROOFLINE = MFU / 0.649
 
 
 @dataclasses.dataclass(frozen=True)

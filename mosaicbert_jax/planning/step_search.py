@@ -60,7 +60,6 @@ def compiled(order: Order, shown: Callable[[str], AbstractContextManager[None]])
     shards = data * fsdp
     sizes = sizes_of(order.rows, shards)
     state = abstract_state(model, make_mesh(gpu, *order.mesh))
-    product = 2 * order.length * min(order.length, order.sequence_length) * model.hidden_size
     profiles: dict[int, StepProfile] = {}
 
     def bytes_of(rows: int) -> int:
@@ -85,10 +84,11 @@ def compiled(order: Order, shown: Callable[[str], AbstractContextManager[None]])
             profiles[rows] = of_program(
                 program,
                 state,
+                gpu=gpu,
                 rows=rows,
                 microbatches=microbatches,
                 mesh=order.mesh,
-                attention_product=rows * product / tensor,
+                sequence_length=order.sequence_length,
             )
         return profiles[rows].needed
 

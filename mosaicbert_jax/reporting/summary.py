@@ -105,7 +105,7 @@ def mfu_meaning(history: History) -> str:
         return "of the data sheet's peak, or of a measured one"
     if data_sheet_peak(history.devices) is not None:
         return "of the data sheet's bfloat16 peak"
-    return "of a float32 matrix product's speed, measured at the start"
+    return "of a matrix product's speed, measured at the start"
 
 
 def _median(history: History, key: str) -> float | None:

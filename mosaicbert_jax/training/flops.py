@@ -1,6 +1,7 @@
 """Floating-point operations of a training step, and what the hardware could do."""
 
 import functools
+import re
 import statistics
 import time
 
@@ -9,8 +10,26 @@ import jax.numpy as jnp
 
 from mosaicbert_jax.modeling.config import BertConfig
 
-# Dense bfloat16 peaks of the manufacturer's data sheets, FLOP/s, by the device's name.
-_PEAK_BF16 = {"A100": 312e12, "H100": 989.4e12, "H200": 989.4e12}
+# Dense bfloat16 peaks of the manufacturer's data sheets, FLOP/s, by a pattern of whole words of the
+# name that the driver reports; the first that fits.
+_PEAK_BF16 = (
+    (r"H[12]00 NVL", 835e12),
+    (r"H100 PCIe", 756e12),
+    (r"GH200|H200|H100", 989.4e12),
+    (r"H20", 148e12),
+    (r"A100", 312e12),
+    (r"A10G", 70e12),
+    (r"A10", 125e12),
+    (r"L4", 121e12),
+    (r"L40S", 362e12),
+    (r"L40", 181e12),
+    (r"B200", 2250e12),
+    (r"RTX A6000", 154.8e12),
+    # Not their namesakes, such as the RTX 4090 D and the RTX 4090 Laptop GPU.
+    (r"RTX 3090(?! (Ti|D|Laptop))", 71e12),
+    (r"RTX 4090(?! (Ti|D|Laptop))", 165.2e12),
+)
+_SIZE, _CPU_SIZE = 8192, 2048  # of the product that a peak is measured with
 
 
 def model_flops_per_token(
@@ -31,23 +50,29 @@ def model_flops_per_token(
 
 
 def peak_flops() -> float:
-    """The peak of all devices together, FLOP/s: from the data sheet, or measured."""
+    """The peak of all devices together, FLOP/s: from the data sheet, or measured.
+
+    Measured with a bfloat16 product on GPUs, a float32 one on a CPU.
+    """
     device = jax.devices()[0]
     peak = data_sheet_peak(device.device_kind)
     if peak is not None:
         return peak * jax.device_count()
-    return measure_matmul() * (1 if device.platform == "cpu" else jax.device_count())
+    if device.platform == "cpu":
+        return measure_matmul(_CPU_SIZE, "float32")  # all its devices share the cores
+    return measure_matmul(_SIZE, "bfloat16") * jax.device_count()
 
 
 def data_sheet_peak(device_kind: str) -> float | None:
     """Of one device, FLOP/s; None: this one's is measured."""
-    return next((peak for name, peak in _PEAK_BF16.items() if name in device_kind), None)
+    found = (peak for pattern, peak in _PEAK_BF16 if re.search(rf"\b(?:{pattern})\b", device_kind))
+    return next(found, None)
 
 
 @functools.cache  # a suite is many runs of one process
-def measure_matmul(size: int = 2048, runs: int = 5) -> float:
-    """FLOP/s of a large float32 matrix product on the default device, the median of `runs`."""
-    a = jax.random.normal(jax.random.key(0), (size, size), jnp.float32)
+def measure_matmul(size: int, dtype: str, runs: int = 5) -> float:
+    """FLOP/s of a square matrix product on the default device, the median of `runs`."""
+    a = jax.random.normal(jax.random.key(0), (size, size), dtype)
     multiply = jax.jit(jnp.matmul)
     multiply(a, a).block_until_ready()
     seconds = []

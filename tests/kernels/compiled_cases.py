@@ -33,7 +33,6 @@ TARGETS = ("a100-80gb", "h100")
 T4 = Gpu(
     name="Tesla T4",
     compute_capability=(7, 5),
-    peak_flops=65e12,
     memory_bandwidth=320_064_000_000,
     memory=15_634_661_376,
     cores=40,

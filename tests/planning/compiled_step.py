@@ -48,7 +48,13 @@ def sharded() -> dict:
     )
     state = abstract_state(config, make_mesh(GPUS[GPU], *mesh))
     profile = of_program(
-        program, state, rows=ROWS_OF_A_DEVICE, microbatches=1, mesh=mesh, attention_product=1
+        program,
+        state,
+        gpu=GPUS[GPU],
+        rows=ROWS_OF_A_DEVICE,
+        microbatches=1,
+        mesh=mesh,
+        sequence_length=LENGTH,
     )
     return {
         "parameters": sum(x.size for x in jax.tree.leaves(state.params)),

@@ -50,7 +50,7 @@ def test_a_run_of_train_py(real):
     assert found.text.startswith("tiny tiny finished Written")
     assert "It came to its end, at step 6. On 2 x cpu." in found.text
     assert "completed 100 % of 6 steps" in found.text
-    assert "of a float32 matrix product's speed, measured at the start" in found.text
+    assert "of a matrix product's speed, measured at the start" in found.text
     assert "nothing left" in found.text
     assert "saving × 2" in found.text
     assert "always the commonest token" in found.text
