@@ -37,7 +37,7 @@ class KernelTime:
     seconds: float = 0.0
     bytes: int = 0
     flops: int = 0
-    predicted: Range = Range()
+    predicted: Range = dataclasses.field(default_factory=Range)
 
 
 def traced(run: Callable[[], Any]) -> list[Event]:

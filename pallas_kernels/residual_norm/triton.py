@@ -8,8 +8,8 @@ scale and biases over its tokens; the programs' sums are added afterwards. Nothi
 atomically, so it is deterministic.
 
 The sum is kept although the result, which is kept in any case for the weight gradient of the next
-projection, holds it too, as result = normalized sum · scale + bias: where a scale is small compared with
-its bias, the result's rounding leaves nothing of it.
+projection, holds it too, as result = normalized sum · scale + bias: where a scale is small compared
+with its bias, the result's rounding leaves nothing of it.
 
 Shape letters besides those of `api`: N tokens of all rows, T tokens worked on at once, W the hidden
 size filled up to a power of two, G programs.
