@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from benchmarks.gpu_roofline import MPT_PREDICTED
 from mosaicbert_jax.planning import gpu_time
 from mosaicbert_jax.planning.gpu_time import LAUNCH_GAP, Range
 from mosaicbert_jax.planning.gpus import GPUS
@@ -96,7 +97,8 @@ def test_the_middle_is_the_published_speed_of_the_model_nearest_to_ours():
     """MPT-125M is as wide and deep as MosaicBERT-Base."""
     mpt = PUBLISHED["125M on A100"]
     predicted = mpt.predicted()
-    assert (predicted.fast + predicted.slow) / 2 == pytest.approx(mpt.mfu, rel=0.1)
+    assert predicted.middle == pytest.approx(mpt.mfu, rel=0.1)
+    assert f"{predicted.fast:.1%} to {predicted.slow:.1%}" == MPT_PREDICTED
 
 
 def test_a_last_wave_takes_as_long_as_a_full_one():
