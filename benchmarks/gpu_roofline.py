@@ -4,10 +4,10 @@
         [--row-length 128]
 
 Forward and backward of one microbatch on one GPU are compiled as in training (bfloat16 over float32
-parameters, dropout 0.1, 30 % predicted), and the bytes and matrix FLOPs of the optimised program
+parameters, dropout 0.1, 30% predicted), and the bytes and matrix FLOPs of the optimised program
 are counted (mosaicbert_jax/planning/traffic.py says how). The optimizer's update is compiled apart.
 Nothing runs: times and MFU are predicted, for rows of whole sequences without padding, by
-mosaicbert_jax/planning/gpu_time.py, whose assumptions stand in the report. Needs the compile
+mosaicbert_jax/planning/gpu_time.py, whose assumptions the report lists. Needs the compile
 environment (`make .venv-compile/installed`); a program takes about half a minute on two cores.
 """
 

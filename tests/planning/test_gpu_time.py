@@ -125,6 +125,19 @@ def test_a_product_of_few_tiles_divides_its_depth():
     assert shallow.fast == pytest.approx(2 * 108 * 128**2 * 64 * 2.5 / (0.80 * 312e12))
 
 
+def test_the_sums_of_a_divided_depth_are_written_and_read():
+    """12 steps in two parts are 7.5 long, which is less time than the parts' sums take to move."""
+    moved = 2 * (768 * 768 + 2 * 768 * 768)
+    sums = 2 * 2 * 768 * 768 * 4
+    assert product(A100, 768, 768, 768) == gpu_time.memory_seconds(A100, moved + sums)
+
+
+def test_a_batch_of_products_shares_the_waves():
+    one = gpu_time.product_seconds(A100, 1, 128, 128, 64, moved=0)
+    assert gpu_time.product_seconds(A100, 108, 128, 128, 64, moved=0) == one
+    assert gpu_time.product_seconds(A100, 109, 128, 128, 64, moved=0).fast == 2 * one.fast
+
+
 def test_a_product_is_not_faster_than_its_bytes():
     moved = gpu_time.memory_seconds(A100, 1e9)
     assert gpu_time.product_seconds(A100, 1, 128, 128, 128, moved=1e9) == moved
