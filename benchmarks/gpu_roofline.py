@@ -286,8 +286,8 @@ def assumptions(gpus: Iterable[Gpu]) -> str:
         f"takes {gap} µs; nothing is faster than its bytes. By the same model, MPT-125M in PyTorch "
         f"on A100-80GBs gets {MPT_PREDICTED} MFU in sequences of 512, where llm-foundry published "
         "42.6% (tests/planning/test_gpu_time.py). The A100's share of the peak was chosen for that "
-        "model's and its larger sisters' published speeds; all GPUs' figures wait for a "
-        "measurement.",
+        "model's and its larger sisters' published speeds, which lie in the slow half of their "
+        "ranges, some below; no GPU's figures are measured yet.",
     ]
     return "\n".join(lines)
 
