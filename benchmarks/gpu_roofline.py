@@ -4,10 +4,10 @@
         [--row-length 128]
 
 Forward and backward of one microbatch on one GPU are compiled as in training (bfloat16 over float32
-parameters, dropout 0.1, 30 % predicted), and the bytes and matrix FLOPs of the optimised program
+parameters, dropout 0.1, 30% predicted), and the bytes and matrix FLOPs of the optimised program
 are counted (mosaicbert_jax/planning/traffic.py says how). The optimizer's update is compiled apart.
 Nothing runs: times and MFU are predicted, for rows of whole sequences without padding, by
-mosaicbert_jax/planning/gpu_time.py, whose assumptions stand in the report. Needs the compile
+mosaicbert_jax/planning/gpu_time.py, whose assumptions the report lists. Needs the compile
 environment (`make .venv-compile/installed`); a program takes about half a minute on two cores.
 """
 
@@ -286,8 +286,8 @@ def assumptions(gpus: Iterable[Gpu]) -> str:
         f"takes {gap} µs; nothing is faster than its bytes. By the same model, MPT-125M in PyTorch "
         f"on A100-80GBs gets {MPT_PREDICTED} MFU in sequences of 512, where llm-foundry published "
         "42.6% (tests/planning/test_gpu_time.py). The A100's share of the peak was chosen for that "
-        "model's and its larger sisters' published speeds; all GPUs' figures wait for a "
-        "measurement.",
+        "model's and its larger sisters' published speeds, which lie in the slow half of their "
+        "ranges, some below; no GPU's figures are measured yet.",
     ]
     return "\n".join(lines)
 

@@ -2,9 +2,9 @@
 
 A matrix product is cut into tiles, which the GPU's cores take in waves; a last wave that is not
 full takes as long as a full one. Attention's kernels take the time that their machine instructions
-need to be issued. Nothing is faster than its bytes go through device memory, all else takes just
-that long, and before each kernel the GPU waits for its launch. What the model can't derive stands
-in the tables TIMINGS, ISSUED and LAUNCH_GAP: measurements replace them.
+need to be issued. Nothing is faster than the transfer of its bytes through device memory, and all
+else takes exactly that long. Before each kernel the GPU waits for its launch. The numbers that the
+model can't derive are in TIMINGS, ISSUED and LAUNCH_GAP, for a measurement to replace.
 """
 
 import dataclasses

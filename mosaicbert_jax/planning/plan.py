@@ -1,8 +1,8 @@
 """What a run will take: memory, time and price, reckoned from one compiled step. All predicted.
 
-A step takes as long as its instructions (planning/gpu_time.py) and its collectives on the links
-given, one after the other: a fast and a slow end. Next to them, where runs on such GPUs are
-published, stands how long it would take at their efficiency (planning/published.py).
+A step's time is the sum of its instructions' (planning/gpu_time.py) and of its collectives' on the
+given links: a range, from fast to slow. Where runs on such GPUs are published, each figure is also
+given at their efficiency (planning/published.py).
 """
 
 import dataclasses
@@ -107,7 +107,7 @@ class Step:
 def step_on(workload: Workload, profile: StepProfile, nodes: int) -> Step | None:
     """The step on so many nodes, the batch as it is; None if its rows do not divide so.
 
-    What grows with the rows is taken to do so evenly: waves are not counted anew.
+    What grows with the rows is scaled in proportion: waves are not recounted.
     """
     rows_here, rest = divmod(profile.rows * profile.microbatches * workload.nodes, nodes)
     if rest or not rows_here:

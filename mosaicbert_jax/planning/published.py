@@ -13,7 +13,7 @@ from mosaicbert_jax.training.flops import model_flops_per_token
 
 _SEQUENCES, _SLOTS, _HOURS, _GPUS = 286_720_000, 128, 9.65, 8
 SLOTS_A_SECOND = _SEQUENCES * _SLOTS / (_HOURS * 3600)
-# Padding counted as tokens, as everywhere in a plan: 31.2 %.
+# Padding counted as tokens, as everywhere in a plan: 31.2%.
 MFU = (
     SLOTS_A_SECOND
     * model_flops_per_token(BertConfig.mosaicbert_base(), sequence_length=_SLOTS, masking_rate=0.3)

@@ -4,13 +4,15 @@ import dataclasses
 import json
 import re
 import sys
+import types
 
+import jax
 import pytest
 
 from mosaicbert_jax import BertConfig
 from mosaicbert_jax.__main__ import main
 from mosaicbert_jax.errors import UserError
-from mosaicbert_jax.planning import command, picture, published
+from mosaicbert_jax.planning import command, gpu_time, picture, published
 from mosaicbert_jax.planning.collectives import Collective, Links
 from mosaicbert_jax.planning.gpu_time import Range
 from mosaicbert_jax.planning.gpus import GPUS
@@ -23,7 +25,7 @@ from mosaicbert_jax.planning.plan import (
     run_slots,
     step_on,
 )
-from mosaicbert_jax.planning.profile import StepProfile
+from mosaicbert_jax.planning.profile import StepProfile, of_program
 from mosaicbert_jax.training.durations import Duration
 
 GB = 1_000_000_000
@@ -153,6 +155,41 @@ def test_what_a_budget_buys():
     assert bought.hours == 1.0  # 10 GPUs at 2 dollars
     assert_range(bought.tokens, 100_000 / 0.198 * 3600, 100_000 / 0.248 * 3600)
     assert bought.sequences.published == pytest.approx(bought.tokens.published / 50)
+
+
+# Two microbatches in a loop; parameters of 1024x1024 are read in each of them and updated once.
+STEP = """
+%body (p: f32[1024,1024]) -> f32[1024,1024] {
+  %p = f32[1024,1024]{1,0} parameter(0)
+  %rows = f32[4096,512]{1,0} broadcast(%p)
+  ROOT %sum = f32[1024,1024]{1,0} negate(%p)
+}
+
+ENTRY %main (a: f32[1024,1024]) -> f32[1024,1024] {
+  %a = f32[1024,1024]{1,0} parameter(0)
+  %loop = f32[1024,1024]{1,0} while(%a), body=%body, backend_config={"known_trip_count":{"n":"2"}}
+  ROOT %update = f32[1024,1024]{1,0} negate(%loop)
+}
+"""
+
+
+def test_a_profile_tells_apart_what_grows_with_what():
+    gpu, parameter = GPUS["a100-80gb"], jax.numpy.zeros((1024, 1024))
+    profile = of_program(
+        types.SimpleNamespace(text=STEP, lasting_bytes=20 * 2**20, temporary_bytes=5),
+        types.SimpleNamespace(params={"a": parameter}, optimizer_state={"b": parameter}),
+        gpu=gpu, rows=4, microbatches=2, mesh=(1, 1, 1), sequence_length=128,
+    )  # fmt: skip
+    through_memory = gpu_time.memory_seconds(gpu, 2 * 4 * 2**20)  # a parameter read and written
+    launch = gpu_time.LAUNCH_GAP
+    in_each, once = (through_memory * 2 + launch * 4), through_memory + launch
+    assert_range(profile.microbatch_seconds, in_each.fast, in_each.slow)
+    assert_range(profile.step_seconds, once.fast, once.slow)
+    rows = gpu_time.memory_seconds(gpu, 2 * 3 * 4 * 2**20)
+    assert_range(profile.row_seconds, rows.fast, rows.slow)
+    assert profile.matmul_seconds == Range()
+    assert profile.other_bytes == (2 * 2 + 2 * 3 + 2) * 4 * 2**20
+    assert profile.other_lasting_bytes == 12 * 2**20
 
 
 def test_a_profile_is_read_as_it_was_written():
