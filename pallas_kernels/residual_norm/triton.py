@@ -183,13 +183,12 @@ def _backward_kernel(settings, shape, d_y_ref, sum_ref, mean_ref, factor_ref, sc
 
     def meet(step, sums):
         tile = _Tile.at(first + step * at_once, shape)
-        d_y_TW = tile.load(d_y_ref)
+        d_y_TW, scale_1W = tile.load(d_y_ref), tile.load_parameter(scale_ref)
         there_T = tile.token_T < shape[0] * shape[1]
         mean_T = plgpu.load(mean_ref.at[tile.token_T], mask=there_T, other=0.0)
         factor_T = plgpu.load(factor_ref.at[tile.token_T], mask=there_T, other=0.0)
         normalized_TW = (tile.load(sum_ref) - mean_T[:, None]) * factor_T[:, None]
-        normalized_TW = jnp.where(tile.column_1W < shape[2], normalized_TW, 0.0)
-        d_normalized_TW = d_y_TW * tile.load_parameter(scale_ref)
+        d_normalized_TW = d_y_TW * scale_1W
         along_T1 = tile.mean(d_normalized_TW * normalized_TW)
         d_from_mean_TW = d_normalized_TW - tile.mean(d_normalized_TW) - normalized_TW * along_T1
         d_sum_TW = (d_from_mean_TW * factor_T[:, None]).astype(d_sum_ref.dtype)
