@@ -33,13 +33,15 @@ def on_own_rows(call: Callable, divided: tuple, everywhere: tuple = ()) -> Any:
     if jax.sharding.get_abstract_mesh().empty:
         return call(*divided, *everywhere)
     rows, whole = PartitionSpec(ROW_AXES), PartitionSpec()
-    return jax.shard_map(
+    mapped = jax.shard_map(
         call,
         in_specs=(rows,) * len(divided) + (whole,) * len(everywhere),
         out_specs=rows,
         axis_names=set(ROW_AXES),
         check_vma=False,
-    )(*divided, *everywhere)
+    )
+    # Without jit, jax 0.10 can't map over some of the axes.
+    return jax.jit(mapped)(*divided, *everywhere)
 
 
 def on_own_columns(call: Callable, *operands: jax.Array) -> Any:

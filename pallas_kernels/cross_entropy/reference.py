@@ -22,5 +22,6 @@ def cross_entropy_and_gradient(
     loss_N1 = jnp.log(total_N1) + highest_N1 - label_logit_N1
     is_label_NV = jax.lax.broadcasted_iota(jnp.int32, logits_NV.shape, 1) == labels_N1
     d_logits_NV = exp_NV * (weights_N1 / total_N1) - jnp.where(is_label_NV, weights_N1, 0.0)
-    is_correct_N1 = label_logit_N1 >= highest_N1
+    # A maximum may ignore NaN, which the total has.
+    is_correct_N1 = (label_logit_N1 >= highest_N1) & ~jnp.isnan(total_N1)
     return loss_N1[:, 0], is_correct_N1[:, 0], d_logits_NV.astype(dtype)

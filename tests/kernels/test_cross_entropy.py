@@ -81,9 +81,17 @@ def test_what_is_not_finite_is_not_hidden(value, where):
     assert not is_correct_N[1]
 
 
+@on_gpu
+@pytest.mark.parametrize("backend", [KERNELS, "xla"])
+def test_the_highest_of_the_other_logits_is_not_correct_next_to_nan(backend):
+    logits_NV = jnp.zeros((2, 300)).at[:, 7].set(9.0).at[1, 200].set(jnp.nan)
+    _, is_correct_N, _ = by(backend)(logits_NV, jnp.full(2, 7), jnp.ones(2))
+    assert is_correct_N.tolist() == [True, False]
+
+
 @pytest.mark.parametrize("label", [1, 5])
 def test_nan_is_not_hidden_by_a_maximum_that_ignores_it(monkeypatch, label):
-    """As a GPU's does, whose interpreter would not."""
+    """As a GPU's does."""
     monkeypatch.setattr(triton.jnp, "max", jnp.nanmax)
     monkeypatch.setattr(triton.jnp, "maximum", jnp.fmax)
     logits_NV = jnp.zeros((2, 10_000)).at[1, 5].set(jnp.nan).at[:, 1].set(3.0)

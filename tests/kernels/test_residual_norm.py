@@ -148,6 +148,18 @@ def test_kernels_drop_what_dropout_drops(rate):
     np.testing.assert_array_equal(d_x_BLE != 0, kept_BLE)
 
 
+def test_a_mesh_in_use_needs_no_jit():
+    operands, _ = inputs(4, 5, 64)
+
+    def call(x_BLE, residual_BLE, *vectors):
+        return norm(x_BLE, residual_BLE, *vectors, backend="xla")
+
+    mesh = jax.make_mesh((2, 1, 1), ("data", "fsdp", "tensor"), (AxisType.Auto,) * 3)
+    with jax.set_mesh(mesh):
+        mapped_BLE = on_own_rows(call, operands[:2], operands[2:])
+    np.testing.assert_allclose(mapped_BLE, call(*operands), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("shape", [(2, 1, 1), (1, 1, 2)])
 def test_any_mesh_gives_the_same(shape):
     operands, d_y_BLE = inputs(4, 5, 64)
