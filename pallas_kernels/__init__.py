@@ -1,8 +1,9 @@
 """The kernels of a packed encoder's training step, for JAX alone.
 
-Attention with ALiBi within segments, GeGLU and what follows it, LayerNorm of a residual sum, and
-the cross-entropy of a large vocabulary. Shape letters: B rows, L row length, H heads, D head size,
-Q blocks of a row, E hidden size, F feed-forward size, N predictions, V words.
+Attention with ALiBi within segments, GeGLU and what follows it, LayerNorm of a residual sum, the
+cross-entropy of a large vocabulary, and the gradient of an embedding table. Shape letters: B rows,
+L row length, H heads, D head size, Q blocks of a row, E hidden size, F feed-forward size, N
+predictions or tokens, V words.
 """
 
 from pallas_kernels.alibi_attention.api import alibi_attention, alibi_attention_qkv

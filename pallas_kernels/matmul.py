@@ -16,7 +16,13 @@ def matmul(x_BLI: Float[Array, "... I"], kernel_IO: Float[Array, "I *O"]) -> Flo
     compiler writes transposed copies of the activations. And it would round that gradient to x's
     dtype: here it leaves the product in the kernel's, float32, in which microbatches are summed.
     """
-    return jnp.tensordot(x_BLI, kernel_IO.astype(x_BLI.dtype), 1)
+    kernel_IO = kernel_IO.astype(x_BLI.dtype)
+    return jnp.tensordot(x_BLI, kernel_IO, 1, precision=_precision(x_BLI.dtype))
+
+
+def _precision(dtype: DTypeLike) -> jax.lax.Precision | None:
+    """float32 in full: by default a GPU would round it to TF32."""
+    return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
 
 
 def gradient_of_input(
@@ -27,7 +33,10 @@ def gradient_of_input(
     d_out_NO = d_out_BLO.reshape(-1, *kernel_IO.shape[1:])
     outputs = tuple(range(1, kernel_IO.ndim))
     d_x_NI = jax.lax.dot_general(
-        d_out_NO, kernel_IO.astype(d_out_NO.dtype), ((outputs, outputs), ((), ()))
+        d_out_NO,
+        kernel_IO.astype(d_out_NO.dtype),
+        ((outputs, outputs), ((), ())),
+        precision=_precision(d_out_NO.dtype),
     )
     return d_x_NI.reshape(*outer, -1)
 
@@ -41,7 +50,11 @@ def gradient_of_kernel(
 
     def product(x_NI, d_out_NO):
         return jax.lax.dot_general(
-            x_NI, d_out_NO, (((0,), (0,)), ((), ())), preferred_element_type=dtype
+            x_NI,
+            d_out_NO,
+            (((0,), (0,)), ((), ())),
+            precision=_precision(x_NI.dtype),
+            preferred_element_type=dtype,
         )
 
     if x_NI.dtype == dtype:
