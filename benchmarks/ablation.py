@@ -35,13 +35,13 @@ from benchmarks.comparison import (
 )
 from benchmarks.preparation import processor
 from configs.ablation import NUMERICS, OFF, WHOLE_LAST_LAYER
-from mosaicbert_jax.data.preparation import PrepareOptions
-from mosaicbert_jax.data.preparation import prepare as prepare_text
 from mosaicbert_jax.errors import explained
 from mosaicbert_jax.modeling.layers import gather_columns
 from mosaicbert_jax.modeling.loss import masked_lm_loss
-from mosaicbert_jax.training import checkpoints, workdir
-from mosaicbert_jax.training.pretraining import Pretraining
+from mosaicbert_jax.preparation.preparation import PrepareOptions
+from mosaicbert_jax.preparation.preparation import prepare as prepare_text
+from mosaicbert_jax.pretraining.pretraining import Pretraining
+from mosaicbert_jax.storage import checkpoint_files, workdir
 from mosaicbert_jax.training.step import MASKED_LM
 
 Found = dict[Job, dict[str, Any]]
@@ -90,7 +90,7 @@ def at_lengths(config: ConfigDict, cache: pathlib.Path, job: Job, folder: pathli
         one.train.duration = "1ba"
         trained = prepare(job.variant, one.lock(), folder)
         with jax.set_mesh(trained.mesh):
-            params = checkpoints.restore_params(folder, trained.abstract_state().params)
+            params = checkpoint_files.read_params(folder, trained.abstract_state().params)
             found[str(length)] = trained.evaluate(params).loss
     return {"at_lengths": found}
 

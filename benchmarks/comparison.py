@@ -21,14 +21,16 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from mosaicbert_jax.commands import config_line
 from mosaicbert_jax.data.pipeline import Position
 from mosaicbert_jax.errors import UserError
 from mosaicbert_jax.files import write_atomically
-from mosaicbert_jax.training import command, loop, sharding, workdir
+from mosaicbert_jax.launch import keep_freed_memory
+from mosaicbert_jax.pretraining.pretraining import Pretraining
+from mosaicbert_jax.storage import workdir
+from mosaicbert_jax.training import loop, sharding
 from mosaicbert_jax.training.durations import Duration, Progress
-from mosaicbert_jax.training.host_memory import keep_freed_memory
-from mosaicbert_jax.training.pretraining import Pretraining
-from mosaicbert_jax.training.start import fresh_start
+from mosaicbert_jax.training.loop import fresh_start
 
 STEP_SECONDS_FILE = "step_seconds.json"
 _ROUNDS, _ROUND_SECONDS = 15, 2.0
@@ -72,10 +74,10 @@ def read_command(
     """The config, the workdir, and where results go, without an ending; `output` by default.
 
     Raises:
-      UserError: see `command.read`; or something is missing or too much.
+      UserError: see `config_line.read`; or something is missing or too much.
     """
     mark = "--output="
-    config, folder, rest = command.read([word for word in words if not word.startswith(mark)])
+    config, folder, rest = config_line.read([word for word in words if not word.startswith(mark)])
     if config is None or folder is None or rest:
         extra = f"; {' '.join(rest)} is not understood" if rest else ""
         raise UserError(f"give --config=FILE, --workdir=DIR and --config.data.path=DIR{extra}")
@@ -143,7 +145,7 @@ class _Trial:
     """Steps of a run that is not kept."""
 
     def __init__(self, run: Pretraining, stack: contextlib.ExitStack):
-        self._run, self._step = run, run.jitted_step()
+        self._run, self._step = run, run.train_step
         with jax.set_mesh(run.mesh):
             self._state = fresh_start(run).state
         self._batches = stack.enter_context(contextlib.closing(run.batches(Position())))

@@ -36,7 +36,6 @@ from tqdm import tqdm
 from mosaicbert_jax.data.dataset import (
     DatasetMetadata,
     ShardRecord,
-    SpecialTokenIds,
     SplitRecord,
     TokenDataset,
     TokenizerRecord,
@@ -44,6 +43,7 @@ from mosaicbert_jax.data.dataset import (
 from mosaicbert_jax.data.mixture import Mixture
 from mosaicbert_jax.data.packing import RowPlanner
 from mosaicbert_jax.data.pipeline import Position, batches
+from mosaicbert_jax.text.vocabulary import SpecialTokenIds
 from mosaicbert_jax.training.sharding import make_mesh, place_batch
 
 SLOTS, SEED, MASKING_RATE, WINDOW = 524_288, 17, 0.3, 8192

@@ -16,7 +16,9 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 
-from mosaicbert_jax.training import checkpoints, command, loop, pretraining
+from mosaicbert_jax.commands import train as command
+from mosaicbert_jax.pretraining import pretraining
+from mosaicbert_jax.training import checkpoints, loop
 from mosaicbert_jax.training.step import masked_lm
 
 ROOT = pathlib.Path(__file__).parent.parent

@@ -48,8 +48,9 @@ from tqdm import tqdm
 from benchmarks import fault_worker
 from benchmarks.fault_worker import Fault
 from benchmarks.preparation import processor
-from mosaicbert_jax.data import blocks, preparation
 from mosaicbert_jax.errors import TRY_AGAIN
+from mosaicbert_jax.preparation import preparation
+from mosaicbert_jax.text import blocks
 
 STEPS = 24
 _SETTINGS = (

@@ -38,7 +38,7 @@ from benchmarks.finetuning_runs import (
 )
 from benchmarks.preparation import processor
 from configs.finetune import get_config
-from mosaicbert_jax.training import checkpoints, workdir
+from mosaicbert_jax.storage import checkpoint_files, workdir
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -53,7 +53,7 @@ def report(found: Sequence[Found], pretrained: pathlib.Path, picture: str) -> st
     """
     rows = [json.loads(line) for line in (pretrained / "metrics.jsonl").read_text().splitlines()]
     last = [row for row in rows if "eval_loss" in row][-1]
-    model, recipe = workdir.read(pretrained)["model"], get_config()
+    model, recipe = workdir.read_record(pretrained)["model"], get_config()
     lines = [
         "# Finetuning: what pretraining is worth, and the same from PyTorch",
         "",
@@ -64,7 +64,7 @@ def report(found: Sequence[Found], pretrained: pathlib.Path, picture: str) -> st
         "",
         f"MosaicBERT of {model['num_hidden_layers']} layers of {model['hidden_size']}, vocabulary "
         f"{model['vocab_size']:,}, pretrained on "
-        f"{checkpoints.restore_progress(pretrained).tokens:,} tokens of the embedded corpus "
+        f"{checkpoint_files.read_progress(pretrained)['tokens']:,} tokens of the embedded corpus "
         f"(held-out masked accuracy {last['eval_masked_accuracy']:.3f}), and with random weights; "
         "MiniLM (all-MiniLM-L6-v2, 6 layers of 384) through the BERT baseline, and in PyTorch. The "
         f"recipe of configs/finetune.py: batches of {recipe.train.batch_size}; at most {LENGTH} "

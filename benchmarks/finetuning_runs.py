@@ -15,8 +15,8 @@ from benchmarks.finetuning_torch import finetune_in_torch
 from configs import finetune as recipe
 from mosaicbert_jax import BertForMaskedLM
 from mosaicbert_jax.finetuning.finetuning import Finetuning, finetune, write_results
-from mosaicbert_jax.finetuning.origin import Origin
-from mosaicbert_jax.training import checkpoints, workdir
+from mosaicbert_jax.storage import checkpoint_files, workdir
+from mosaicbert_jax.storage.opening import open_model
 
 SEEDS = (19, 8364, 717)
 LENGTH = 128
@@ -200,10 +200,10 @@ def _cases() -> list[tuple[Setting, str]]:
 def random_start(pretrained: pathlib.Path, folder: pathlib.Path, seed: int) -> pathlib.Path:
     """A workdir with the architecture and tokenizer of a run, and random weights."""
     if not (folder / workdir.CHECKPOINTS).is_dir():
-        origin = Origin.open(pretrained)
+        origin = open_model(pretrained)
         shutil.copytree(
             pretrained / workdir.TOKENIZER, folder / workdir.TOKENIZER, dirs_exist_ok=True
         )
-        workdir.write_converted(folder, origin.model, source="random weights")
-        checkpoints.save_params(folder, BertForMaskedLM(origin.model, rngs=nnx.Rngs(seed)))
+        workdir.write_converted(folder, origin.config, source="random weights")
+        checkpoint_files.write_params(folder, BertForMaskedLM(origin.config, rngs=nnx.Rngs(seed)))
     return folder

@@ -14,9 +14,9 @@ import json
 import pathlib
 from collections.abc import Callable
 
-from mosaicbert_jax.data.encoding import document_digest
 from mosaicbert_jax.finetuning.examples import Example, held_out
-from mosaicbert_jax.finetuning.target import CLASSIFICATION, REGRESSION
+from mosaicbert_jax.storage.target import CLASSIFICATION, REGRESSION
+from mosaicbert_jax.text.encoding import document_digest
 
 HELD_OUT = 0.1
 

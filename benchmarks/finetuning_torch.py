@@ -19,7 +19,7 @@ from mosaicbert_jax.finetuning.batching import evaluation_batches
 from mosaicbert_jax.finetuning.encoded import EncodedExamples
 from mosaicbert_jax.finetuning.finetuning import Finetuning
 from mosaicbert_jax.finetuning.scores import score
-from mosaicbert_jax.finetuning.target import REGRESSION
+from mosaicbert_jax.storage.target import REGRESSION
 
 _ROWS = 8  # computed at a time, of like length, so that little of them is padding
 

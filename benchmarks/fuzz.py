@@ -37,8 +37,8 @@ from tqdm import tqdm
 
 from benchmarks.fuzz_targets import ROOT, Target, good_input, prepare_run
 from benchmarks.preparation import processor
+from mosaicbert_jax.commands import config_line
 from mosaicbert_jax.errors import explained
-from mosaicbert_jax.training import command
 
 ACCEPTED, REFUSED = "accepted", "refused"
 _SECONDS = 60
@@ -235,7 +235,7 @@ def run_words(
     }
     keys = {}
     for name, given in words.items():
-        config, _, _ = command.read(["x", f"--config={ROOT}/configs/{name}.py", *given])
+        config, _, _ = config_line.read(["x", f"--config={ROOT}/configs/{name}.py", *given])
         keys[name] = sorted(_flat_keys(config.to_dict()))
     output = folder / "run"
 

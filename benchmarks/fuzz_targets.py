@@ -14,16 +14,17 @@ from unittest import mock
 
 import numpy as np
 
-from mosaicbert_jax.__main__ import main as commands
+from mosaicbert_jax.commands import config_line
+from mosaicbert_jax.commands import train as command
+from mosaicbert_jax.commands.cli import main as commands
 from mosaicbert_jax.data.dataset import TokenDataset
 from mosaicbert_jax.data.pipeline import Position
-from mosaicbert_jax.data.preparation import PrepareOptions, prepare
-from mosaicbert_jax.data.tokenizer import encode_texts, load_tokenizer
 from mosaicbert_jax.finetuning import glue
 from mosaicbert_jax.finetuning.encoded import encode, encode_tagged
 from mosaicbert_jax.finetuning.task import read_task
-from mosaicbert_jax.training import command
-from mosaicbert_jax.training.pretraining import Pretraining
+from mosaicbert_jax.preparation.preparation import PrepareOptions, prepare
+from mosaicbert_jax.pretraining.pretraining import Pretraining
+from mosaicbert_jax.text.tokenizer import encode_texts, load_tokenizer
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -50,14 +51,14 @@ class Target:
 def prepare_run(line: list[str]) -> None:
     """All that train.py does before it trains."""
     with mock.patch.object(sys, "argv", line):
-        config, workdir = command.parse()
+        config, workdir = command.parse(sys.argv)
     with mock.patch("mosaicbert_jax.training.loop.train", _look_at):
         if "task" in config:
             from mosaicbert_jax.finetuning.finetuning import Finetuning
 
             _look_at(Finetuning.prepare(config, pathlib.Path(workdir)))
         else:
-            command.run(config, pathlib.Path(workdir))
+            command.train(config, pathlib.Path(workdir))
 
 
 def _look_at(run: Any) -> None:
@@ -74,7 +75,7 @@ def _use_data_set(folder: pathlib.Path, output: pathlib.Path) -> None:
         f"--config.data.path={folder}",
     ]  # fmt: skip
     with mock.patch.object(sys, "argv", words):
-        config, workdir = command.parse()
+        config, workdir = command.parse(sys.argv)
     run = Pretraining.prepare(config, pathlib.Path(workdir))
     _look_at(run)
     for dataset in (run.dataset, run.validation):
@@ -116,7 +117,7 @@ def _use_tables(folder: pathlib.Path, output: pathlib.Path) -> None:
             "x", f"--config={ROOT}/configs/finetune.py", f"--config.data.path={folder / name}",
             f"--config.task={kind}", "--config.data.dev_fraction=0.3",
         ]  # fmt: skip
-        config, _, _ = command.read(line)
+        config, _, _ = config_line.read(line)
         task = read_task(config)
         encoded = encode_tagged if kind == "token_classification" else encode
         encoded(task.train, tokenizer, task.target, 32)

@@ -30,9 +30,10 @@ from mosaicbert_jax.planning.compile_only import Program, compile_for, make_mesh
 from mosaicbert_jax.planning.gpu_time import Range
 from mosaicbert_jax.planning.gpus import GPUS, Gpu
 from mosaicbert_jax.planning.traffic import Instruction, Module, Work, parse
-from mosaicbert_jax.training import checkpoints, optimizer
+from mosaicbert_jax.pretraining.microbatch import abstract_batch
+from mosaicbert_jax.storage.opening import abstract_params, build_model
+from mosaicbert_jax.training import optimizer
 from mosaicbert_jax.training.flops import model_flops_per_token
-from mosaicbert_jax.training.microbatch import abstract_batch
 
 MASKING_RATE = 0.3
 SEQUENCE_LENGTH = 128  # the recipe's longest; longer rows hold several
@@ -88,7 +89,7 @@ def compile_gradients(gpu: Gpu, config: BertConfig, rows: int, length: int) -> P
 
     mesh = make_mesh(gpu)
     replicated = NamedSharding(mesh, PartitionSpec())
-    params = checkpoints.abstract_params(config, replicated)
+    params = abstract_params(nnx.eval_shape(lambda: build_model(config, None, 0)), replicated)
     seed = jax.ShapeDtypeStruct((), jnp.uint32, sharding=replicated)
     with jax.set_mesh(mesh):
         batch = abstract_batch(mesh, rows, length, MASKING_RATE)
@@ -106,7 +107,7 @@ def compile_update(gpu: Gpu, config: BertConfig) -> Program:
 
     mesh = make_mesh(gpu)
     replicated = NamedSharding(mesh, PartitionSpec())
-    params = checkpoints.abstract_params(config, replicated)
+    params = abstract_params(nnx.eval_shape(lambda: build_model(config, None, 0)), replicated)
     state = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
         jax.eval_shape(adam.init, params),

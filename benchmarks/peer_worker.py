@@ -122,7 +122,7 @@ def _jax_work(peer: str, data: pathlib.Path) -> Callable[[str, str], list[Work]]
 
     from configs import bert_base, mosaicbert_base
     from mosaicbert_jax import BertConfig, BertForMaskedLM
-    from mosaicbert_jax.training.host_memory import keep_freed_memory
+    from mosaicbert_jax.launch import keep_freed_memory
     from mosaicbert_jax.training.optimizer import optimizer_of
     from mosaicbert_jax.training.step import TrainState, train_step
 

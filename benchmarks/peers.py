@@ -41,7 +41,7 @@ from benchmarks.peer_worker import (
 from benchmarks.preparation import processor
 from mosaicbert_jax import BertConfig, BertForMaskedLM
 from mosaicbert_jax.data.masking import predictions_per_row
-from mosaicbert_jax.data.preparation import PrepareOptions, prepare
+from mosaicbert_jax.preparation.preparation import PrepareOptions, prepare
 
 THREADS = 2
 _SHOWN = CASES[:4]

@@ -29,10 +29,10 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from mosaicbert_jax.data.dataset import DatasetMetadata
-from mosaicbert_jax.data.readers import Document, blocks, documents
-from mosaicbert_jax.data.sources import find_sources
-from mosaicbert_jax.data.streams import Tally
 from mosaicbert_jax.parallel import available_cores
+from mosaicbert_jax.text.readers import Document, blocks, documents
+from mosaicbert_jax.text.sources import find_sources
+from mosaicbert_jax.text.streams import Tally
 
 PAIR_BYTES = 60_000_000
 C4_DOCUMENTS = 364_868_892  # as published: its 1,024 training files

@@ -28,13 +28,13 @@ from tqdm import tqdm
 from benchmarks.preparation import processor
 from configs import quickstart
 from mosaicbert_jax.data.pipeline import Position
+from mosaicbert_jax.launch import keep_freed_memory
+from mosaicbert_jax.pretraining.pretraining import Pretraining
 from mosaicbert_jax.training import checkpoints, sharding
 from mosaicbert_jax.training.durations import Progress
-from mosaicbert_jax.training.host_memory import keep_freed_memory
+from mosaicbert_jax.training.loop import fresh_start
 from mosaicbert_jax.training.metrics import METRICS_FILE, RESUMED, STARTED
-from mosaicbert_jax.training.pretraining import Pretraining
 from mosaicbert_jax.training.recovery import Health
-from mosaicbert_jax.training.start import fresh_start
 
 ROOT = pathlib.Path(__file__).parent.parent
 STEPS, INTERVAL, RESTARTS = 100, 500, 3
@@ -46,7 +46,7 @@ def saving_seconds(data: str, folder: pathlib.Path, rounds: int) -> tuple[float,
     config.data.path = data
     keep_freed_memory()
     run = Pretraining.prepare(config, folder / "saving")
-    step = run.jitted_step()
+    step = run.train_step
     key = jax.device_put(jax.random.key(0), sharding.replicated(run.mesh))
     plain, added = [], []
     with (
@@ -69,7 +69,7 @@ def saving_seconds(data: str, folder: pathlib.Path, rounds: int) -> tuple[float,
                 if save and number == STEPS // 2:
                     saved += 1
                     progress = Progress(step=saved)
-                    point = checkpoints.Restored(state, progress, batch.position, Health())
+                    point = checkpoints.Snapshot(state, progress, batch.position, Health())
                     store.save(point, run.record)
             jax.block_until_ready(state)
             store.wait()

@@ -25,8 +25,8 @@ from tqdm import tqdm
 
 from mosaicbert_jax import BertConfig, BertForMaskedLM
 from mosaicbert_jax.data.masking import predictions_per_row
+from mosaicbert_jax.launch import keep_freed_memory
 from mosaicbert_jax.training.flops import model_flops_per_token
-from mosaicbert_jax.training.host_memory import keep_freed_memory
 from mosaicbert_jax.training.optimizer import make_optimizer
 from mosaicbert_jax.training.step import TrainState, train_step
 

@@ -13,7 +13,7 @@ Measured:  not yet.
 """
 
 from mosaicbert_jax import BertConfig
-from mosaicbert_jax.training.configuration import pretraining
+from mosaicbert_jax.pretraining.configuration import pretraining
 
 
 def get_config():

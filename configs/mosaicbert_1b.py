@@ -9,7 +9,7 @@ Predicted: see benchmarks/plan.md. Nothing was trained with it yet, here or else
 """
 
 from mosaicbert_jax import BertConfig
-from mosaicbert_jax.training.configuration import pretraining
+from mosaicbert_jax.pretraining.configuration import pretraining
 
 
 def get_config():

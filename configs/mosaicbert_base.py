@@ -10,7 +10,7 @@ Measured:  not yet on GPUs; on 2 CPU cores see benchmarks/training_step.md.
 """
 
 from mosaicbert_jax import BertConfig
-from mosaicbert_jax.training.configuration import pretraining
+from mosaicbert_jax.pretraining.configuration import pretraining
 
 
 def get_config():

@@ -14,7 +14,7 @@ Measured:  held-out masked accuracy 0.271 after 5.0M tokens (14,800 tokens/s); w
 """
 
 from mosaicbert_jax import BertConfig
-from mosaicbert_jax.training.configuration import pretraining
+from mosaicbert_jax.pretraining.configuration import pretraining
 
 
 def get_config():

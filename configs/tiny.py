@@ -7,7 +7,7 @@ Result:    the loss begins to fall; nothing more.
 """
 
 from mosaicbert_jax import BertConfig
-from mosaicbert_jax.training.configuration import pretraining
+from mosaicbert_jax.pretraining.configuration import pretraining
 
 
 def get_config():

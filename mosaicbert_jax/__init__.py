@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         BertForSequenceClassification,
         BertForTokenClassification,
     )
+    from mosaicbert_jax.storage.opening import load_run, open_model
 
 __version__ = "0.1.0"
 __all__ = [
@@ -22,14 +23,18 @@ __all__ = [
     "BertForTokenClassification",
     "BertModel",
     "UserError",
+    "load_run",
+    "open_model",
 ]
 
 _MODULES = {
-    "BertConfig": "config",
-    "BertModel": "encoder",
-    "BertForMaskedLM": "heads",
-    "BertForSequenceClassification": "heads",
-    "BertForTokenClassification": "heads",
+    "BertConfig": "modeling.config",
+    "BertModel": "modeling.encoder",
+    "BertForMaskedLM": "modeling.heads",
+    "BertForSequenceClassification": "modeling.heads",
+    "BertForTokenClassification": "modeling.heads",
+    "load_run": "storage.opening",
+    "open_model": "storage.opening",
 }
 
 
@@ -37,7 +42,7 @@ def __getattr__(name: str) -> Any:
     # On first use: the processes that prepare text need no JAX, nor its second and 200 MB.
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.modeling.{_MODULES[name]}"), name)
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -5,14 +5,16 @@ import pathlib
 from typing import Any
 
 from mosaicbert_jax.data.dataset import DatasetMetadata
-from mosaicbert_jax.data.tokenizer import load_tokenizer, vocab_size
 from mosaicbert_jax.errors import UserError
 from mosaicbert_jax.files import new_folder
 from mosaicbert_jax.interop.model_card import Finetuned, Source, Training
 from mosaicbert_jax.interop.reading import load_model
 from mosaicbert_jax.interop.writing import save_model, write_tokenizer
 from mosaicbert_jax.modeling.heads import BertForMaskedLM
-from mosaicbert_jax.training import checkpoints, workdir
+from mosaicbert_jax.storage import workdir
+from mosaicbert_jax.storage.checkpoint_files import read_progress, write_params
+from mosaicbert_jax.storage.opening import open_model
+from mosaicbert_jax.text.tokenizer import check_vocabulary, load_tokenizer
 from mosaicbert_jax.training.metrics import METRICS_FILE, is_row_until
 
 
@@ -22,18 +24,18 @@ def export_run(run: pathlib.Path, output: pathlib.Path, step: int | None = None)
     Raises:
       UserError: no run, no such checkpoint, or an output that is there already.
     """
-    record = workdir.read(run)
-    model = checkpoints.load_model(run, step)
+    stored = open_model(run, step)
+    record = workdir.read_record(run)
     training, labels = None, ()
-    if workdir.CLASSIFIER in record:
-        labels = record[workdir.CLASSIFIER]["labels"]
-        steps = checkpoints.restore_progress(run, step).step
+    if stored.target is not None:
+        labels = stored.target.labels
+        steps = read_progress(run, step)["step"]
         scores = _last_evaluation(run / METRICS_FILE, steps)
         training = Finetuned(record["config"], labels, steps, scores)
     elif workdir.CONVERTED_FROM not in record:
-        training = _training(run, record, checkpoints.restore_progress(run, step))
+        training = _training(run, record, read_progress(run, step))
     tokenizer = run / workdir.TOKENIZER
-    save_model(model, output, tokenizer=tokenizer, training=training, labels=labels)
+    save_model(stored.load(), output, tokenizer=tokenizer, training=training, labels=labels)
 
 
 def import_folder(
@@ -56,19 +58,15 @@ def import_folder(
     """
     model = load_model(BertForMaskedLM, folder, renew=renew)
     encoder = load_tokenizer(tokenizer or folder)
-    if vocab_size(encoder) > model.config.vocab_size:
-        raise UserError(
-            f"{tokenizer or folder}: the tokenizer has {vocab_size(encoder)} entries and the model "
-            f"{model.config.vocab_size}; give the one that it was trained with"
-        )
+    check_vocabulary(encoder, model.config.vocab_size, tokenizer or folder)
     with new_folder(output) as unfinished:
         workdir.write_converted(unfinished, model.config, source=folder.absolute().name)
-        checkpoints.save_params(unfinished, model)
+        write_params(unfinished, model)
         (unfinished / workdir.TOKENIZER).mkdir()
         write_tokenizer(encoder, unfinished / workdir.TOKENIZER)
 
 
-def _training(run: pathlib.Path, record: dict[str, Any], progress: Any) -> Training:
+def _training(run: pathlib.Path, record: dict[str, Any], progress: dict[str, Any]) -> Training:
     """What the run says of itself up to that progress."""
     data, dataset = record["config"]["data"], record["dataset"]
     if "mixture" in dataset:
@@ -78,14 +76,14 @@ def _training(run: pathlib.Path, record: dict[str, Any], progress: Any) -> Train
         parts, folders = [{"digest": dataset["digest"], "weight": 1.0}], [data["path"]]
     return Training(
         settings=record["config"],
-        steps=progress.step,
-        sequences=progress.sequences,
-        tokens=progress.tokens,
+        steps=progress["step"],
+        sequences=progress["sequences"],
+        tokens=progress["tokens"],
         sources=[
             Source(part["weight"], part["digest"], _texts(pathlib.Path(folder), part["digest"]))
             for part, folder in zip(parts, folders, strict=True)
         ],
-        evaluation=_last_evaluation(run / METRICS_FILE, progress.step),
+        evaluation=_last_evaluation(run / METRICS_FILE, progress["step"]),
     )
 
 

@@ -16,7 +16,7 @@ class UserError(Exception):
 
 
 class Interrupted(Exception):  # noqa: N818  it is no error
-    """A run that was asked to stop has saved, and the same command goes on from there.
+    """A run that was asked to stop has saved, and the same command resumes from there.
 
     train.py prints the message and exits with status TRY_AGAIN.
     """

@@ -8,14 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 from tokenizers import Tokenizer
 
-from mosaicbert_jax.data.tokenizer import (
+from mosaicbert_jax.errors import UserError
+from mosaicbert_jax.modeling.heads import BertForMaskedLM
+from mosaicbert_jax.storage.opening import open_model
+from mosaicbert_jax.text.tokenizer import (
+    check_vocabulary,
     encode_texts,
-    load_tokenizer,
     special_token_ids,
     vocab_size,
 )
-from mosaicbert_jax.errors import UserError
-from mosaicbert_jax.modeling.heads import BertForMaskedLM
 
 MASK = "[MASK]"
 
@@ -42,30 +43,23 @@ class FillMask:
         self._ids = special_token_ids(tokenizer)
         tokenizer.encode_special_tokens = True  # "[SEP]" in a text is text, as in `prepare`
         self._entries = vocab_size(tokenizer)
-        if self._entries > model.config.vocab_size:
-            raise UserError(
-                f"the tokenizer has {self._entries} entries and the model "
-                f"{model.config.vocab_size}: they do not belong together"
-            )
+        check_vocabulary(tokenizer, model.config.vocab_size, "fill-mask")
         self._logits = jax.jit(lambda tokens, segments: model(tokens, segments))
 
     @classmethod
-    def from_workdir(cls, workdir: pathlib.Path) -> "FillMask":
-        """From the last checkpoint of a run.
+    def open(cls, place: pathlib.Path) -> "FillMask":
+        """From the last checkpoint of a run, or from a folder in Hugging Face's layout.
 
         Raises:
-          UserError: it is not a run, or has no checkpoint yet.
+          UserError: there is no masked language model at that path.
         """
-        from mosaicbert_jax.training.checkpoints import load_model
-        from mosaicbert_jax.training.workdir import TOKENIZER
-
-        model = load_model(workdir)
-        if not isinstance(model, BertForMaskedLM):
+        stored = open_model(place)
+        if stored.target is not None:
             raise UserError(
-                f"{workdir} holds a finetuned model, which guesses no masks; give it texts with "
-                f"`python -m mosaicbert_jax predict {workdir} FILE`"
+                f"{place} holds a finetuned model, which predicts no masked tokens; label texts "
+                f"with `mosaicbert predict {place} FILE`"
             )
-        return cls(model, load_tokenizer(workdir / TOKENIZER))
+        return cls(stored.load(), stored.tokenizer)
 
     def __call__(self, text: str, *, top: int = 5) -> list[list[Guess]]:
         """The `top` likeliest tokens for each [MASK] of the text, in its order.

@@ -79,7 +79,7 @@ def corpus(tmp_path_factory) -> pathlib.Path:
 @pytest.fixture(scope="session")
 def dataset(corpus, tmp_path_factory) -> pathlib.Path:
     """The corpus, prepared."""
-    from mosaicbert_jax.data.preparation import PrepareOptions, prepare
+    from mosaicbert_jax.preparation.preparation import PrepareOptions, prepare
 
     folder = tmp_path_factory.mktemp("data") / "set"
     options = PrepareOptions(inputs=(str(corpus),), output=str(folder), vocab_size=192)

@@ -1,1 +1,1 @@
-"""Text to batches: inputs, tokenizer, preparation, packing, masking, the pipeline."""
+"""From the shards of a data set to batches: order, packing, masking, mixtures."""

@@ -27,22 +27,11 @@ import numpy as np
 from jaxtyping import Bool, Int, Integer
 
 from mosaicbert_jax.errors import UserError
+from mosaicbert_jax.text.vocabulary import MAX_VOCAB_SIZE, SpecialTokenIds, token_dtype
 
 FORMAT_VERSION = 1
 METADATA_FILE = "dataset.json"
 _DIGEST = "digest"  # in it, of all else in it
-MAX_VOCAB_SIZE = 2**24  # entries; more is a slip, for which libraries would ask too much memory
-
-
-@dataclasses.dataclass(frozen=True)
-class SpecialTokenIds:
-    """The ids of [PAD], [UNK], [CLS], [SEP] and [MASK]."""
-
-    pad: int
-    unk: int
-    cls: int
-    sep: int
-    mask: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,11 +211,6 @@ def _check_types(record: Any) -> None:
             raise TypeError(f"{field.name} is not a whole number from 0 on")
         if field.type is str and type(value) is not str:
             raise TypeError(f"{field.name} is not a text")
-
-
-def token_dtype(padded_vocab_size: int) -> np.dtype:
-    """The narrowest dtype of the two that the format knows: uint16 or uint32."""
-    return np.dtype(np.uint16 if padded_vocab_size <= 2**16 else np.uint32)
 
 
 class TokenDataset:

@@ -112,12 +112,12 @@ def refuse(damaged: Mapping[Shard, str], of: int) -> None:
     if damaged:
         lost = sum(shard.sequences for shard in damaged)
         raise UserError(
-            f"{told(damaged)}. Restore the files or prepare the data set again; or give "
+            f"{describe_damage(damaged)}. Restore the files or prepare the data set again; or give "
             f"--config.data.on_error={SKIP} to go on without them, {lost:,} of {of:,} sequences"
         )
 
 
-def told(damaged: Mapping[Shard, str]) -> str:
+def describe_damage(damaged: Mapping[Shard, str]) -> str:
     """The shards with what is wrong with each; of many the first."""
     names = [f"{shard} ({reason})" for shard, reason in damaged.items()]
     more = f" and {len(names) - _TOLD} more" if len(names) > _TOLD else ""
@@ -126,7 +126,7 @@ def told(damaged: Mapping[Shard, str]) -> str:
 
 
 def read_seen(path: Path) -> Seen:
-    """What `write_seen` has kept; nothing if that can't be read, and all is read again."""
+    """What `seen_text` wrote; nothing if that can't be read, and every file is then read again."""
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError):

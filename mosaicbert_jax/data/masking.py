@@ -11,8 +11,8 @@ import math
 import numpy as np
 from jaxtyping import Bool, Int, Int32, UInt64
 
-from mosaicbert_jax.data.dataset import SpecialTokenIds
 from mosaicbert_jax.errors import UserError
+from mosaicbert_jax.text.vocabulary import SpecialTokenIds
 
 _GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)

@@ -13,11 +13,10 @@ from scipy import special
 from mosaicbert_jax.errors import UserError
 from mosaicbert_jax.finetuning.encoded import EncodedExamples, encode, encode_tagged
 from mosaicbert_jax.finetuning.examples import Columns, Example, TaggedExample
-from mosaicbert_jax.finetuning.objective import logits_of
-from mosaicbert_jax.finetuning.origin import Origin
-from mosaicbert_jax.finetuning.target import REGRESSION
-from mosaicbert_jax.training import sharding, workdir
-from mosaicbert_jax.training.configuration import resolved_dtype
+from mosaicbert_jax.finetuning.objective import jitted_logits, logits_of
+from mosaicbert_jax.storage.opening import open_model
+from mosaicbert_jax.storage.target import REGRESSION
+from mosaicbert_jax.training import sharding
 
 _BATCH = 64
 _MAX_SEQ_LEN = 256
@@ -41,13 +40,14 @@ class Classifier:
 
     Args:
       folder: of a finetuning run, or of a classifier in Hugging Face's layout.
+      step: of a run of the same model, to compile it once; see `jitted_logits`.
 
     Raises:
       UserError: a folder without a finetuned model.
     """
 
-    def __init__(self, folder: pathlib.Path):
-        origin = Origin.open(folder)
+    def __init__(self, folder: pathlib.Path, step: jax.stages.Wrapped | None = None):
+        origin = open_model(folder)
         if origin.target is None:
             raise UserError(
                 f"{folder} has no classifier; finetune it with train.py --config="
@@ -55,11 +55,12 @@ class Classifier:
             )
         self.target = origin.target
         self._tokenizer = origin.tokenizer
-        self._data = workdir.settings(folder).get("data", {})
-        positions = origin.model.max_position_embeddings
-        limit = positions if origin.model.position_embedding == "learned" else _MAX_SEQ_LEN
+        self._data = origin.settings.get("data", {})
+        positions = origin.config.max_position_embeddings
+        limit = positions if origin.config.position_embedding == "learned" else _MAX_SEQ_LEN
         self._max_seq_len = self._data.get("max_seq_len", min(limit, _MAX_SEQ_LEN))
-        self._graph, params = nnx.split(origin.load(resolved_dtype("auto")))
+        graph, params = nnx.split(origin.load())
+        self._step = step or jitted_logits(graph)
         self._mesh = sharding.make_mesh(-1)
         everywhere = sharding.replicated(self._mesh)
         self._params = jax.device_put(nnx.to_pure_dict(params), everywhere)
@@ -85,7 +86,7 @@ class Classifier:
 
     def _logits(self, encoded: EncodedExamples) -> np.ndarray:
         return logits_of(
-            self._graph,
+            self._step,
             self._params,
             encoded,
             self._mesh,

@@ -8,8 +8,8 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from mosaicbert_jax.errors import UserError
-from mosaicbert_jax.finetuning.target import KINDS
-from mosaicbert_jax.modeling.config import BertConfig
+from mosaicbert_jax.modeling.config import BertConfig, resolved_dtype
+from mosaicbert_jax.storage.target import KINDS
 from mosaicbert_jax.training import configuration, recovery
 
 _RANGES = {
@@ -25,6 +25,7 @@ def finetuning() -> ConfigDict:
     """MosaicBERT's recipe for finetuning, unlocked; each task has its own numbers."""
     return ConfigDict(
         {
+            "kind": "finetuning",  # what `train` does with it
             "seed": 19,
             "init_from": placeholder(str),  # a workdir or a Hugging Face folder to start from
             "init_from_step": placeholder(int),  # of that workdir; None: its last checkpoint
@@ -83,7 +84,7 @@ def model_config(config: ConfigDict, origin: BertConfig, source: pathlib.Path) -
     Raises:
       UserError: sequences longer than its table of positions.
     """
-    dtype = configuration.resolved_dtype(config.model.dtype)
+    dtype = resolved_dtype(config.model.dtype)
     longest = config.data.max_seq_len
     if origin.position_embedding == "learned" and longest > origin.max_position_embeddings:
         raise UserError(
@@ -132,6 +133,7 @@ def glue() -> ConfigDict:
     shared = finetuning()
     return ConfigDict(
         {
+            "kind": "glue",  # what `train` does with it
             "init_from": placeholder(str),  # a workdir or a Hugging Face folder to start from
             "init_from_step": placeholder(int),  # of that workdir; None: its last checkpoint
             "init_from_steps": (),  # a suite for each of these, in folders of their own

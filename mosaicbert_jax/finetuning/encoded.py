@@ -8,11 +8,11 @@ import numpy as np
 from jaxtyping import Int, Integer, Num
 from tokenizers import Tokenizer
 
-from mosaicbert_jax.data.encoding import encode_documents
-from mosaicbert_jax.data.tokenizer import WordEncoder, special_token_ids
 from mosaicbert_jax.errors import UserError
 from mosaicbert_jax.finetuning.examples import Example, TaggedExample
-from mosaicbert_jax.finetuning.target import REGRESSION, Target
+from mosaicbert_jax.storage.target import REGRESSION, Target
+from mosaicbert_jax.text.encoding import encode_documents
+from mosaicbert_jax.text.tokenizer import WordEncoder, special_token_ids
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mosaicbert_jax.data.blocks import Problem, without_mark
-from mosaicbert_jax.data.encoding import document_digest
-from mosaicbert_jax.data.streams import COMPRESSIONS, BrokenStreamError, read_pieces
-from mosaicbert_jax.data.table_readers import csv_records
 from mosaicbert_jax.errors import UserError
+from mosaicbert_jax.text.blocks import Problem, without_mark
+from mosaicbert_jax.text.encoding import document_digest
+from mosaicbert_jax.text.streams import COMPRESSIONS, BrokenStreamError, read_pieces
+from mosaicbert_jax.text.table_readers import csv_records
 
 _AT_ONCE = 1024  # examples that are labelled together
 

@@ -14,54 +14,59 @@ from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from mosaicbert_jax.data.pipeline import Batch, Position
-from mosaicbert_jax.data.tokenizer import vocab_text
 from mosaicbert_jax.errors import UserError
 from mosaicbert_jax.files import write_atomically
 from mosaicbert_jax.finetuning import configuration
 from mosaicbert_jax.finetuning.batching import training_batches
 from mosaicbert_jax.finetuning.encoded import EncodedExamples, encode, encode_tagged
-from mosaicbert_jax.finetuning.objective import logits_of, objective_of
-from mosaicbert_jax.finetuning.origin import Origin, initial_params
+from mosaicbert_jax.finetuning.objective import jitted_logits, logits_of, objective_of
 from mosaicbert_jax.finetuning.scores import Scores, score
-from mosaicbert_jax.finetuning.target import TOKEN_CLASSIFICATION, Target
 from mosaicbert_jax.finetuning.task import Task, read_task
-from mosaicbert_jax.training import checkpoints, flops, loop, sharding, workdir
+from mosaicbert_jax.storage import workdir
+from mosaicbert_jax.storage.opening import StoredModel, initial_params, open_model
+from mosaicbert_jax.storage.target import TOKEN_CLASSIFICATION, Target
+from mosaicbert_jax.text.tokenizer import vocab_text
+from mosaicbert_jax.training import flops, loop, sharding
 from mosaicbert_jax.training.durations import Duration
 from mosaicbert_jax.training.optimizer import optimizer_of
 from mosaicbert_jax.training.run import Run
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Finetuning(Run):
     """A run on labelled examples.
 
     Attributes:
       origin: the model that it starts from.
-      target: what the labels mean.
       metrics: how what is held out is scored.
       train: examples to learn from.
       dev: the held-out sets by name.
     """
 
-    origin: Origin
-    target: Target
+    origin: StoredModel
     metrics: tuple[str, ...]
     train: EncodedExamples
     dev: Mapping[str, EncodedExamples]
 
     @classmethod
     def prepare(
-        cls, config: ConfigDict, folder: pathlib.Path, task: Task | None = None
+        cls,
+        config: ConfigDict,
+        folder: pathlib.Path,
+        task: Task | None = None,
+        *,
+        like: "Finetuning | None" = None,
     ) -> "Finetuning":
         """Checks everything that can be checked before anything is computed or written.
 
         Args:
           task: None for the one that the config describes.
+          like: see `Run`.
         """
         configuration.check(config)
         source = pathlib.Path(config.init_from)
-        origin = Origin.open(source, config.init_from_step)
-        model = configuration.model_config(config, origin.model, source)
+        origin = open_model(source, config.init_from_step)
+        model = configuration.model_config(config, origin.config, source)
         mesh = sharding.make_mesh(**config.mesh)
         sharding.check_width(model, mesh.shape["tensor"])
         task = task or read_task(config)
@@ -82,9 +87,13 @@ class Finetuning(Run):
             mesh=mesh,
             optimizer=optimizer_of(config.optimizer),
             duration=Duration.parse(config.train.duration, key="train.duration"),
-            record=workdir.record(config, model, dataset, task.target.to_dict()),
+            record=workdir.make_record(config, model, dataset, task.target.to_dict()),
             objective=objective_of(task.target),
             microbatches=1,
+            flops_per_token=flops.model_flops_per_token(
+                model, sequence_length=config.data.max_seq_len, masking_rate=0.0
+            ),
+            like=like,
             origin=origin,
             target=task.target,
             metrics=task.metrics,
@@ -97,20 +106,13 @@ class Finetuning(Run):
         """The examples."""
         return len(self.train)
 
-    @property
-    def token_flops(self) -> float:
-        """Of an example of the longest length."""
-        return flops.model_flops_per_token(
-            self.model, sequence_length=self.config.data.max_seq_len, masking_rate=0.0
-        )
-
     def describe(self) -> str:
         """Model, data and length."""
         held_out = sum(map(len, self.dev.values()))
         mean = len(self.train.tokens_T) / len(self.train)
         classes = f"{len(self.target.labels)} classes, " if self.target.labels else ""
         return (
-            f"{self.parameters:,} parameters from {self.origin.folder}, {self.model.dtype}, on "
+            f"{self.parameters:,} parameters from {self.origin.place}, {self.model.dtype}, on "
             f"{jax.device_count()} x {jax.devices()[0].device_kind}\n"
             f"{self.target.kind}: {classes}{len(self.train):,} examples of {mean:.0f} tokens on "
             f"average, {held_out:,} held out\n"
@@ -129,8 +131,9 @@ class Finetuning(Run):
         """The origin's encoder and heads, and new ones for those that are missing or to renew."""
         renewed = ("classifier",) if self.config.renew_classifier else ()
         kept = tuple(head for head in self.origin.heads if head not in renewed)
-        build = functools.partial(checkpoints.build_model, self.record)
-        return initial_params(self.origin, kept, build, abstract, self.config.seed)
+        return initial_params(
+            self.build, abstract, self.config.seed, origin=self.origin, kept=("bert", *kept)
+        )
 
     def batches(self, position: Position) -> Iterator[Batch]:
         """The recipe's number of examples each, packed."""
@@ -143,10 +146,15 @@ class Finetuning(Run):
             shards=sharding.row_shards(self.mesh),
         )
 
+    @functools.cached_property
+    def logits_step(self) -> jax.stages.Wrapped:
+        """See `jitted_logits`."""
+        return self.like.logits_step if self.like is not None else jitted_logits(self.graph)
+
     def logits(self, params: Any, examples: EncodedExamples) -> Float[np.ndarray, "S C"]:
         """See `logits_of`."""
         return logits_of(
-            self.graph,
+            self.logits_step,
             params,
             examples,
             self.mesh,

@@ -3,8 +3,7 @@
 Batches are those of `packed_batch`.
 """
 
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -13,11 +12,11 @@ import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from mosaicbert_jax.finetuning.batching import evaluation_batches
 from mosaicbert_jax.finetuning.encoded import EncodedExamples
-from mosaicbert_jax.finetuning.target import REGRESSION, TOKEN_CLASSIFICATION, Target
+from mosaicbert_jax.storage.target import REGRESSION, TOKEN_CLASSIFICATION, Target
 from mosaicbert_jax.training import sharding
 from mosaicbert_jax.training.step import Objective
 
@@ -65,15 +64,15 @@ def objective_of(target: Target) -> Objective:
     return Objective(_class_sums, weights="weights_S", score="accuracy")
 
 
-@functools.lru_cache(maxsize=1)
-def _logits_step(graph: nnx.GraphDef) -> Callable[[Any, dict], Float[Array, "S C"]]:
+def jitted_logits(graph: nnx.GraphDef) -> jax.stages.Wrapped:
+    """(params, batch) -> float32 logits of a batch's sequences or tokens, without dropout."""
     return jax.jit(
         lambda params, batch: _logits(nnx.merge(graph, sharding.at_use(params)), batch, None)
     )
 
 
 def logits_of(
-    graph: nnx.GraphDef,
+    step: jax.stages.Wrapped,
     params: Any,
     examples: EncodedExamples,
     mesh: Mesh,
@@ -84,12 +83,12 @@ def logits_of(
     """What a model gives for each example, in their order, without dropout.
 
     Args:
+      step: see `jitted_logits`.
       size: examples of a batch; the result does not depend on it.
 
     Returns:
       A row for each example, or where words are labelled for each word.
     """
-    step = _logits_step(graph)
     pending = []
     batches = evaluation_batches(
         examples, size=size, row_length=row_length, shards=sharding.row_shards(mesh)

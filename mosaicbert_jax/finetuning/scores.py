@@ -10,7 +10,7 @@ from scipy import special, stats
 from seqeval import metrics as seqeval_metrics
 from sklearn import metrics as sklearn_metrics
 
-from mosaicbert_jax.finetuning.target import REGRESSION, TOKEN_CLASSIFICATION, Target
+from mosaicbert_jax.storage.target import REGRESSION, TOKEN_CLASSIFICATION, Target
 
 ENTITY_F1 = "entity_f1"
 

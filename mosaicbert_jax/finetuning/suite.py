@@ -18,14 +18,15 @@ from mosaicbert_jax.errors import UserError
 from mosaicbert_jax.files import write_atomically
 from mosaicbert_jax.finetuning import glue
 from mosaicbert_jax.finetuning.configuration import run_config
-from mosaicbert_jax.finetuning.finetuning import write_results
+from mosaicbert_jax.finetuning.finetuning import Finetuning, write_results
 from mosaicbert_jax.finetuning.glue import TASKS
 from mosaicbert_jax.finetuning.side_by_side import side_by_side
 from mosaicbert_jax.finetuning.suite_run import SuiteRun
-from mosaicbert_jax.training import checkpoints, workdir
+from mosaicbert_jax.storage import workdir
+from mosaicbert_jax.storage.checkpoint_files import read_progress
 
 _SUBMISSION = "submission"
-_FREE = ("tasks", "processes", "checkpoint", "log", "mesh", "recovery", "eval")
+_FREE = ("kind", "tasks", "processes", "checkpoint", "log", "mesh", "recovery", "eval")
 
 
 def run_suites(config: ConfigDict, folder: pathlib.Path) -> None:
@@ -46,9 +47,9 @@ def run_suites(config: ConfigDict, folder: pathlib.Path) -> None:
     for step in config.init_from_steps:
         one = config.copy_and_resolve_references()
         one.init_from_step, one.init_from_steps = step, ()
-        progress = checkpoints.restore_progress(pathlib.Path(config.init_from), step)
+        progress = read_progress(pathlib.Path(config.init_from), step)
         results = run_suite(one, folder / f"step-{step}")
-        found.append({**progress.to_dict(), "mean": results["mean"]})
+        found.append({**progress, "mean": results["mean"]})
         write_results(folder, {"steps": found})
     lines = [f"{'step':>9} {'tokens':>15} {'seconds':>9} {'mean':>7}"]
     lines += [
@@ -102,9 +103,10 @@ def _runs(config: ConfigDict, folder: pathlib.Path, names: list[str]) -> list[Su
 
 def _one_by_one(runs: list[SuiteRun]) -> Iterator[SuiteRun]:
     """Finishes the runs in this process, over all devices, and yields each."""
+    done: dict[str, Finetuning] = {}
     for run in runs:
         print(f"\n{run}", flush=True)
-        run.finish()
+        done = {run.task: run.finish(done.get(run.task))}
         yield run
 
 

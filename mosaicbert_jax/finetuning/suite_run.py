@@ -15,13 +15,15 @@ import threading
 
 from ml_collections import ConfigDict
 
+from mosaicbert_jax import launch
 from mosaicbert_jax.errors import explained
 from mosaicbert_jax.files import write_atomically
 from mosaicbert_jax.finetuning import glue
 from mosaicbert_jax.finetuning.classifier import Classifier
 from mosaicbert_jax.finetuning.finetuning import Finetuning, write_results
 from mosaicbert_jax.finetuning.glue import TASKS
-from mosaicbert_jax.training import loop, workdir
+from mosaicbert_jax.storage import workdir
+from mosaicbert_jax.training import loop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,28 +59,35 @@ class SuiteRun:
         """Whether what it starts from is there."""
         return self.after is None or (self.after / workdir.RESULTS_FILE).exists()
 
-    def finish(self) -> None:
+    def finish(self, like: Finetuning | None = None) -> Finetuning:
         """Trains to the end, labels the test set, and writes the results last.
+
+        Args:
+          like: the run of the same task with another seed, whose compiled steps are used again.
 
         Raises:
           UserError: as `Finetuning.prepare`.
         """
         place = self.config.data.path
         task = glue.read_glue_task(self.task, place)
-        scores = loop.train(Finetuning.prepare(self.config, self.folder, task))
+        run = Finetuning.prepare(self.config, self.folder, task, like=like)
+        scores = loop.train(run)
         for part in TASKS[self.task].dev:
             indices, examples = glue.read_test_set(self.task, place, part)
             if examples:
-                labels = [found.label for found in Classifier(self.folder)(examples)]
+                classifier = Classifier(self.folder, run.logits_step)
+                labels = [found.label for found in classifier(examples)]
                 text = glue.submission_text(self.task, indices, labels)
                 write_atomically(self.folder / glue.submission_name(self.task, part), text)
         write_results(self.folder, {"scores": scores.values, "examples": scores.examples})
         if not self.keep:
             shutil.rmtree(self.folder / workdir.CHECKPOINTS)  # of Base, 1.6 GB a run
+        return run
 
 
 def main() -> None:
     """What the process does; see `explained` for what ends it otherwise."""
+    launch.quiet_orbax()
     with explained("interrupted"):
         run = pickle.load(sys.stdin.buffer)
         threading.Thread(target=_stop_at_end_of_input, daemon=True).start()

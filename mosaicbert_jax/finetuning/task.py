@@ -19,7 +19,7 @@ from mosaicbert_jax.finetuning.examples import (
     read_tagged_examples,
 )
 from mosaicbert_jax.finetuning.scores import metrics_of
-from mosaicbert_jax.finetuning.target import REGRESSION, TOKEN_CLASSIFICATION, Target
+from mosaicbert_jax.storage.target import REGRESSION, TOKEN_CLASSIFICATION, Target
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from mosaicbert_jax.data.tokenizer import padded_vocab_size
 from mosaicbert_jax.errors import UserError
 from mosaicbert_jax.interop.names import WORDS
 from mosaicbert_jax.interop.weight_files import read_json
 from mosaicbert_jax.modeling.config import BertConfig
+from mosaicbert_jax.text.tokenizer import padded_vocab_size
 
 CONFIG_FILE = "config.json"
 _FIELDS = {field.name: field.type for field in dataclasses.fields(BertConfig)}

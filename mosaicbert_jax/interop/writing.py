@@ -13,14 +13,6 @@ from flax import nnx
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, processors
 
-from mosaicbert_jax.data.tokenizer import (
-    is_lowercase,
-    load_tokenizer,
-    special_token_ids,
-    vocab_size,
-    vocab_text,
-)
-from mosaicbert_jax.errors import UserError
 from mosaicbert_jax.files import new_folder
 from mosaicbert_jax.interop.config_file import CONFIG_FILE, model_type, stored_config
 from mosaicbert_jax.interop.model_card import Finetuned, Training, model_card
@@ -33,6 +25,13 @@ from mosaicbert_jax.interop.names import (
 )
 from mosaicbert_jax.interop.weight_files import SAFETENSORS
 from mosaicbert_jax.modeling.encoder import BertModel
+from mosaicbert_jax.text.tokenizer import (
+    check_vocabulary,
+    is_lowercase,
+    load_tokenizer,
+    special_token_ids,
+    vocab_text,
+)
 
 _TORCH_FILES = (
     "configuration_mosaicbert.py",
@@ -57,7 +56,9 @@ def save_model(
     """
     config, class_name = model.config, type(model).__name__
     kind = model_type(config)
-    encoder = None if tokenizer is None else _fitting_tokenizer(tokenizer, config.vocab_size)
+    encoder = None if tokenizer is None else load_tokenizer(tokenizer)
+    if encoder is not None:
+        check_vocabulary(encoder, config.vocab_size, tokenizer)
     stored = stored_config(
         config,
         class_name,
@@ -130,14 +131,3 @@ def write_tokenizer(
     if max_length is not None:
         settings["model_max_length"] = max_length
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
-
-
-def _fitting_tokenizer(path: str | os.PathLike, entries: int) -> Tokenizer:
-    """Raises UserError for a tokenizer that has more entries than the model."""
-    tokenizer = load_tokenizer(path)
-    if vocab_size(tokenizer) > entries:
-        raise UserError(
-            f"{path} has {vocab_size(tokenizer)} entries and the model {entries}: they do not "
-            "belong together"
-        )
-    return tokenizer

@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 from typing import Any, Self
 
+import jax
 import jax.numpy as jnp
 
 from mosaicbert_jax.errors import UserError
@@ -140,3 +141,10 @@ class BertConfig:
     def norm_dtype(self) -> jnp.dtype:
         """The dtype in which LayerNorm reads and writes."""
         return jnp.dtype(self.layer_norm_dtype or self.dtype)
+
+
+def resolved_dtype(dtype: str) -> str:
+    """What "auto" stands for on this machine; any other dtype itself."""
+    if dtype != "auto":
+        return dtype
+    return "bfloat16" if jax.default_backend() == "gpu" else "float32"

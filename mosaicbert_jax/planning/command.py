@@ -16,10 +16,11 @@ from mosaicbert_jax.planning.plan import MEMORY_FRACTION, PRICES, Workload, buy,
 from mosaicbert_jax.planning.plan_report import Plan
 from mosaicbert_jax.planning.profile import StepProfile
 from mosaicbert_jax.planning.step_search import Order
-from mosaicbert_jax.training import configuration, sharding
+from mosaicbert_jax.pretraining import configuration
+from mosaicbert_jax.pretraining.microbatch import AUTO, MARGIN
+from mosaicbert_jax.training import sharding
 from mosaicbert_jax.training.durations import Duration
 from mosaicbert_jax.training.flops import model_flops_per_token
-from mosaicbert_jax.training.microbatch import AUTO, MARGIN
 
 _TOKENS_PER_SEQUENCE = 128  # to which the recipe cuts its documents
 _VOCABULARY = 30_528  # bert-base-uncased's, padded; a run takes that of its data
@@ -83,8 +84,8 @@ def plan(config: ConfigDict, options: PlanOptions) -> Plan:
 
 
 def _check(config: ConfigDict, options: PlanOptions) -> None:
-    if "task" in config or "tasks" in config:
-        raise UserError("a plan is for pretraining; this config is for finetuning")
+    if config.get("kind") != "pretraining":
+        raise UserError(f"a plan is for pretraining; this config is for {config.get('kind')}")
     configuration.check_settings(config)
     if options.gpu not in GPUS:
         raise UserError(f"--gpu {options.gpu}: there are {', '.join(GPUS)}")

@@ -14,7 +14,7 @@ from mosaicbert_jax.planning.plan import (
     gpu_hours_of,
 )
 from mosaicbert_jax.planning.profile import StepProfile
-from mosaicbert_jax.training.microbatch import MARGIN
+from mosaicbert_jax.pretraining.microbatch import MARGIN
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ from mosaicbert_jax.planning.compile_only import make_mesh
 from mosaicbert_jax.planning.gpus import GPUS
 from mosaicbert_jax.planning.profile import StepProfile, of_program
 from mosaicbert_jax.planning.training_step import abstract_state, compile_training_step
-from mosaicbert_jax.training.microbatch import largest_that_fits, sizes_of
+from mosaicbert_jax.pretraining.microbatch import largest_that_fits, sizes_of
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,8 +10,9 @@ from jax.sharding import Mesh
 from mosaicbert_jax import BertConfig, BertForMaskedLM
 from mosaicbert_jax.planning.compile_only import Program, compile_for, make_mesh
 from mosaicbert_jax.planning.gpus import Gpu
-from mosaicbert_jax.training import checkpoints, optimizer, sharding
-from mosaicbert_jax.training.microbatch import abstract_batch
+from mosaicbert_jax.pretraining.microbatch import abstract_batch
+from mosaicbert_jax.storage.opening import abstract_params, build_model
+from mosaicbert_jax.training import optimizer, sharding
 from mosaicbert_jax.training.step import TrainState, compiler_options, masked_lm, train_step
 
 _ADAM = optimizer.make_optimizer(
@@ -21,7 +22,8 @@ _ADAM = optimizer.make_optimizer(
 
 def abstract_state(config: BertConfig, mesh: Mesh) -> TrainState:
     """The shapes of parameters and optimizer state, as they are stored."""
-    params = checkpoints.abstract_params(config, sharding.replicated(mesh))
+    model = nnx.eval_shape(lambda: build_model(config, None, 0))
+    params = abstract_params(model, sharding.replicated(mesh))
     step = jax.ShapeDtypeStruct((), jnp.int32)
     return sharding.stored(mesh, TrainState(params, jax.eval_shape(_ADAM.init, params), step))
 

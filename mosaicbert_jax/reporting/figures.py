@@ -3,7 +3,7 @@
 import html
 from typing import Any
 
-from mosaicbert_jax.data.markdown import percent, printable
+from mosaicbert_jax.markdown import percent, printable
 
 NOT_KNOWN = "—"
 

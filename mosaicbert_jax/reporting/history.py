@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from mosaicbert_jax.errors import UserError
-from mosaicbert_jax.training import workdir
+from mosaicbert_jax.storage import workdir
 from mosaicbert_jax.training.metrics import FINISHED, METRICS_FILE, STOPPED
 
 GOING_ON, COMPLETE, INTERRUPTED, BROKEN, ENDED = (
@@ -55,7 +55,7 @@ class History:
         Raises:
           UserError: the folder holds no run.
         """
-        record = workdir.read(folder)
+        record = workdir.read_record(folder)
         if workdir.CONVERTED_FROM in record:
             raise UserError(f"{folder} holds a converted model, and no run to report on")
         train = record["config"].get("train")

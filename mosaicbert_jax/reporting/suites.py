@@ -6,7 +6,7 @@ from typing import Any
 
 from mosaicbert_jax.errors import UserError
 from mosaicbert_jax.reporting.history import History, read_results
-from mosaicbert_jax.training import workdir
+from mosaicbert_jax.storage import workdir
 
 
 @dataclasses.dataclass(frozen=True)

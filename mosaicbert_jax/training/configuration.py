@@ -1,94 +1,12 @@
-"""The settings of a run: one tree of defaults that every file in configs/ starts from."""
+"""What the settings of pretraining and finetuning share, and how values are checked."""
 
-import dataclasses
 import math
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
-from ml_collections.config_dict import FieldReference, placeholder
 
-from mosaicbert_jax.data.dataset import DatasetMetadata
-from mosaicbert_jax.data.integrity import SKIP, STOP
 from mosaicbert_jax.errors import UserError
-from mosaicbert_jax.modeling.config import BertConfig
-from mosaicbert_jax.training import recovery
 from mosaicbert_jax.training.durations import Duration
-from mosaicbert_jax.training.microbatch import AUTO
-
-# What a run may go on with another value of: it changes no number, or the rounding alone.
-# Folders may move: data sets are known by their digests.
-FREE_KEYS = (
-    "checkpoint",
-    "data.mixture",
-    "data.on_error",
-    "data.path",
-    "data.workers",
-    "log",
-    "mesh",
-    "recovery",
-    "train.activation_checkpointing",
-    "train.deterministic",
-    "train.microbatch_tokens",
-    "train.price_per_gpu_hour",
-)
-
-
-def pretraining(model: BertConfig) -> ConfigDict:
-    """MosaicBERT's recipe for masked-language-model pretraining, locked.
-
-    Args:
-      model: its fields become the group `model`, where two may be left to the run: vocab_size
-        None is the data set's padded vocabulary, dtype "auto" bfloat16 on GPUs and float32 else.
-    """
-    architecture = ConfigDict(dataclasses.asdict(model) | {"dtype": "auto"})
-    architecture.vocab_size = placeholder(int)
-    architecture.layer_norm_dtype = placeholder(str)
-    architecture.layer_norm_dtype = model.layer_norm_dtype
-    config = ConfigDict(
-        {
-            "seed": 17,
-            "init_from": placeholder(str),  # a workdir or a Hugging Face folder to start from
-            "init_from_step": placeholder(int),  # of that workdir; None: its last checkpoint
-            "model": architecture,
-            "data": {
-                "path": placeholder(str),  # a folder written by `prepare`; or several:
-                "mixture": (),  # (folder, weight) pairs, weights being shares of the sequences
-                "row_length": 512,  # tokens; several sequences share a row
-                "packing": True,  # False: each sequence in a row of its own, padded
-                "masking_rate": 0.3,
-                "window_size": 8192,  # sequences shuffled and packed together
-                "workers": 0,  # processes that make batches; 0: a thread does
-                "on_error": STOP,  # at damaged shards; SKIP: go on without their sequences
-            },
-            "optimizer": optimizer_settings(5e-4, weight_decay=1e-5, final_fraction=0.02),
-            "train": {
-                "duration": "286720000sp",
-                "batch_tokens": 524_288,  # slots of a step, all devices together
-                # Slots that one device holds at a time; "auto": the most that fit its memory.
-                "microbatch_tokens": FieldReference(65_536, field_type=object),
-                # True: keep what enters each layer and compute the rest again in backward, which
-                # takes a third more FLOPs and far less memory.
-                "activation_checkpointing": False,
-                # On GPUs: compile without autotuning, so that every run of a step gives equal bits.
-                # False lets XLA time several programs and take the fastest, which may be another
-                # one, of other rounding, when the run is resumed.
-                "deterministic": True,
-                # Dollars, of which a duration in usd is spent; metrics then tell what was.
-                "price_per_gpu_hour": placeholder(float),
-            },
-            "eval": {
-                "every": "2000ba",
-                "masking_rate": 0.15,
-                "max_tokens": 10_000_000,  # of the validation split
-            },
-            "checkpoint": {"every": "1000ba", "keep": 2},
-            "mesh": {"data": -1, "fsdp": 1, "tensor": 1},  # devices along each axis
-            "recovery": recovery.settings(max_rollbacks=3, spike=10.0),
-            "log": {"every": 10, "wandb_project": placeholder(str)},
-        }
-    )
-    return config.lock()
 
 
 def optimizer_settings(
@@ -104,87 +22,6 @@ def optimizer_settings(
         "warmup": 0.06,  # share of the run
         "final_fraction": final_fraction,  # of the peak, at the end
     }
-
-
-def model_config(config: ConfigDict, dataset: DatasetMetadata) -> BertConfig:
-    """The model group with what was left to the run filled in.
-
-    Raises:
-      UserError: a field out of range, or a vocabulary smaller than the data set's.
-    """
-    fields: dict[str, Any] = dict(config.model)
-    if fields["vocab_size"] is None:
-        fields["vocab_size"] = dataset.padded_vocab_size
-    fields["dtype"] = resolved_dtype(fields["dtype"])
-    model = BertConfig.from_fields(fields)
-    if "float16" in (model.dtype, model.layer_norm_dtype):
-        raise UserError("float16 would need loss scaling; train in bfloat16 or float32")
-    if model.vocab_size < dataset.vocab_size:
-        raise UserError(
-            f"model.vocab_size={model.vocab_size} is smaller than the {dataset.vocab_size} entries "
-            f"of the data set's tokenizer; leave it unset, or use {dataset.padded_vocab_size}"
-        )
-    if model.position_embedding == "learned":
-        longest = dataset.max_seq_len
-        if longest > model.max_position_embeddings:
-            raise UserError(
-                f"sequences of {longest} tokens do not fit model.max_position_embeddings="
-                f"{model.max_position_embeddings}"
-            )
-    return model
-
-
-def resolved_dtype(dtype: str) -> str:
-    """What "auto" stands for on this machine; any other dtype itself."""
-    if dtype != "auto":
-        return dtype
-    return "bfloat16" if jax.default_backend() == "gpu" else "float32"
-
-
-@dataclasses.dataclass(frozen=True)
-class BatchShape:
-    """How a step's tokens are cut up.
-
-    Attributes:
-      rows: of the global batch.
-      microbatches: parts that a device works on one after the other.
-    """
-
-    rows: int
-    microbatches: int
-
-
-def batch_shape(config: ConfigDict, row_shards: int) -> BatchShape:
-    """Rows and microbatches from the token counts; with "auto", as many microbatches as can be.
-
-    Raises:
-      UserError: counts that do not divide.
-    """
-    row_length = config.data.row_length
-    rows, rest = divmod(config.train.batch_tokens, row_length)
-    if rest or not rows:
-        raise UserError(
-            f"train.batch_tokens={config.train.batch_tokens} must be a multiple of "
-            f"data.row_length={row_length}"
-        )
-    if rows % row_shards:
-        raise UserError(
-            f"train.batch_tokens={config.train.batch_tokens} is {rows} rows of {row_length}, "
-            f"which {row_shards} devices cannot share equally"
-        )
-    rows_here = rows // row_shards
-    if config.train.microbatch_tokens == AUTO:
-        return BatchShape(rows, rows_here)
-    most = config.train.microbatch_tokens // row_length
-    if not most:
-        raise UserError(
-            f"train.microbatch_tokens={config.train.microbatch_tokens} is less than one row of "
-            f"data.row_length={row_length}"
-        )
-    microbatches = next(
-        n for n in range(1, rows_here + 1) if rows_here % n == 0 and rows_here // n <= most
-    )
-    return BatchShape(rows, microbatches)
 
 
 _DURATIONS = ("train.duration", "eval.every", "checkpoint.every")
@@ -203,36 +40,6 @@ SHARED_RANGES = {
     "recovery.spike": (0, math.inf, True),
     "log.every": (1, math.inf, True),
 }
-_RANGES = {
-    **SHARED_RANGES,
-    "data.row_length": (1, math.inf, True),
-    "data.masking_rate": (0, 1, False),
-    "data.window_size": (1, math.inf, True),
-    "data.workers": (0, math.inf, True),
-    "train.batch_tokens": (1, math.inf, True),
-    "train.microbatch_tokens": (1, math.inf, True),
-    "eval.masking_rate": (0, 1, False),
-    "eval.max_tokens": (1, math.inf, True),
-}
-
-
-def check(config: ConfigDict) -> None:
-    """Raises UserError for values that no pretraining can have."""
-    check_settings(config)
-    _check_data(config.data.path, config.data.mixture)
-    if config.data.on_error not in (STOP, SKIP):
-        raise UserError(f"data.on_error={config.data.on_error!r}: choose {STOP!r} or {SKIP!r}")
-
-
-def check_settings(config: ConfigDict) -> None:
-    """The same, but for the data, which a plan does without."""
-    ranges = dict(_RANGES)
-    microbatch = config.train.microbatch_tokens
-    if microbatch == AUTO:
-        del ranges["train.microbatch_tokens"]
-    elif type(microbatch) is not int:
-        raise UserError(f"train.microbatch_tokens={microbatch!r}: a number of tokens, or {AUTO!r}")
-    check_values(config, ranges)
 
 
 def check_values(config: ConfigDict, ranges: dict[str, tuple[float, float, bool]]) -> None:
@@ -264,25 +71,3 @@ def check_values(config: ConfigDict, ranges: dict[str, tuple[float, float, bool]
             raise UserError(f"{key}={value(key)} needs train.price_per_gpu_hour, in dollars")
     if config.init_from_step is not None and not config.init_from:
         raise UserError("init_from_step is set, but init_from is not: a step of which run?")
-
-
-def _check_data(path: str | None, mixture: tuple) -> None:
-    if path and mixture:
-        raise UserError(
-            f"data.path={path} and data.mixture are both set: give one of them (a folder of a "
-            "mixture is one of its pairs)"
-        )
-    if not path and not mixture:
-        raise UserError(
-            "data.path is not set: prepare a data set with `python -m mosaicbert_jax prepare "
-            "--input FILE --output DIR` and give --config.data.path=DIR"
-        )
-    for pair in mixture:
-        match pair:
-            case [str(), int() | float() as weight] if not isinstance(weight, bool):
-                pass
-            case _:
-                raise UserError(
-                    f"data.mixture={mixture!r}: {pair!r} is not a folder with its weight; write "
-                    "--config.data.mixture=\"(('data/a', 0.7), ('data/b', 0.3))\""
-                )

@@ -1,10 +1,17 @@
-"""How long a run is, and how far it has come: `70000ba`, `286720000sp`, `3ep`, `1.13h`, `20usd`."""
+"""How long a run is, how far it is, and its learning rate there.
+
+Durations are written `70000ba`, `286720000sp`, `3ep`, `1.13h`, `20usd`.
+"""
 
 import dataclasses
 import math
 import re
+import time
 from typing import Any, Self
 
+import jax
+
+from mosaicbert_jax import hosts
 from mosaicbert_jax.errors import UserError
 
 UNITS = {
@@ -104,3 +111,53 @@ class Duration:
         return int(self.count(after, sequences_per_epoch)) > int(
             self.count(before, sequences_per_epoch)
         )
+
+
+class Clock:
+    """The time and the money that a run has taken.
+
+    If a duration is decided by the clock, several processes take the reading of the first one, and
+    wait for each other at each reading.
+
+    Args:
+      progress: at which the run starts or resumes.
+      durations: by which the run decides what to do.
+      price_per_gpu_hour: dollars; None counts none.
+    """
+
+    def __init__(
+        self,
+        progress: Progress,
+        durations: tuple[Duration, ...],
+        price_per_gpu_hour: float | None = None,
+    ):
+        self._decides = any(duration.is_time for duration in durations)
+        self._begun = self._started = time.monotonic()
+        self._before = progress
+        self._dollars_a_second = (price_per_gpu_hour or 0.0) * jax.device_count() / 3600
+
+    def exclude(self, seconds: float) -> None:
+        """Excludes time from the run's seconds, as for compiling. It is still paid for."""
+        self._started += seconds
+
+    def read(self) -> tuple[float, float]:
+        """The run's seconds and dollars so far, over all restarts."""
+        now = time.monotonic()
+        seconds = self._before.seconds + now - self._started
+        dollars = self._before.dollars + (now - self._begun) * self._dollars_a_second
+        return hosts.agreed(seconds, dollars) if self._decides else (seconds, dollars)
+
+
+def learning_rate(share: float, *, peak: float, warmup: float, final_fraction: float) -> float:
+    """Linear warmup to the peak, then linear decay.
+
+    Args:
+      share: of the run completed before this step, in [0, 1]; the first step has 0.
+      peak: the highest learning rate.
+      warmup: the share of the run in which the rate rises from 0 to the peak.
+      final_fraction: of the peak, reached at share 1.
+    """
+    if share < warmup:
+        return peak * share / warmup
+    decayed = (share - warmup) / (1.0 - warmup)
+    return peak * (1.0 - (1.0 - final_fraction) * min(decayed, 1.0))

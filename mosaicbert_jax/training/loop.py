@@ -3,26 +3,20 @@
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from mosaicbert_jax.data.pipeline import Batch
+from mosaicbert_jax import hosts
+from mosaicbert_jax.data.pipeline import Batch, Position
 from mosaicbert_jax.errors import Interrupted, UserError
 from mosaicbert_jax.files import write_atomically
-from mosaicbert_jax.training import (
-    checkpoints,
-    flops,
-    hosts,
-    interruption,
-    sharding,
-    watchdog,
-    workdir,
-)
-from mosaicbert_jax.training.clock import Clock
-from mosaicbert_jax.training.durations import Duration, Progress
-from mosaicbert_jax.training.host_memory import keep_freed_memory
+from mosaicbert_jax.storage import workdir
+from mosaicbert_jax.training import checkpoints, flops, sharding, supervision
+from mosaicbert_jax.training.checkpoints import Checkpoints, Snapshot
+from mosaicbert_jax.training.durations import Clock, Duration, Progress, learning_rate
 from mosaicbert_jax.training.metrics import (
     FINISHED,
     RESUMED,
@@ -32,24 +26,46 @@ from mosaicbert_jax.training.metrics import (
     STOPPED,
     MetricsWriter,
     ProgressBar,
+    Reporter,
 )
-from mosaicbert_jax.training.recovery import Diverged
-from mosaicbert_jax.training.reporter import Reporter
+from mosaicbert_jax.training.recovery import Diverged, Health
 from mosaicbert_jax.training.run import Evaluation, Run
-from mosaicbert_jax.training.schedule import learning_rate
-from mosaicbert_jax.training.start import fresh_start, starting_point
+from mosaicbert_jax.training.step import TrainState
 
 
-def train(run: Run) -> Evaluation | None:
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """Where a run is after a step.
+
+    Attributes:
+      before, progress: what was completed before the step and is now.
+      position: of the data after the step's batch.
+      finished: whether the run ends here.
+      stopping: whether it was asked to stop here, before its end.
+    """
+
+    state: TrainState
+    before: Progress
+    progress: Progress
+    position: Position
+    finished: bool
+    stopping: bool
+
+
+Action = Callable[["Attempt", Point], None]
+
+
+def train(run: Run, actions: Sequence[Action] | None = None) -> Evaluation | None:
     """Trains from where the run's folder is to its end; returns the last evaluation.
 
+    Args:
+      actions: what to do after each step, in this order; by default ACTIONS.
+
     Raises:
-      UserError: a folder that is another run's, or a loss that training cannot go on from, more
-        often than recovery.max_rollbacks allows.
+      UserError: the folder is another run's, or the loss diverged more often than
+        recovery.max_rollbacks allows.
       Interrupted: it was asked to stop, and has saved.
     """
-    if jax.default_backend() == "cpu":
-        keep_freed_memory()
     with contextlib.ExitStack() as stack:
 
         def take_folder():
@@ -62,63 +78,66 @@ def train(run: Run) -> Evaluation | None:
         stack.enter_context(jax.set_mesh(run.mesh))
         run = run.settled(_say)
         hosts.on_first(lambda: checkpoints.set_damaged_aside(run.folder, _say))
-        keep = run.config.checkpoint.keep
-        store = checkpoints.Checkpoints(run.folder, keep=keep, say=_say)
+        store = Checkpoints(run.folder, keep=run.config.checkpoint.keep, say=_say)
         stack.enter_context(store)
-        start = starting_point(run, store)
-        session = _opened(run, start, store, stack)
+        start = store.restore(run.abstract_state()) or fresh_start(run)
+        session = _open(run, start, store, stack)
         session.bar.say(run.describe())
         while True:
             try:
-                with contextlib.closing(run.batches(start.position)) as train_batches:
-                    return _train(session, start, train_batches)
+                with contextlib.closing(run.batches(start.position)) as batches:
+                    return _advance(session, start, batches, actions or ACTIONS)
             except Diverged as raised:
                 # Its frames hold the state; the next one needs the memory.
                 diverged = raised.with_traceback(None)
-            start = _rolled_back(session, start, diverged)
+            start = _roll_back(session, start, diverged)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Session:
+class Session:
     """What is open from the first step to the last.
 
     Attributes:
-      writer: of the process that writes.
-      must_stop: see `interruption.heeded`.
-      happened: see `watchdog.watching`.
+      writer: None in all processes but the one that writes.
+      must_stop: see `supervision.stop_requests`.
+      happened: see `supervision.watching`.
     """
 
     run: Run
     step: "_CompiledStep"
-    store: checkpoints.Checkpoints
+    store: Checkpoints
     writer: MetricsWriter | None
     bar: ProgressBar
     must_stop: Callable[[int], bool]
     happened: Callable[[], None]
 
 
-def _opened(
-    run: Run,
-    start: checkpoints.Restored,
-    store: checkpoints.Checkpoints,
-    stack: contextlib.ExitStack,
-) -> _Session:
+def _open(run: Run, start: Snapshot, store: Checkpoints, stack: contextlib.ExitStack) -> Session:
     bar = ProgressBar(run.share(start.progress), show=hosts.is_first())
     stack.enter_context(contextlib.closing(bar))
     writer = None
     if hosts.is_first():
         writer = MetricsWriter(run.folder, run.config, step=start.progress.step, say=bar.say)
         stack.enter_context(writer)
-    must_stop = stack.enter_context(interruption.heeded(bar.say))
-    watched = watchdog.watching(run.config.recovery, run.folder, bar.say)
+    must_stop = stack.enter_context(supervision.stop_requests(bar.say))
+    watched = supervision.watching(run.config.recovery, run.folder, bar.say)
     happened = stack.enter_context(watched)
-    return _Session(run, _CompiledStep(run, bar), store, writer, bar, must_stop, happened)
+    return Session(run, _CompiledStep(run, bar), store, writer, bar, must_stop, happened)
 
 
-def _rolled_back(
-    session: _Session, start: checkpoints.Restored, diverged: Diverged
-) -> checkpoints.Restored:
-    """The last checkpoint that was due, to go on from behind the data that was in the way.
+def fresh_start(run: Run) -> Snapshot:
+    """The state of a run that has no checkpoint: initial parameters and a new optimizer."""
+    abstract = run.abstract_state()
+    everywhere = jax.tree.map(lambda x: x.sharding, abstract)
+    params = run.initial_params(abstract.params)
+    optimizer_state = jax.jit(run.optimizer.init, out_shardings=everywhere.optimizer_state)(params)
+    step = jax.device_put(jnp.zeros((), jnp.int32), everywhere.step)
+    state = TrainState(params, optimizer_state, step)
+    return Snapshot(state, Progress(), Position(), Health())
+
+
+def _roll_back(session: Session, start: Snapshot, diverged: Diverged) -> Snapshot:
+    """The last checkpoint that was due, to resume from behind the data that made it diverge.
 
     Raises:
       UserError: as many rollbacks as are allowed have been made.
@@ -136,8 +155,8 @@ def _rolled_back(
     last = session.store.go_back(run.abstract_state()) or fresh_start(run)
     step, spent = last.progress.step, diverged.progress
     session.bar.say(
-        f"{diverged}; back to step {step:,}, and on behind that data (rollback {made + 1} of "
-        f"{most})"
+        f"{diverged}; rolling back to step {step:,} and skipping the data up to there (rollback "
+        f"{made + 1} of {most})"
     )
     if writer is not None:
         writer.rewind(step)
@@ -155,50 +174,56 @@ def _say(line: str) -> None:
         print(line, flush=True)
 
 
-def _train(
-    session: _Session, start: checkpoints.Restored, train_batches: Iterator[Batch]
-) -> Evaluation | None:
-    """From `start` to the end.
+class Attempt:
+    """Training from one snapshot, to the end or to a loss that diverges.
 
-    Raises:
-      Diverged: at a loss that training cannot go on from.
+    Attributes:
+      session: what is open.
+      reporter: takes each step's metrics.
+      evaluate_every, checkpoint_every: durations.
+      evaluation: the last one.
     """
-    run, bar, store = session.run, session.bar, session.store
-    state, progress = start.state, start.progress
-    if progress.step:
-        bar.say(f"Going on from step {progress.step:,}.")
-    if run.share(progress) >= 1.0:
-        bar.say("This run is complete.")
-        return _evaluate(run, state.params, progress, writer=None, bar=bar)
-    config = run.config
-    # Another stream than the one that the parameters were drawn from.
-    dropout_key = jax.jit(
-        lambda: jax.random.fold_in(jax.random.key(config.seed), 1),
-        out_shardings=sharding.replicated(run.mesh),
-    )()
-    reporter = Reporter(run, session.writer, bar, start, flops.peak_flops())
-    devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-    kind = RESUMED if progress.step else STARTED
-    reporter.event(progress, kind, devices=devices, **run.details())
-    checkpoint_every = Duration.parse(config.checkpoint.every, key="checkpoint.every")
-    evaluate_every = Duration.parse(config.eval.every, key="eval.every")
-    epoch = run.sequences_per_epoch
-    evaluation = None
-    clock = Clock(run, progress, (run.duration, checkpoint_every, evaluate_every))
-    for batch in reporter.timed(train_batches):
-        before = progress
-        rate = _learning_rate(run, before)
+
+    def __init__(self, session: Session, start: Snapshot):
+        run, config = session.run, session.run.config
+        self.session = session
+        self.reporter = Reporter(run, session.writer, session.bar, start, flops.peak_flops())
+        self.checkpoint_every = Duration.parse(config.checkpoint.every, key="checkpoint.every")
+        self.evaluate_every = Duration.parse(config.eval.every, key="eval.every")
+        self.evaluation: Evaluation | None = None
+        durations = (run.duration, self.checkpoint_every, self.evaluate_every)
+        self._clock = Clock(start.progress, durations, config.train.price_per_gpu_hour)
+        # Another stream than the one that the parameters were drawn from.
+        self._dropout_key = jax.jit(
+            lambda: jax.random.fold_in(jax.random.key(config.seed), 1),
+            out_shardings=sharding.replicated(run.mesh),
+        )()
+
+    def is_due(self, every: Duration, point: Point) -> bool:
+        """Whether a multiple of a duration was passed in this step; always at the end."""
+        epoch = self.session.run.sequences_per_epoch
+        return point.finished or every.passed(point.before, point.progress, epoch)
+
+    def step(self, state: TrainState, before: Progress, batch: Batch) -> Point:
+        """Dispatches one step; the state is donated."""
+        session, run = self.session, self.session.run
+        rate = learning_rate(
+            run.share(before),
+            peak=run.config.optimizer.learning_rate,
+            warmup=run.config.optimizer.warmup,
+            final_fraction=run.config.optimizer.final_fraction,
+        )
         arrays = sharding.place_batch(run.mesh, batch.arrays)
         rate_array = sharding.place_everywhere(run.mesh, np.float32(rate))
         begun = time.monotonic()
-        program = session.step.compiled(state, arrays, rate_array, dropout_key)
-        clock.leave_out(time.monotonic() - begun)
-        reporter.leave_out(time.monotonic() - begun)
+        program = session.step.compiled(state, arrays, rate_array, self._dropout_key)
+        self._clock.exclude(time.monotonic() - begun)
+        self.reporter.exclude(time.monotonic() - begun)
         session.happened()
         # Nothing crosses between host and device but by the explicit calls around this one.
         with jax.transfer_guard("disallow"):
-            state, metrics = program(state, arrays, rate_array, dropout_key)
-        seconds, dollars = clock.read()
+            state, metrics = program(state, arrays, rate_array, self._dropout_key)
+        seconds, dollars = self._clock.read()
         progress = Progress(
             step=before.step + 1,
             sequences=before.sequences + batch.sequences,
@@ -206,51 +231,92 @@ def _train(
             seconds=seconds,
             dollars=dollars,
         )
-        reporter.dispatched(progress, batch, rate, metrics)
+        self.reporter.dispatched(progress, batch, rate, metrics)
         finished = run.share(progress) >= 1.0
-        stopped = session.must_stop(progress.step) and not finished
-        # Evaluation first: one whose checkpoint is not saved yet is done again after a kill,
-        # and one behind its checkpoint would be lost.
-        if finished or evaluate_every.passed(before, progress, epoch):
-            reporter.flush()
-            begun = time.monotonic()
-            evaluation = _evaluate(run, state.params, progress, writer=session.writer, bar=bar)
-            reporter.leave_out(time.monotonic() - begun)
-            session.happened()
-        due = finished or checkpoint_every.passed(before, progress, epoch)
-        if due or stopped:
-            reporter.flush()  # a state whose loss is not finite is not saved
-            saved = checkpoints.Restored(state, progress, batch.position, reporter.health, due)
-            store.save(saved, run.record)
-            reporter.event(progress, SAVING)
-        if finished or stopped:
-            store.wait()
-        if finished:
-            reporter.event(progress, FINISHED)
+        stopping = session.must_stop(progress.step) and not finished
+        return Point(state, before, progress, batch.position, finished, stopping)
+
+
+def _advance(
+    session: Session, start: Snapshot, batches: Iterator[Batch], actions: Sequence[Action]
+) -> Evaluation | None:
+    """From `start` to the end.
+
+    Raises:
+      Diverged: at a loss that training cannot resume from.
+    """
+    run, progress, state = session.run, start.progress, start.state
+    if progress.step:
+        session.bar.say(f"Resuming from step {progress.step:,}.")
+    if run.share(progress) >= 1.0:
+        session.bar.say("This run is complete.")
+        return _evaluate(run, state.params, progress, writer=None, bar=session.bar)
+    attempt = Attempt(session, start)
+    devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    kind = RESUMED if progress.step else STARTED
+    attempt.reporter.event(progress, kind, devices=devices, **run.details())
+    for batch in attempt.reporter.timed(batches):
+        point = attempt.step(state, progress, batch)
+        state, progress = point.state, point.progress
+        for action in actions:
+            action(attempt, point)
+        if point.finished:
             break
-        if stopped:
-            reporter.event(progress, STOPPED)
-            raise Interrupted(
-                f"stopped after step {progress.step:,}, which is saved; the same command goes on"
-            )
-    return evaluation
+    return attempt.evaluation
 
 
-def _learning_rate(run: Run, progress: Progress) -> float:
-    optimizer = run.config.optimizer
-    return learning_rate(
-        run.share(progress),
-        peak=optimizer.learning_rate,
-        warmup=optimizer.warmup,
-        final_fraction=optimizer.final_fraction,
+def evaluate_when_due(attempt: Attempt, point: Point) -> None:
+    """Evaluates every eval.every and at the end."""
+    session, reporter = attempt.session, attempt.reporter
+    if not attempt.is_due(attempt.evaluate_every, point):
+        return
+    reporter.flush()
+    begun = time.monotonic()
+    attempt.evaluation = _evaluate(
+        session.run, point.state.params, point.progress, writer=session.writer, bar=session.bar
     )
+    reporter.exclude(time.monotonic() - begun)
+    session.happened()
+
+
+def save_when_due(attempt: Attempt, point: Point) -> None:
+    """Starts saving every checkpoint.every, at the end, and where the run was asked to stop."""
+    session, reporter = attempt.session, attempt.reporter
+    due = attempt.is_due(attempt.checkpoint_every, point)
+    if not due and not point.stopping:
+        return
+    reporter.flush()  # a state whose loss is not finite is not saved
+    snapshot = Snapshot(point.state, point.progress, point.position, reporter.health, due)
+    session.store.save(snapshot, session.run.record)
+    reporter.event(point.progress, SAVING)
+
+
+def end_when_over(attempt: Attempt, point: Point) -> None:
+    """Waits for the last save at the end, and where the run was asked to stop.
+
+    Raises:
+      Interrupted: it was asked to stop.
+    """
+    if not point.finished and not point.stopping:
+        return
+    attempt.session.store.wait()
+    attempt.reporter.event(point.progress, FINISHED if point.finished else STOPPED)
+    if point.stopping:
+        raise Interrupted(
+            f"stopped after step {point.progress.step:,}, which is saved; the same command resumes"
+        )
+
+
+# Evaluation first: one whose checkpoint is not saved yet is repeated after a kill, and one after
+# its checkpoint would be lost.
+ACTIONS: tuple[Action, ...] = (evaluate_when_due, save_when_due, end_when_over)
 
 
 class _CompiledStep:
     """The training step, compiled once for each shape of batch; the state is donated."""
 
     def __init__(self, run: Run, bar: ProgressBar):
-        self._step = run.jitted_step()
+        self._step = run.train_step
         self._bar = bar
         self._programs: dict[tuple, jax.stages.Compiled] = {}
 

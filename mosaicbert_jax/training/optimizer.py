@@ -1,13 +1,10 @@
 """AdamW with decoupled weight decay, its learning rate an argument of every step."""
 
-import functools
-
 import optax
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 
-@functools.cache  # what is equal is one object, and a step with it compiled once
 def make_optimizer(
     *, peak_learning_rate: float, b1: float, b2: float, eps: float, weight_decay: float
 ) -> optax.GradientTransformation:

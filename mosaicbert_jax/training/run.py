@@ -16,7 +16,9 @@ from ml_collections import ConfigDict
 
 from mosaicbert_jax.data.pipeline import Batch, Position
 from mosaicbert_jax.modeling.config import BertConfig
-from mosaicbert_jax.training import checkpoints, sharding
+from mosaicbert_jax.storage.opening import abstract_params, build_model
+from mosaicbert_jax.storage.target import Target
+from mosaicbert_jax.training import sharding
 from mosaicbert_jax.training.durations import Duration, Progress
 from mosaicbert_jax.training.step import Objective, TrainState, compiler_options, train_step
 
@@ -28,27 +30,7 @@ class Evaluation(Protocol):
         """As the row of metrics.jsonl."""
 
 
-# One for all runs of a process that are alike, as a task's seeds, so that they compile it once.
-@functools.lru_cache(maxsize=4)
-def _jitted_step(
-    graph: nnx.GraphDef,
-    optimizer: optax.GradientTransformation,
-    objective: Objective,
-    microbatches: int,
-    deterministic: bool,
-) -> jax.stages.Wrapped:
-    step = functools.partial(
-        train_step,
-        graph=graph,
-        optimizer=optimizer,
-        objective=objective,
-        microbatches=microbatches,
-    )
-    options = compiler_options(deterministic=deterministic, platform=jax.default_backend())
-    return jax.jit(step, donate_argnums=0, compiler_options=options)
-
-
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Run(abc.ABC):
     """What stays the same from the first step to the last.
 
@@ -61,6 +43,9 @@ class Run(abc.ABC):
       record: what config.json and every checkpoint hold.
       objective: what a step learns from a batch.
       microbatches: parts of a batch that a device works on one after the other.
+      flops_per_token: see `model_flops_per_token`.
+      target: what a classifier predicts; None is masked tokens.
+      like: a run that differs in seed and data alone, whose compiled steps this one uses.
     """
 
     config: ConfigDict
@@ -71,16 +56,14 @@ class Run(abc.ABC):
     record: dict[str, Any]
     objective: Objective
     microbatches: int
+    flops_per_token: float
+    target: Target | None = None
+    like: Self | None = None
 
     @property
     @abc.abstractmethod
     def sequences_per_epoch(self) -> int:
         """How many an epoch has."""
-
-    @property
-    @abc.abstractmethod
-    def token_flops(self) -> float:
-        """See `model_flops_per_token`."""
 
     @abc.abstractmethod
     def describe(self) -> str:
@@ -118,24 +101,35 @@ class Run(abc.ABC):
         """
         return self
 
-    def jitted_step(self) -> jax.stages.Wrapped:
-        """The training step on the run's mesh; the state is donated."""
-        return _jitted_step(
-            self.graph,
-            self.optimizer,
-            self.objective,
-            self.microbatches,
-            self.config.train.deterministic,
+    @functools.cached_property
+    def train_step(self) -> jax.stages.Wrapped:
+        """`step.train_step` on the run's mesh, jitted; the state is donated."""
+        if self.like is not None:
+            return self.like.train_step
+        step = functools.partial(
+            train_step,
+            graph=self.graph,
+            optimizer=self.optimizer,
+            objective=self.objective,
+            microbatches=self.microbatches,
         )
+        options = compiler_options(
+            deterministic=self.config.train.deterministic, platform=jax.default_backend()
+        )
+        return jax.jit(step, donate_argnums=0, compiler_options=options)
 
     @property
     def model(self) -> BertConfig:
         """The config of the model as built."""
         return BertConfig.from_fields(self.record["model"])
 
+    def build(self, seed: int | jax.Array) -> nnx.Module:
+        """The model with random weights from a seed or a key."""
+        return build_model(self.model, self.target, seed)
+
     @functools.cached_property
     def _abstract_model(self) -> nnx.Module:
-        return nnx.eval_shape(lambda: checkpoints.build_model(self.record, 0))
+        return nnx.eval_shape(lambda: self.build(0))
 
     @functools.cached_property
     def graph(self) -> nnx.GraphDef:
@@ -154,7 +148,7 @@ class Run(abc.ABC):
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and shardings of the state, with nothing allocated."""
         everywhere = sharding.replicated(self.mesh)
-        params = checkpoints.abstract_params_of(self._abstract_model, everywhere)
+        params = abstract_params(self._abstract_model, everywhere)
         optimizer_state = jax.eval_shape(self.optimizer.init, params)
         state = TrainState(params, optimizer_state, jax.ShapeDtypeStruct((), jnp.int32))
         return sharding.stored(self.mesh, state)

@@ -38,7 +38,6 @@ class Objective:
     score: str
 
 
-@functools.cache
 def masked_lm(*, activation_checkpointing: bool = False) -> Objective:
     """Of batches with positions_BP, labels_BP (int32) and weights_BP (float32).
 

@@ -13,7 +13,7 @@ from benchmarks.peer_worker import padded_to_longest
 from benchmarks.peers import HF_BERT, OURS, ratios_to
 from configs import ablation as ablation_config
 from mosaicbert_jax import UserError
-from mosaicbert_jax.training import workdir
+from mosaicbert_jax.storage import workdir
 from mosaicbert_jax.training.step import MASKED_LM
 from tests.conftest import ROOT
 from tests.finetuning.cases import sentences, write_csv

@@ -5,14 +5,9 @@ import types
 
 import numpy as np
 
-from mosaicbert_jax.data.dataset import (
-    DatasetMetadata,
-    ShardRecord,
-    SpecialTokenIds,
-    SplitRecord,
-    TokenizerRecord,
-)
+from mosaicbert_jax.data.dataset import DatasetMetadata, ShardRecord, SplitRecord, TokenizerRecord
 from mosaicbert_jax.data.pipeline import PackedBatches
+from mosaicbert_jax.text.vocabulary import SpecialTokenIds
 
 PAD, CLS, SEP, MASK = 0, 2, 3, 4
 MAX_SEQ_LEN = 16

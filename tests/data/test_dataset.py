@@ -14,15 +14,14 @@ import pytest
 from mosaicbert_jax.data.dataset import (
     DatasetMetadata,
     SourceRecord,
-    SpecialTokenIds,
     SplitRecord,
     TokenDataset,
     TokenizerRecord,
     _allow_open_files,
-    token_dtype,
 )
-from mosaicbert_jax.data.shards import ShardWriter
 from mosaicbert_jax.errors import UserError
+from mosaicbert_jax.preparation.shards import ShardWriter
+from mosaicbert_jax.text.vocabulary import SpecialTokenIds, token_dtype
 
 
 def write_data_set(folder: Path, sequences: list[np.ndarray], shard_tokens: int, batch: int = 7):

@@ -4,9 +4,9 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from mosaicbert_jax.data.dataset import SpecialTokenIds
 from mosaicbert_jax.data.masking import TokenMasking, counter_hash, predictions_per_row
 from mosaicbert_jax.errors import UserError
+from mosaicbert_jax.text.vocabulary import SpecialTokenIds
 
 # Scattered, so that nothing can rely on the special ids being the first five.
 SPECIAL = SpecialTokenIds(pad=0, unk=7, cls=11, sep=12, mask=40)

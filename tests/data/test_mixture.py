@@ -10,8 +10,8 @@ from mosaicbert_jax.data.dataset import TokenDataset
 from mosaicbert_jax.data.mixture import Mixture
 from mosaicbert_jax.data.packing import RowPlanner
 from mosaicbert_jax.data.pipeline import PackedBatches, Position
-from mosaicbert_jax.data.preparation import PrepareOptions, prepare
 from mosaicbert_jax.errors import UserError
+from mosaicbert_jax.preparation.preparation import PrepareOptions, prepare
 from tests.data.pipeline_cases import (
     ARRAY_NAMES,
     SETTINGS,

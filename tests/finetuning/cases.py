@@ -12,13 +12,13 @@ import numpy as np
 from flax import nnx
 
 from mosaicbert_jax import BertConfig, BertForMaskedLM
-from mosaicbert_jax.data.tokenizer import load_tokenizer, padded_vocab_size, vocab_size
+from mosaicbert_jax.commands.train import main
 from mosaicbert_jax.finetuning.encoded import encode
 from mosaicbert_jax.finetuning.examples import Example
-from mosaicbert_jax.finetuning.target import CLASSIFICATION, Target
 from mosaicbert_jax.interop.writing import write_tokenizer
-from mosaicbert_jax.training import checkpoints, workdir
-from mosaicbert_jax.training.command import main
+from mosaicbert_jax.storage import checkpoint_files, workdir
+from mosaicbert_jax.storage.target import CLASSIFICATION, Target
+from mosaicbert_jax.text.tokenizer import load_tokenizer, padded_vocab_size, vocab_size
 from tests.conftest import ROOT
 
 GOOD = ("peace", "great", "law", "people", "treaty")
@@ -37,7 +37,7 @@ def pretrained(folder: pathlib.Path, dataset: pathlib.Path, config=TINY, seed=1)
     model = BertForMaskedLM(config, rngs=nnx.Rngs(seed))
     (folder / workdir.TOKENIZER).mkdir(parents=True)
     workdir.write_converted(folder, config, source="random")
-    checkpoints.save_params(folder, model)
+    checkpoint_files.write_params(folder, model)
     write_tokenizer(tokenizer, folder / workdir.TOKENIZER)
     return folder
 

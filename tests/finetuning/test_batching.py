@@ -12,7 +12,7 @@ from mosaicbert_jax import BertForSequenceClassification
 from mosaicbert_jax.data.pipeline import Position
 from mosaicbert_jax.finetuning.batching import bucket, packed_batch, training_batches
 from mosaicbert_jax.finetuning.objective import logits_of, objective_of
-from mosaicbert_jax.finetuning.target import CLASSIFICATION, Target
+from mosaicbert_jax.storage.target import CLASSIFICATION, Target
 from mosaicbert_jax.training import sharding
 from tests.finetuning.cases import BASELINE, TINY, encoded_pairs
 

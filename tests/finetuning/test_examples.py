@@ -8,10 +8,10 @@ import pytest
 from tokenizers import processors
 
 from mosaicbert_jax import UserError
-from mosaicbert_jax.data.tokenizer import load_tokenizer, special_token_ids
 from mosaicbert_jax.finetuning.encoded import encode, pair_lengths
 from mosaicbert_jax.finetuning.examples import Columns, Example, held_out, read_examples
-from mosaicbert_jax.finetuning.target import CLASSIFICATION, REGRESSION, Target
+from mosaicbert_jax.storage.target import CLASSIFICATION, REGRESSION, Target
+from mosaicbert_jax.text.tokenizer import load_tokenizer, special_token_ids
 
 PAIR = Columns("a", "b", "y")
 FIELDS = [{"a": 'The "war", ended.', "b": "Peace\tcame", "y": 1}, {"a": "Ü", "b": "x", "y": -2.5}]

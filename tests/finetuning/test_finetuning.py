@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 
 from mosaicbert_jax import BertForSequenceClassification
-from mosaicbert_jax.__main__ import main as commands
+from mosaicbert_jax.commands import config_line as command_line
+from mosaicbert_jax.commands.cli import main as commands
 from mosaicbert_jax.finetuning.classifier import Classifier
 from mosaicbert_jax.finetuning.examples import Columns, Example, held_out, read_examples
 from mosaicbert_jax.finetuning.finetuning import Finetuning
 from mosaicbert_jax.interop.writing import save_model
+from mosaicbert_jax.storage.opening import load_run
 from mosaicbert_jax.training import checkpoints
-from mosaicbert_jax.training import command as command_line
-from mosaicbert_jax.training.start import fresh_start
+from mosaicbert_jax.training.loop import fresh_start
 from tests.finetuning.cases import (
     BASELINE,
     SHORT,
@@ -29,7 +30,7 @@ from tests.finetuning.cases import (
     words,
     write_csv,
 )
-from tests.training.test_data_settings import interrupted_at
+from tests.pretraining.test_data_settings import interrupted_at
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +111,7 @@ def test_interrupted_runs_end_with_the_same_bits(run, origin, data, tmp_path, ca
         with interrupted_at(batches):
             assert finetune(folder, origin, data, *SHORT) == 130
     assert finetune(folder, origin, data, *SHORT) == 0
-    assert "Going on from step" in capsys.readouterr().out
+    assert "Resuming from step" in capsys.readouterr().out
     assert last_state(folder) == last_state(run)
     assert (folder / "results.json").read_bytes() == (run / "results.json").read_bytes()
 
@@ -138,14 +139,14 @@ def same(a, b) -> bool:
 
 def test_pooler_and_classifier_start_anew_from_pretraining(origin, data, tmp_path):
     found = started(tmp_path / "run", origin, data)
-    assert same(found["bert"], params_of(checkpoints.load_model(origin))["bert"])
+    assert same(found["bert"], params_of(load_run(origin))["bert"])
     for head in ("pooler", "classifier"):
         assert 0.01 < found[head]["kernel"].std() < 0.03
         assert not found[head]["bias"].any()
 
 
 def test_a_finetuned_model_keeps_its_heads_unless_asked(run, data, tmp_path, capsys):
-    before = params_of(checkpoints.load_model(run))
+    before = params_of(load_run(run))
     assert same(started(tmp_path / "kept", run, data), before)
     found = started(tmp_path / "renewed", run, data, "renew_classifier=True")
     assert same([found["bert"], found["pooler"]], [before["bert"], before["pooler"]])
@@ -164,7 +165,7 @@ def test_from_hugging_face_folders_of_both_kinds(place, dataset, data, tmp_path)
         folder = tmp_path / f"{name}_folder"
         assert command("convert", workdir, "--output", folder) == 0
         found = started(tmp_path / name, folder, data)
-        assert same(found["bert"], params_of(checkpoints.load_model(workdir))["bert"])
+        assert same(found["bert"], params_of(load_run(workdir))["bert"])
 
     model = BertForSequenceClassification.from_pretrained(folder, renew=("pooler", "classifier"))
     save_model(model, tmp_path / "classifier", tokenizer=folder, labels=("bad", "good"))

@@ -13,13 +13,14 @@ from mosaicbert_jax.data.pipeline import Position
 from mosaicbert_jax.finetuning import glue
 from mosaicbert_jax.finetuning.configuration import glue as glue_config
 from mosaicbert_jax.finetuning.suite import origin_of, summary, table
+from mosaicbert_jax.storage.opening import load_run
 from mosaicbert_jax.training import checkpoints
 from mosaicbert_jax.training.durations import Progress
 from mosaicbert_jax.training.recovery import Health
 from mosaicbert_jax.training.step import TrainState
 from tests.finetuning.cases import finetune, metric_rows, params_of, pretrained
 from tests.finetuning.glue_files import DEV, TEST, TRAIN, real_sentences, write_glue
-from tests.training.test_data_settings import interrupted_at
+from tests.pretraining.test_data_settings import interrupted_at
 
 NAMES = tuple(glue.TASKS)
 
@@ -266,12 +267,12 @@ def other_settings_and_tasks_are_refused(run, capsys):
 def test_quality_against_pretraining_time(folder, dataset, tmp_path, capsys):
     """One suite for each checkpoint of a run, in the order given."""
     origin = pretrained(tmp_path / "origin", dataset)
-    params = params_of(checkpoints.load_model(origin))
+    params = params_of(load_run(origin))
     with checkpoints.Checkpoints(origin, keep=2) as store:
         for step in (1, 2):
             state = TrainState(params, params, jnp.int32(step))
             progress = Progress(step=step, tokens=100 * step)
-            store.save(checkpoints.Restored(state, progress, Position(), Health()), {})
+            store.save(checkpoints.Snapshot(state, progress, Position(), Health()), {})
     settings = (*QUICK, "tasks=cola", "init_from_steps=(1, 2)")
     assert finetune(tmp_path / "curve", origin, folder, *settings, config="glue") == 0
     found = json.loads((tmp_path / "curve" / "results.json").read_text())["steps"]

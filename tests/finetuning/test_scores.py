@@ -8,7 +8,7 @@ from scipy import stats
 from sklearn import metrics
 
 from mosaicbert_jax.finetuning.scores import METRICS, score
-from mosaicbert_jax.finetuning.target import CLASSIFICATION, REGRESSION, Target
+from mosaicbert_jax.storage.target import CLASSIFICATION, REGRESSION, Target
 
 LABELS = np.array([1, 1, 1, 0, 0, 1, 0, 0])
 GUESSES = np.array([1, 1, 0, 0, 1, 1, 0, 1])

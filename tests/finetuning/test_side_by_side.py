@@ -37,12 +37,12 @@ def test_an_interrupted_suite_stops_its_runs_with_their_checkpoints(
     settings = (*QUICK, "tasks=sst2", "processes=2", "recipes.sst2.epochs=1000000")
     assert finetune(tmp_path / "suite", origin, folder, *settings, config="glue") == 130
     said = capsys.readouterr()
-    assert said.err == "interrupted; the same command goes on from the last checkpoint\n"
+    assert said.err == "interrupted; the same command resumes from the last checkpoint\n"
     log = run.with_name("19.log")
     assert f"sst2, seed 19, from {origin}: {log} tells" in said.out
     text = log.read_text()
     assert "Compiling the training step" in text
-    assert text.endswith(", which is saved; the same command goes on\n")
+    assert text.endswith(", which is saved; the same command resumes\n")
     assert not (run / "results.json").exists()
 
 

@@ -9,13 +9,13 @@ import pytest
 from flax import nnx
 
 from mosaicbert_jax import BertForTokenClassification, UserError
-from mosaicbert_jax.data.tokenizer import load_tokenizer
 from mosaicbert_jax.finetuning.classifier import Classifier
 from mosaicbert_jax.finetuning.encoded import encode_tagged
 from mosaicbert_jax.finetuning.examples import Columns, TaggedExample, read_tagged_examples
 from mosaicbert_jax.finetuning.objective import logits_of
 from mosaicbert_jax.finetuning.scores import entity_f1
-from mosaicbert_jax.finetuning.target import TOKEN_CLASSIFICATION, Target
+from mosaicbert_jax.storage.target import TOKEN_CLASSIFICATION, Target
+from mosaicbert_jax.text.tokenizer import load_tokenizer
 from mosaicbert_jax.training import sharding
 from tests.finetuning.cases import BAD, SHORT, TINY, finetune, metric_rows, pretrained
 from tests.finetuning.test_finetuning import command

@@ -16,12 +16,14 @@ from mosaicbert_jax import __main__ as commands
 from mosaicbert_jax.data.dataset import DatasetMetadata
 from mosaicbert_jax.data.pipeline import Position
 from mosaicbert_jax.prediction import FillMask
-from mosaicbert_jax.training import checkpoints, workdir
-from mosaicbert_jax.training.checkpoints import Restored
+from mosaicbert_jax.pretraining.pretraining import Pretraining
+from mosaicbert_jax.storage import workdir
+from mosaicbert_jax.storage.opening import load_run
+from mosaicbert_jax.training import checkpoints
+from mosaicbert_jax.training.checkpoints import Snapshot
 from mosaicbert_jax.training.durations import Progress
-from mosaicbert_jax.training.pretraining import Pretraining
+from mosaicbert_jax.training.loop import fresh_start
 from mosaicbert_jax.training.recovery import Health
-from mosaicbert_jax.training.start import starting_point
 from mosaicbert_jax.training.step import TrainState
 from tests.interop.model_cases import SMALL, assert_same_parameters, random_model
 
@@ -69,7 +71,7 @@ def run(dataset, tmp_path_factory):
             params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
             state = TrainState(params, jax.jit(run.optimizer.init)(params), jnp.asarray(step))
             progress = Progress(step=step, sequences=25 * step, tokens=1000 * step)
-            store.save(Restored(state, progress, Position(), Health()), run.record)
+            store.save(Snapshot(state, progress, Position(), Health()), run.record)
     rows = [{"step": step, "loss": 5.0} for step in range(1, 5)]
     rows += [{"step": 3, **EVALUATION}, {"step": 5, **EVALUATION, "eval_loss": 1.0}]
     rows += [{"step": 4, **EVALUATION, "eval_loss": None}]  # what was not finite
@@ -86,7 +88,7 @@ def exported(run, tmp_path_factory):
 
 
 def test_a_run_becomes_a_folder(run, exported):
-    model = checkpoints.load_model(run)
+    model = load_run(run)
     assert_same_parameters(BertForMaskedLM.from_pretrained(exported), model)
     assert {path.name for path in exported.iterdir()} == {
         "README.md", "config.json", "configuration_mosaicbert.py", "model.safetensors",
@@ -99,7 +101,7 @@ def test_a_run_becomes_a_folder(run, exported):
 def test_an_earlier_step(run, tmp_path, capsys):
     assert command("convert", run, "--step", 2, "--output", tmp_path / "out") == 0
     found = BertForMaskedLM.from_pretrained(tmp_path / "out")
-    assert_same_parameters(found, checkpoints.load_model(run, 2))
+    assert_same_parameters(found, load_run(run, 2))
     card = (tmp_path / "out" / "README.md").read_text()
     assert "| done when these weights were saved | 2 steps" in card
     assert "None was recorded up to this step." in card  # the evaluations are of later ones
@@ -162,15 +164,15 @@ def test_a_folder_becomes_a_workdir_that_training_starts_from(
     folder = tmp_path / "imported"
     assert command("convert", exported, "--output", folder) == 0
     assert f"--config.init_from={folder}" in capsys.readouterr().out
-    model = checkpoints.load_model(run)
-    assert_same_parameters(checkpoints.load_model(folder), model)
+    model = load_run(run)
+    assert_same_parameters(load_run(folder), model)
 
-    guesses = FillMask.from_workdir(folder)("the [MASK] of union")
-    assert guesses == FillMask.from_workdir(run)("the [MASK] of union")
+    guesses = FillMask.open(folder)("the [MASK] of union")
+    assert guesses == FillMask.open(run)("the [MASK] of union")
 
     more = prepared(tmp_path / "more", dataset, init_from=str(folder))
     with jax.set_mesh(more.mesh), checkpoints.Checkpoints(more.folder, keep=1) as store:
-        start = starting_point(more, store)
+        start = store.restore(more.abstract_state()) or fresh_start(more)
     assert start.progress == Progress()
     jax.tree.map(
         np.testing.assert_array_equal,
@@ -199,7 +201,7 @@ def test_an_encoder_alone_gets_a_head_if_asked_for(run, exported, tmp_path, caps
     assert "missing cls.predictions.decoder.bias" in error
     assert not (tmp_path / "out").exists()
     assert command("convert", folder, "--renew-head", "--output", tmp_path / "out") == 0
-    assert_same_parameters(checkpoints.load_model(tmp_path / "out").bert, encoder)
+    assert_same_parameters(load_run(tmp_path / "out").bert, encoder)
 
 
 def test_mistakes_end_with_one_line(run, exported, tmp_path, capsys):
@@ -244,7 +246,7 @@ def test_a_conversion_that_fails_leaves_nothing(exported, tmp_path, monkeypatch)
     def fail(*_):
         raise UserError("the disk is full")
 
-    monkeypatch.setattr(conversion.checkpoints, "save_params", fail)
+    monkeypatch.setattr(conversion, "write_params", fail)
     with pytest.raises(UserError):
         conversion.import_folder(exported, tmp_path / "folder" / "out")
     assert list((tmp_path / "folder").iterdir()) == []

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from mosaicbert_jax import BertConfig, BertForMaskedLM, BertForSequenceClassification
-from mosaicbert_jax.data.tokenizer import train_tokenizer
-from mosaicbert_jax.training import checkpoints, workdir
+from mosaicbert_jax.storage import checkpoint_files, workdir
+from mosaicbert_jax.storage.opening import load_run
+from mosaicbert_jax.text.tokenizer import train_tokenizer
 from tests.conftest import ROOT
 from tests.interop.model_cases import SMALL, assert_same_parameters, call, random_model
 from tests.interop.published_layout import write_published
@@ -61,7 +62,7 @@ def prepare(place):
     run = place / "runs" / "mine"
     run.mkdir(parents=True)
     workdir.write_converted(run, model.config, source="nowhere")
-    checkpoints.save_params(run, model)
+    checkpoint_files.write_params(run, model)
     (place / "tokenizer").rename(run / "tokenizer")
 
 
@@ -86,10 +87,10 @@ def run_section(place):
 
 
 def check_what_leaves_and_comes_back_has_the_same_bits(place):
-    model = checkpoints.load_model(place / "runs" / "mine")
+    model = load_run(place / "runs" / "mine")
     assert_same_parameters(BertForMaskedLM.from_pretrained(place / "exported/mine"), model)
-    assert_same_parameters(checkpoints.load_model(place / "runs/back"), model)
-    assert_same_parameters(checkpoints.load_model(place / "runs/mosaic-bert-base"), model)
+    assert_same_parameters(load_run(place / "runs/back"), model)
+    assert_same_parameters(load_run(place / "runs/mosaic-bert-base"), model)
     classifier = BertForSequenceClassification.from_pretrained(place / "exported/classifier")
     assert classifier.num_labels == 3
     assert_same_parameters(classifier.bert, model.bert)

@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mosaicbert_jax import BertConfig, BertModel
-from mosaicbert_jax.data.tokenizer import (
+from mosaicbert_jax.text.tokenizer import (
     WordEncoder,
     load_tokenizer,
     special_token_ids,

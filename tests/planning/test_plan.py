@@ -10,7 +10,7 @@ import jax
 import pytest
 
 from mosaicbert_jax import BertConfig
-from mosaicbert_jax.__main__ import main
+from mosaicbert_jax.commands.cli import main
 from mosaicbert_jax.errors import UserError
 from mosaicbert_jax.planning import command, gpu_time, picture, published
 from mosaicbert_jax.planning.collectives import Collective, Links

@@ -16,7 +16,7 @@ from mosaicbert_jax.reporting.history import (
     INTERRUPTED,
     History,
 )
-from mosaicbert_jax.training.workdir import is_locked, locked
+from mosaicbert_jax.storage.workdir import is_locked, locked
 from tests.reporting.cases import evaluation, event, row, write_run
 
 

@@ -10,10 +10,10 @@ from unittest import mock
 
 import pytest
 
+from mosaicbert_jax.commands.train import main
 from mosaicbert_jax.reporting.history import History
 from mosaicbert_jax.reporting.page import page
-from mosaicbert_jax.training.command import main
-from mosaicbert_jax.training.workdir import locked
+from mosaicbert_jax.storage.workdir import locked
 from tests.conftest import run_train
 from tests.reporting.cases import CONFIG, Page, evaluation, event, report, row, write_run
 

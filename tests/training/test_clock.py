@@ -8,8 +8,8 @@ import pytest
 
 from configs import tiny
 from mosaicbert_jax.errors import UserError
-from mosaicbert_jax.training import clock as clocks
-from mosaicbert_jax.training import configuration
+from mosaicbert_jax.pretraining import configuration
+from mosaicbert_jax.training import durations as clocks
 from mosaicbert_jax.training.durations import Duration, Progress
 from tests.conftest import run_process, run_train
 
@@ -22,28 +22,22 @@ def now(monkeypatch):
     return found
 
 
-def run_at(price: float | None):
-    return types.SimpleNamespace(
-        config=types.SimpleNamespace(train=types.SimpleNamespace(price_per_gpu_hour=price))
-    )
-
-
 def test_compiling_costs_money_and_takes_no_time_of_the_run(now):
-    clock = clocks.Clock(run_at(2.5), Progress(), ())
+    clock = clocks.Clock(Progress(), (), 2.5)
     now.seconds += 3600
-    clock.leave_out(1800)
+    clock.exclude(1800)
     assert clock.read() == (1800, 2.5 * jax.device_count())
 
 
 def test_a_restart_counts_on_at_its_own_price(now):
     before = Progress(step=7, seconds=100.0, dollars=8.0)
-    clock = clocks.Clock(run_at(1.0), before, (Duration(20.0, "usd"),))
+    clock = clocks.Clock(before, (Duration(20.0, "usd"),), 1.0)
     now.seconds += 1800
     assert clock.read() == (1900, 8.0 + 0.5 * jax.device_count())
 
 
 def test_no_price_no_dollars(now):
-    clock = clocks.Clock(run_at(None), Progress(), ())
+    clock = clocks.Clock(Progress(), ())
     now.seconds += 60
     assert clock.read() == (60, 0.0)
 

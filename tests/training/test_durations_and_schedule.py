@@ -3,8 +3,7 @@
 import pytest
 
 from mosaicbert_jax import UserError
-from mosaicbert_jax.training.durations import Duration, Progress
-from mosaicbert_jax.training.schedule import learning_rate
+from mosaicbert_jax.training.durations import Duration, Progress, learning_rate
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import yaml
 
+from mosaicbert_jax import hosts
 from mosaicbert_jax.errors import UserError
-from mosaicbert_jax.training import hosts
 from tests.conftest import ROOT, run_process, run_train
 
 _ADDRESS = "JAX_COORDINATOR_ADDRESS"
@@ -92,7 +92,7 @@ def test_sigterm_to_one_stops_all_after_the_same_step_with_a_checkpoint(stopped)
     (step,) = [int(folder.name) for folder in (workdir / "checkpoints").glob("*")]
     assert ROWS_BEFORE_SIGTERM <= step < STEPS
     for _, errors in told:
-        assert f"stopped after step {step}, which is saved; the same command goes on" in errors
+        assert f"stopped after step {step}, which is saved; the same command resumes" in errors
     assert "2 x cpu" in told[0][0]
     events = [(row["event"], row["step"]) for row in rows(workdir, "event")]
     assert events == [("started", 0), ("saving", step), ("stopped", step)]

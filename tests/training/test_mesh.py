@@ -9,11 +9,13 @@ import subprocess
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from mosaicbert_jax import BertConfig
 from mosaicbert_jax.errors import UserError
-from mosaicbert_jax.training import checkpoints, sharding
+from mosaicbert_jax.storage.opening import abstract_params, build_model
+from mosaicbert_jax.training import sharding
 from tests.conftest import ROOT, run_train
 
 STEPS = 20
@@ -82,7 +84,9 @@ def test_state_is_stored_in_parts():
     config = BertConfig.mosaicbert_base(vocab_size=30_522)
     mesh = AbstractMesh((2, 2, 2), sharding.AXES, axis_types=(AxisType.Auto,) * 3)
     replicated = NamedSharding(mesh, PartitionSpec())
-    params = sharding.stored(mesh, checkpoints.abstract_params(config, replicated))
+    params = sharding.stored(
+        mesh, abstract_params(nnx.eval_shape(lambda: build_model(config, None, 0)), replicated)
+    )
     embeddings, layer = params["bert"]["embeddings"], params["bert"]["layers"][0]
 
     def spec(x):

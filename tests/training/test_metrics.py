@@ -6,7 +6,7 @@ import pathlib
 import pytest
 
 from mosaicbert_jax import BertConfig
-from mosaicbert_jax.training.configuration import pretraining
+from mosaicbert_jax.pretraining.configuration import pretraining
 from mosaicbert_jax.training.metrics import METRICS_FILE, MetricsWriter
 
 pytestmark = pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="no /dev/full")

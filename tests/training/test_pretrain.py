@@ -1,6 +1,5 @@
 """train.py as a user meets it: what it writes, refuses, and says."""
 
-import functools
 import io
 import itertools
 import json
@@ -15,24 +14,26 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from configs import tiny
 from mosaicbert_jax import BertConfig, BertForMaskedLM, UserError
-from mosaicbert_jax import __main__ as commands
+from mosaicbert_jax.commands import cli as commands
+from mosaicbert_jax.commands.train import main, parse
 from mosaicbert_jax.data.dataset import TokenDataset
 from mosaicbert_jax.prediction import FillMask
-from mosaicbert_jax.training import digests, step
-from mosaicbert_jax.training import run as run_module
-from mosaicbert_jax.training.checkpoints import load_model
-from mosaicbert_jax.training.command import main, parse
-from mosaicbert_jax.training.configuration import (
+from mosaicbert_jax.pretraining.configuration import (
     BatchShape,
     batch_shape,
     model_config,
     pretraining,
 )
+from mosaicbert_jax.pretraining.pretraining import Pretraining
+from mosaicbert_jax.storage import checkpoint_files
+from mosaicbert_jax.storage.opening import load_run
+from mosaicbert_jax.storage.workdir import locked
+from mosaicbert_jax.training import loop, step
+from mosaicbert_jax.training import run as run_module
+from mosaicbert_jax.training.durations import learning_rate
 from mosaicbert_jax.training.optimizer import apply
-from mosaicbert_jax.training.pretraining import Pretraining
-from mosaicbert_jax.training.schedule import learning_rate
-from mosaicbert_jax.training.workdir import locked
 from tests.conftest import ROOT, run_process, run_train
 
 ROW = {
@@ -168,7 +169,7 @@ def test_not_finite_stops_and_keeps_the_last_checkpoint(dataset, tmp_path, capsy
     steps = [int(p.name) for p in (workdir / "checkpoints").iterdir()]
     assert steps
     assert max(steps) < stopped
-    for array in np_leaves(load_model(workdir)):
+    for array in np_leaves(load_run(workdir)):
         assert np.isfinite(array).all()
 
 
@@ -258,7 +259,7 @@ def test_a_missing_config_file(tmp_path, capsys):
 def test_every_config_is_locked_and_documented(name):
     path = ROOT / "configs" / f"{name}.py"
     with mock.patch.object(sys, "argv", ["train.py", f"--config={path}", "--workdir=x"]):
-        config, _ = parse()
+        config, _ = parse(sys.argv)
     assert config.is_locked
     with pytest.raises(AttributeError):
         config.model.no_such_field = 1
@@ -316,7 +317,8 @@ def test_an_evaluation_cut_short_is_done_again(dataset, tmp_path):
     workdir = tmp_path / "run"
     line = run_train(workdir, dataset, "train.duration=4ba", "checkpoint.every=2ba")
     patched = (
-        "import os, sys; from mosaicbert_jax.training import pretraining, command; sys.argv = "
+        "import os, sys; from mosaicbert_jax.pretraining import pretraining; "
+        "from mosaicbert_jax.commands import train as command; sys.argv = "
         "sys.argv[1:]; pretraining.evaluate = lambda *a, **k: os._exit(9); command.main()"
     )
     assert run_process([line[0], "-c", patched, *line[1:]]).returncode == 9
@@ -349,7 +351,7 @@ def test_a_checkpoint_that_its_digests_do_not_help_is_named(run, dataset, tmp_pa
     (workdir / "checkpoints" / "30" / "digests.json").unlink()
     assert command(["fill-mask", str(workdir), "[MASK]"]) == 2
     assert "30 is damaged: digests.json is missing" in capsys.readouterr().err
-    digests.seal(workdir / "checkpoints" / "30")
+    checkpoint_files.seal(workdir / "checkpoints" / "30")
     assert train(workdir, dataset) == 2
     assert "checkpoints/30 cannot be read" in capsys.readouterr().err
     assert command(["fill-mask", str(workdir), "[MASK]"]) == 2
@@ -362,7 +364,7 @@ def test_a_checkpoint_that_its_digests_do_not_help_is_named(run, dataset, tmp_pa
 def test_a_config_builds_the_published_size(name, parameters):
     path = ROOT / "configs" / f"{name}.py"
     with mock.patch.object(sys, "argv", ["train.py", f"--config={path}", "--workdir=x"]):
-        config, _ = parse()
+        config, _ = parse(sys.argv)
     metadata = mock.Mock(vocab_size=30_522, padded_vocab_size=30_528, max_seq_len=128)
     model = model_config(config, metadata)
     shapes = nnx.eval_shape(lambda: BertForMaskedLM(model, rngs=nnx.Rngs(0)))
@@ -406,11 +408,11 @@ def test_fill_mask(run, capsys, monkeypatch):
 
 def test_fill_mask_agrees_with_the_model(run):
     """Padding and blocks of 32 change nothing."""
-    fill = FillMask.from_workdir(run)
+    fill = FillMask.open(run)
     (guesses,) = fill("the state of the [MASK]", top=192)
     assert abs(sum(g.probability for g in guesses) - 1) < 1e-4
     assert not any(g.token.startswith("[") and g.probability > 0 for g in guesses)
-    model = load_model(run)
+    model = load_run(run)
     assert isinstance(model, BertForMaskedLM)
     text = fill._tokenizer.encode("the state of the", add_special_tokens=False).ids
     ids = fill._ids
@@ -427,7 +429,7 @@ def test_as_a_process_no_traceback(dataset, tmp_path):
     assert result.stderr.count("\n") == 1
 
 
-def test_runs_that_are_alike_compile_their_step_once(dataset, tmp_path, monkeypatch):
+def test_a_run_like_another_uses_its_compiled_step(dataset, tmp_path, monkeypatch):
     """As do the seeds of a task of GLUE."""
     traced = []
 
@@ -436,12 +438,19 @@ def test_runs_that_are_alike_compile_their_step_once(dataset, tmp_path, monkeypa
         return step.train_step(*arguments, **settings)
 
     monkeypatch.setattr(run_module, "train_step", counted)
-    monkeypatch.setattr(
-        run_module, "_jitted_step", functools.cache(run_module._jitted_step.__wrapped__)
-    )
-    short = ("train.duration=1ba", "model.num_hidden_layers=1")
-    assert train(tmp_path / "one", dataset, *short) == 0
-    assert train(tmp_path / "another", dataset, *short, "seed=18") == 0
+
+    def prepared(name, seed):
+        config = tiny.get_config()
+        config.data.path, config.train.duration = str(dataset), "1ba"
+        config.model.num_hidden_layers, config.seed = 1, seed
+        return Pretraining.prepare(config, tmp_path / name)
+
+    first = prepared("one", 17)
+    loop.train(first)
+    loop.train(dataclasses.replace(prepared("like it", 18), like=first))
     assert len(traced) == 1
-    assert train(tmp_path / "other", dataset, *short, "optimizer.b1=0.8") == 0
+    loop.train(prepared("by itself", 18))
     assert len(traced) == 2
+    alike, alone = (np_leaves(load_run(tmp_path / name)) for name in ("like it", "by itself"))
+    for one, other in zip(alike, alone, strict=True):
+        np.testing.assert_array_equal(one, other)

@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 
 from mosaicbert_jax import BertConfig
-from mosaicbert_jax.training import checkpoints, digests, loop, pretraining
-from mosaicbert_jax.training.configuration import pretraining as pretraining_config
+from mosaicbert_jax.pretraining import pretraining
+from mosaicbert_jax.pretraining.configuration import pretraining as pretraining_config
+from mosaicbert_jax.storage import checkpoint_files
+from mosaicbert_jax.training import checkpoints, loop
 from mosaicbert_jax.training.recovery import Health
 from mosaicbert_jax.training.step import masked_lm
 from tests.conftest import run_process, run_train
-from tests.training.test_data_settings import interrupted_at
+from tests.pretraining.test_data_settings import interrupted_at
 from tests.training.test_pretrain import command, rows, train
 
 STEPS = 18
@@ -107,10 +109,10 @@ def stopped_after(step):
     """A run that is asked to stop there, and saves."""
 
     @contextlib.contextmanager
-    def heeded(say):
+    def stop_requests(say):
         yield lambda completed: completed == step
 
-    return mock.patch.object(loop.interruption, "heeded", heeded)
+    return mock.patch.object(loop.supervision, "stop_requests", stop_requests)
 
 
 def test_where_a_run_was_stopped_makes_no_difference(clean, dataset, tmp_path):
@@ -242,11 +244,11 @@ def flip(path):
 @pytest.mark.parametrize("pattern", ["model/**/d/*", "optimizer/manifest.ocdbt", "progress/*"])
 def test_a_damaged_checkpoint_is_known(clean, tmp_path, harm, pattern):
     folder = shutil.copytree(clean[0] / "checkpoints" / str(STEPS), tmp_path / "18")
-    assert digests.damage(folder) is None
+    assert checkpoint_files.damage(folder) is None
     path = max(folder.glob(pattern), key=lambda path: path.stat().st_size)
     harm(path)
-    assert digests.damage(folder).startswith(str(path.relative_to(folder)))
-    assert digests.damage(folder, "config") is None
+    assert checkpoint_files.damage(folder).startswith(str(path.relative_to(folder)))
+    assert checkpoint_files.damage(folder, "config") is None
 
 
 def test_a_run_goes_on_from_the_newest_whole_checkpoint(clean, dataset, tmp_path, capsys):
@@ -269,7 +271,7 @@ def test_a_run_goes_on_from_the_newest_whole_checkpoint(clean, dataset, tmp_path
     assert train(folder, dataset, *SETTINGS) == 0
     said = capsys.readouterr().out
     assert "The checkpoint of step 18 is damaged (model/" in said
-    assert "Going on from step 15" in said
+    assert "Resuming from step 15" in said
     assert state(folder) == expected
     assert [path.name.split("-")[0] for path in (folder / "damaged").iterdir()] == ["18"]
 
@@ -283,7 +285,7 @@ def test_a_run_goes_on_from_the_newest_whole_checkpoint(clean, dataset, tmp_path
 
 
 def test_training_goes_on_where_a_checkpoint_cannot_be_written(clean, dataset, tmp_path, capsys):
-    real, calls = checkpoints.digests.seal, []
+    real, calls = checkpoints.checkpoint_files.seal, []
 
     def fail_once(folder):
         calls.append(folder)
@@ -291,7 +293,7 @@ def test_training_goes_on_where_a_checkpoint_cannot_be_written(clean, dataset, t
             raise OSError(28, "No space left on device")
         real(folder)
 
-    with mock.patch.object(checkpoints.digests, "seal", fail_once):
+    with mock.patch.object(checkpoint_files, "seal", fail_once):
         assert train(tmp_path / "run", dataset, *SETTINGS) == 0
     said = capsys.readouterr().out
     assert "the checkpoint of step 10 is not written (" in said
@@ -306,7 +308,7 @@ def test_training_goes_on_where_a_checkpoint_cannot_be_written(clean, dataset, t
 
 def test_a_run_whose_last_checkpoint_cannot_be_written_fails(dataset, tmp_path, capsys):
     error = OSError(28, "No space left on device")
-    with mock.patch.object(checkpoints.digests, "seal", side_effect=error):
+    with mock.patch.object(checkpoint_files, "seal", side_effect=error):
         assert train(tmp_path / "run", dataset, *SETTINGS, "train.duration=2ba") == 2
     said = capsys.readouterr()
     assert "the checkpoint of step 2 is not written" in said.err
@@ -316,7 +318,8 @@ def test_a_run_whose_last_checkpoint_cannot_be_written_fails(dataset, tmp_path, 
 
 STUCK = """
 import sys, time
-from mosaicbert_jax.training import command, evaluation
+from mosaicbert_jax.commands import train as command
+from mosaicbert_jax.pretraining import evaluation
 evaluation.evaluate.__globals__["place_batch"] = lambda *_: time.sleep(600)
 sys.argv = sys.argv[1:]
 command.main()

@@ -7,16 +7,16 @@ import pytest
 
 from mosaicbert_jax import BertConfig
 from mosaicbert_jax.data.pipeline import Position
-from mosaicbert_jax.training import reporter as reporters
-from mosaicbert_jax.training.checkpoints import Restored
-from mosaicbert_jax.training.configuration import pretraining
+from mosaicbert_jax.pretraining.configuration import pretraining
+from mosaicbert_jax.training import metrics as reporters
+from mosaicbert_jax.training.checkpoints import Snapshot
 from mosaicbert_jax.training.durations import Progress
 from mosaicbert_jax.training.flops import model_flops_per_token
 from mosaicbert_jax.training.recovery import Diverged, Health
 from mosaicbert_jax.training.step import MASKED_LM
 
 PEAK = 1e12
-START = Restored(None, Progress(), Position(), Health())
+START = Snapshot(None, Progress(), Position(), Health())
 
 
 class Recorder:
@@ -43,7 +43,7 @@ def recorder(monkeypatch):
     run = types.SimpleNamespace(
         config=config,
         objective=MASKED_LM,
-        token_flops=model_flops_per_token(
+        flops_per_token=model_flops_per_token(
             BertConfig.mosaicbert_base(), sequence_length=128, masking_rate=0.3
         ),
         parameters=137_400_384,
@@ -93,7 +93,7 @@ def test_speed_counts_real_tokens_and_mfu_is_a_share_of_the_peak(recorder):
 def test_an_evaluation_within_a_row_is_left_out_of_its_speed(recorder):
     dispatch(recorder, 1)
     dispatch(recorder, 2)
-    recorder.reporter.leave_out(0.5)  # of the second between two readings of the clock
+    recorder.reporter.exclude(0.5)  # of the second between two readings of the clock
     dispatch(recorder, 3)
     assert recorder.rows[-1]["step"] == 2
     assert recorder.rows[-1]["tokens_per_second"] == 2000 / 0.5

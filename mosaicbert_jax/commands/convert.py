@@ -1,0 +1,47 @@
+"""Converts a run to a Hugging Face folder, or such a folder to a workdir."""
+
+import argparse
+import pathlib
+
+from mosaicbert_jax.errors import UserError
+
+HELP = "to PyTorch and Hugging Face, and from there"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
+    parser.add_argument(
+        "source", type=pathlib.Path, metavar="WORKDIR_OR_FOLDER",
+        help="a run, which becomes a Hugging Face folder; or such a folder, which becomes a "
+        "workdir for --config.init_from",
+    )  # fmt: skip
+    parser.add_argument("--output", type=pathlib.Path, required=True, metavar="DIR", help="is made")
+    parser.add_argument("--step", type=int, help="of a run's checkpoint; the default is its last")
+    parser.add_argument(
+        "--tokenizer", type=pathlib.Path, help="for a Hugging Face folder that has none"
+    )
+    parser.add_argument(
+        "--renew-head", action="store_true", help="of a Hugging Face folder: take the encoder alone"
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Runs the command."""
+    from mosaicbert_jax.conversion import export_run, import_folder
+    from mosaicbert_jax.storage.workdir import is_run
+
+    source, output = arguments.source, arguments.output
+    if is_run(source):
+        if arguments.tokenizer or arguments.renew_head:
+            raise UserError(
+                f"{source} is a run, which has its tokenizer and its head: --tokenizer and "
+                "--renew-head are for Hugging Face folders"
+            )
+        export_run(source, output, arguments.step)
+        print(f"{output} is a Hugging Face folder; its README.md says how to load it.")
+        return
+    if arguments.step is not None:
+        raise UserError(f"--step is for runs, and {source} has no checkpoints")
+    renew = ("head",) if arguments.renew_head else ()
+    import_folder(source, output, tokenizer=arguments.tokenizer, renew=renew)
+    print(f"{output} is a workdir; train from it with --config.init_from={output}")

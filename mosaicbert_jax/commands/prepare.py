@@ -1,0 +1,76 @@
+"""Makes a training set, and a tokenizer, from text."""
+
+import argparse
+
+from mosaicbert_jax.errors import UserError
+
+HELP = "make a training set, and a tokenizer, from text"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
+    parser.add_argument(
+        "--input",
+        nargs="+",
+        required=True,
+        metavar="INPUT",
+        help="files (.txt .jsonl .json .csv .tsv .parquet, also with .gz or .zst), folders, quoted "
+        "globs, tfds:NAME, or 'embedded' for the corpus that comes as packages",
+    )
+    parser.add_argument("--output", required=True, metavar="DIR", help="the data set's folder")
+    parser.add_argument("--field", default="text", help="key or column that holds the text")
+    parser.add_argument("--max-seq-len", type=int, default=128, help="tokens, [CLS] and [SEP] too")
+    parser.add_argument(
+        "--validation-fraction", type=float, default=0.05, help="share of documents held out"
+    )
+    parser.add_argument("--tokenizer", help="vocab.txt, tokenizer.json or a Hugging Face folder")
+    parser.add_argument("--vocab-size", type=int, help="entries of a tokenizer trained here")
+    parser.add_argument("--cased", action="store_true", help="train a tokenizer that keeps case")
+    parser.add_argument(
+        "--long-documents",
+        choices=["truncate", "split"],
+        default="truncate",
+        help="keep a document's first sequence, or cut all of it into sequences",
+    )
+    parser.add_argument(
+        "--keep-duplicates", action="store_true", help="keep documents that occur more than once"
+    )
+    parser.add_argument(
+        "--on-error",
+        choices=["stop", "skip"],
+        default="stop",
+        help="at input that can't be read: say where and stop, or leave it out and count it",
+    )
+    parser.add_argument("--workers", type=int, help="processes; the default is one a core")
+    parser.add_argument(
+        "--report", action="store_true", help="describe text and tokenizer; kept as report.md"
+    )
+    parser.add_argument(
+        "--compare-with", metavar="TOKENIZER", help="a second tokenizer for the report"
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Runs the command."""
+    from mosaicbert_jax.preparation.preparation import PrepareOptions, prepare
+
+    if arguments.cased and arguments.tokenizer:
+        raise UserError("--cased is for a tokenizer trained here; --tokenizer decides by itself")
+    prepare(
+        PrepareOptions(
+            inputs=tuple(arguments.input),
+            output=arguments.output,
+            field=arguments.field,
+            max_seq_len=arguments.max_seq_len,
+            validation_fraction=arguments.validation_fraction,
+            tokenizer=arguments.tokenizer,
+            vocab_size=arguments.vocab_size,
+            lowercase=not arguments.cased,
+            long_documents=arguments.long_documents,
+            deduplicate=not arguments.keep_duplicates,
+            on_error=arguments.on_error,
+            workers=arguments.workers,
+            report=arguments.report,
+            compare_with=arguments.compare_with,
+        )
+    )

@@ -1,0 +1,23 @@
+"""Writes curves and figures of runs as one HTML page."""
+
+import argparse
+import pathlib
+
+HELP = "curves and figures of runs, as one HTML page"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
+    parser.add_argument(
+        "workdirs", type=pathlib.Path, nargs="+", metavar="WORKDIR",
+        help="of train.py; also of a run that is going on, or of a GLUE suite. Several runs share "
+        "their charts",
+    )  # fmt: skip
+    parser.add_argument("--output", type=pathlib.Path, required=True, metavar="FILE.html")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Runs the command."""
+    from mosaicbert_jax.reporting.command import report
+
+    print(report(arguments.workdirs, arguments.output))

@@ -1,0 +1,116 @@
+"""Trains: pretraining, finetuning or GLUE, as the config says."""
+
+import argparse
+import pathlib
+import sys
+
+from ml_collections import ConfigDict
+
+from mosaicbert_jax import launch
+from mosaicbert_jax.commands import config_line
+from mosaicbert_jax.errors import UserError, explained
+
+HELP = "pretrain or finetune a model, as a config says"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
+    names = ", ".join(config_line.config_names())
+    parser.add_argument(
+        "--config",
+        required=True,
+        help=f"a file, or the name of a config that comes with the package ({names}); override "
+        "a value with --config.KEY=VALUE",
+    )
+    parser.add_argument(
+        "--workdir", required=True, metavar="DIR", help="the run's folder: made, or resumed from"
+    )
+    parser.set_defaults(overrides=[])
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Runs the command."""
+    flags = [f"--config={arguments.config}", f"--workdir={arguments.workdir}"]
+    with _explained():
+        _train(["mosaicbert train", *flags, *arguments.overrides])
+
+
+def main() -> None:
+    """Trains as train.py's command line says; see `explained` for how it exits otherwise."""
+    launch.quiet_orbax()
+    with _explained():
+        _train(sys.argv)
+
+
+def _explained():
+    return explained("interrupted; the same command resumes from the last checkpoint")
+
+
+def _train(words: list[str]) -> None:
+    config, workdir = parse(words)
+    # Imported from here on: a typo on the command line answers at once.
+    import jax
+
+    from mosaicbert_jax import hosts
+
+    hosts.join()
+    if jax.default_backend() == "cpu":
+        launch.keep_freed_memory()
+    what_next = train(config, pathlib.Path(workdir))
+    if hosts.is_first():
+        print(f"Done. {what_next}", flush=True)
+
+
+def parse(words: list[str]) -> tuple[ConfigDict, str]:
+    """The config with its overrides, and the workdir.
+
+    Args:
+      words: the command line; the first is the program.
+
+    Raises:
+      UserError: see `config_line.read`; or there is no config or no workdir.
+    """
+    config, workdir, rest = config_line.read(words)
+    if config is None or workdir is None or rest:
+        extra = f"; {' '.join(rest)} is not recognized" if rest else ""
+        program = pathlib.Path(words[0]).name
+        raise UserError(f"usage: {program} --config=CONFIG --workdir=DIR{extra}")
+    return config, workdir
+
+
+def train(config: ConfigDict, workdir: pathlib.Path) -> str:
+    """Runs what the config's `kind` names; returns what to do next.
+
+    Raises:
+      UserError: an unknown kind, or as the run itself.
+    """
+    kind = config.get("kind")
+    if kind not in _KINDS:
+        raise UserError(f"kind={kind!r}: train takes configs of {', '.join(_KINDS)}")
+    return _KINDS[kind](config, workdir)
+
+
+def _pretrain(config: ConfigDict, workdir: pathlib.Path) -> str:
+    from mosaicbert_jax.pretraining.pretraining import Pretraining
+    from mosaicbert_jax.training.loop import train
+
+    train(Pretraining.prepare(config, workdir))
+    return f"Try: mosaicbert fill-mask {workdir} 'The [MASK] of the union.'"
+
+
+def _finetune(config: ConfigDict, workdir: pathlib.Path) -> str:
+    from mosaicbert_jax.finetuning.finetuning import finetune
+
+    finetune(config, workdir)
+    return f"Try: mosaicbert predict {workdir} FILE"
+
+
+def _glue(config: ConfigDict, workdir: pathlib.Path) -> str:
+    from mosaicbert_jax.finetuning.suite import run_suites
+
+    run_suites(config, workdir)
+    return f"The scores are in {workdir}/results.json."
+
+
+# By the kind that a config names. Each imports what it needs alone.
+_KINDS = {"pretraining": _pretrain, "finetuning": _finetune, "glue": _glue}

@@ -1,0 +1,415 @@
+"""From text to a data set on disk: the function behind `python -m mosaicbert_jax prepare`.
+
+This process walks the files and writes the shards; workers parse and encode the blocks between.
+Results are taken in the order of the blocks, so their number changes nothing. The inputs are
+streamed: once for a sample on which the tokenizer is trained, once for their ids.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from mosaicbert_jax.data.dataset import METADATA_FILE, DatasetMetadata, SplitRecord, TokenizerRecord
+from mosaicbert_jax.errors import UserError
+from mosaicbert_jax.files import write_atomically, write_synced
+from mosaicbert_jax.parallel import ordered_map
+from mosaicbert_jax.preparation.duplicates import SeenKeys
+from mosaicbert_jax.preparation.inputs import Inputs, Reading
+from mosaicbert_jax.preparation.shards import ShardWriter
+from mosaicbert_jax.preparation.summary import summary
+from mosaicbert_jax.preparation.text_report import text_report
+from mosaicbert_jax.preparation.unfinished import (
+    Workspace,
+    remove_emptied,
+    workspace,
+)
+from mosaicbert_jax.progress import ByteProgress
+from mosaicbert_jax.text.encoding import EncodedBlock, Encoder
+from mosaicbert_jax.text.sources import find_sources, input_bytes
+from mosaicbert_jax.text.tokenizer import (
+    check_vocab_size,
+    is_lowercase,
+    load_tokenizer,
+    padded_vocab_size,
+    special_token_ids,
+    train_tokenizer,
+    vocab_size,
+    vocab_text,
+)
+from mosaicbert_jax.text.vocabulary import token_dtype
+
+DEFAULT_VOCAB_SIZE = 30_522  # bert-base-uncased's
+SHARD_BYTES = 64 * 2**20
+TOKENIZER_SAMPLE_BYTES = 100_000_000
+REPORT_SAMPLE_BYTES = 4_000_000
+REPORT_FILE = "report.md"
+TOKENIZER_FILE = "tokenizer.json"
+_FILES_OF_A_TOKENIZER = (TOKENIZER_FILE, "vocab.txt")
+_PLACES_SHOWN = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareOptions:
+    """What to prepare, and how.
+
+    Attributes:
+      inputs: files, folders, globs, "embedded" or "tfds:NAME"; see `sources.find_sources`.
+      output: the folder of the data set.
+      field: the key or column that holds the text, where there are such.
+      max_seq_len: most tokens of a sequence, [CLS] and [SEP] included.
+      validation_fraction: the share of documents held out, drawn by the digest of their text. 5 %
+        gives a small corpus enough for a steady loss; a large one needs less. 0: no such split.
+      tokenizer: a vocab.txt, a tokenizer.json or a Hugging Face folder; None trains one, on at
+        most 100 MB of the training documents, drawn by digest.
+      vocab_size: entries of the tokenizer trained here; None: 30,522.
+      lowercase: whether the tokenizer trained here lower-cases. One that is given decides itself.
+      long_documents: "truncate" keeps the first max_seq_len tokens of a document, as the recipe
+        does; "split" makes consecutive sequences of them all.
+      deduplicate: drop all but the first of documents with the same text. Takes 8 bytes of memory
+        a document, 16 for moments. (All of the same text are in one split, dropped or not.)
+      on_error: "stop" at the first input that can't be read, or "skip" and count it.
+      workers: processes that parse and encode; None: one a core. Changes nothing in the result.
+      report: whether to write a report on text and tokenizer, and show it.
+      compare_with: a second tokenizer for the report, as in `tokenizer`.
+    """
+
+    inputs: tuple[str, ...]
+    output: str
+    field: str = "text"
+    max_seq_len: int = 128
+    validation_fraction: float = 0.05
+    tokenizer: str | None = None
+    vocab_size: int | None = None
+    lowercase: bool = True
+    long_documents: str = "truncate"
+    deduplicate: bool = True
+    on_error: str = "stop"
+    workers: int | None = None
+    report: bool = False
+    compare_with: str | None = None
+
+
+def prepare(options: PrepareOptions, say: Callable[[str], None] = print) -> DatasetMetadata:
+    """Write a data set (see `dataset`), whole or not at all, and tell about it in a few lines.
+
+    Documents without text are dropped and counted, exact duplicates too if asked for. Documents
+    are held out by the digest of their text, so that the choice depends on no order and all
+    pieces of a document lie in one split; the tokenizer is trained on the others only. Equal
+    options and inputs give equal bytes. An output that holds this very data set already is kept.
+    What is finished when the process is interrupted is gone on from by the next call.
+
+    Returns:
+      The metadata of the data set, new or kept.
+
+    Raises:
+      UserError: an option or input is wrong, no training document is left, the output holds
+        something else, or it can't be written.
+    """
+    _check(options)
+    inputs = Inputs(
+        sources=tuple(find_sources(options.inputs)),
+        field=options.field,
+        stop_on_error=options.on_error == "stop",
+        held_out_below=int(options.validation_fraction * 2**64),
+        workers=options.workers,
+    )
+    given = load_tokenizer(options.tokenizer) if options.tokenizer is not None else None
+    if given is not None and is_lowercase(given) and not options.lowercase:
+        raise UserError(
+            f"lowercase=False: the tokenizer {options.tokenizer} lower-cases; give a cased one"
+        )
+    other = load_tokenizer(options.compare_with) if options.compare_with is not None else None
+    recorded = _recorded_options(options, given)
+    output = _output_folder(options.output)
+    try:
+        metadata = _existing(output, recorded, inputs)
+        if metadata is not None:
+            remove_emptied(output)
+            say(f"{output} is up to date: same options, same inputs")
+        else:
+            if output.is_mount():  # what can't be replaced either
+                raise UserError(
+                    f"{output}: a file system is mounted there; name a new folder in it"
+                )
+            with workspace(output, recorded, inputs.stamps()) as work:
+                metadata = _build(work, options, recorded, inputs, given, say)
+            metadata = dataclasses.replace(metadata, folder=output)
+            for line in summary(metadata, work.progress.skipped_places):
+                say(line)
+        if options.report:
+            _report(metadata, inputs, options, other, say)
+    except BrokenPipeError:
+        raise  # from `say`: its reader has seen enough
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or output}: {error.strerror or error}; {output} was not written; "
+            "mend this and run it again to go on from what is finished"
+        ) from None
+    return metadata
+
+
+def _output_folder(path: str) -> Path:
+    """Where the finished folder is moved to: not a link, which it could not replace."""
+    output = Path(os.path.abspath(path))
+    return Path(os.path.realpath(output)) if output.is_symlink() else output
+
+
+def _check(options: PrepareOptions) -> None:
+    if options.max_seq_len < 8:
+        raise UserError(f"max_seq_len {options.max_seq_len}: at least 8 tokens are needed")
+    if not 0 <= options.validation_fraction < 1:
+        raise UserError(
+            f"validation_fraction {options.validation_fraction}: give a share from 0 to below 1"
+        )
+    if options.long_documents not in ("truncate", "split"):
+        raise UserError(f'long_documents {options.long_documents!r}: give "truncate" or "split"')
+    if options.on_error not in ("stop", "skip"):
+        raise UserError(f'on_error {options.on_error!r}: give "stop" or "skip"')
+    if options.workers is not None and options.workers < 1:
+        raise UserError(f"workers {options.workers}: at least 1 is needed")
+    if options.tokenizer is not None and options.vocab_size is not None:
+        raise UserError("vocab_size is for a tokenizer trained here; leave it or tokenizer out")
+    if options.vocab_size is not None:
+        check_vocab_size(options.vocab_size)  # before the inputs are read
+    output = _output_folder(options.output).resolve()
+    for each in filter(os.path.isdir, options.inputs):
+        if output.is_relative_to(Path(each).resolve()):
+            raise UserError(f"{options.output}: it would lie in the input {each}; choose another")
+    if options.compare_with is not None and not options.report:
+        raise UserError("compare_with is for the report; ask for that too")
+
+
+def _recorded_options(options: PrepareOptions, given: Tokenizer | None) -> dict[str, Any]:
+    """All that changes the result besides the inputs' bytes."""
+    recorded = {
+        "field": options.field,
+        "validation_fraction": options.validation_fraction,
+        "long_documents": options.long_documents,
+        "max_seq_len": options.max_seq_len,
+        "deduplicate": options.deduplicate,
+        "on_error": options.on_error,
+    }
+    if given is None:
+        return recorded | {
+            "tokenizer": "trained",
+            "tokenizer_sample_bytes": TOKENIZER_SAMPLE_BYTES,
+            "vocab_size": DEFAULT_VOCAB_SIZE if options.vocab_size is None else options.vocab_size,
+            "lowercase": options.lowercase,
+        }
+    return recorded | {
+        "tokenizer": hashlib.sha256(given.to_str().encode()).hexdigest(),
+        "tokenizer_sample_bytes": None,
+        "vocab_size": None,
+        "lowercase": is_lowercase(given),
+    }
+
+
+def _existing(output: Path, recorded: dict[str, Any], inputs: Inputs) -> DatasetMetadata | None:
+    """The data set at `output` if it is the one asked for; None if there is nothing.
+
+    Raises:
+      UserError: there is something else; nothing is ever overwritten.
+    """
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return None
+    advice = "choose another output, or remove it"
+    if not output.is_dir():
+        raise UserError(f"{output}: a file with this name exists; {advice}")
+    if not (output / METADATA_FILE).is_file():
+        raise UserError(f"{output}: the folder has other files and no data set; {advice}")
+    metadata = DatasetMetadata.load(output)
+    for name, value in recorded.items():
+        if metadata.options.get(name) != value:
+            raise UserError(
+                f"{output}: a data set with {name} = {metadata.options.get(name)!r} is there, and "
+                f"{value!r} is asked for; {advice}"
+            )
+    there = [source.sha256 for source in metadata.sources]
+    asked = inputs.digests()
+    if asked == there:
+        return metadata
+    changed = [
+        source.name
+        for source, digest in zip(inputs.sources, asked, strict=True)
+        if digest not in there
+    ]
+    if changed:
+        why = f"{', '.join(changed)} is not in it, or has changed since"
+    else:
+        why = f"it is made of {', '.join(source.name for source in metadata.sources)} in this order"
+    raise UserError(f"{output}: a data set from other inputs is there ({why}); {advice}")
+
+
+def _build(
+    work: Workspace,
+    options: PrepareOptions,
+    recorded: dict[str, Any],
+    inputs: Inputs,
+    given: Tokenizer | None,
+    say: Callable[[str], None],
+) -> DatasetMetadata:
+    """Fills the workspace, from where it is, with a whole data set."""
+    path = work.data / TOKENIZER_FILE
+    if path.is_file():
+        tokenizer = load_tokenizer(path)
+        say(f"going on with the unfinished preparation in {work.folder}")
+    else:
+        tokenizer = given or _trained(inputs, recorded["vocab_size"], options.lowercase, say)
+        write_synced(path, tokenizer.to_str(pretty=True).encode() + b"\n")
+        write_synced(work.data / "vocab.txt", vocab_text(tokenizer).encode())
+        work.progress.documents = [0] * len(inputs.files)
+        if given is None:
+            work.save()
+    _Encoding(work, inputs, tokenizer, options).run()
+    work.check_unchanged()
+    progress = work.progress
+    train = progress.splits["train"]
+    if not train.documents:
+        work.discard()
+        raise UserError(
+            f"no training document is left: {progress.splits['validation'].documents} held out "
+            f"for validation, {progress.empty} empty, {progress.duplicates} duplicates, "
+            f"{sum(progress.skipped.values())} not readable; add text, or lower validation_fraction"
+        )
+    entries = vocab_size(tokenizer)
+    metadata = DatasetMetadata(
+        folder=work.data,
+        max_seq_len=options.max_seq_len,
+        tokenizer=TokenizerRecord(
+            file=TOKENIZER_FILE,
+            sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+            vocab_size=entries,
+            padded_vocab_size=padded_vocab_size(entries),
+            special_token_ids=special_token_ids(tokenizer),
+        ),
+        options=recorded,
+        sources=inputs.records(progress.files, progress.documents),
+        splits={
+            name: SplitRecord(
+                documents=split.documents,
+                sequences=split.sequences,
+                tokens=split.tokens,
+                truncated_documents=split.truncated_documents,
+                shards=split.shards,
+            )
+            for name, split in progress.splits.items()
+            if split.documents
+        },
+        dropped_duplicates=progress.duplicates,
+        dropped_empty=progress.empty,
+        skipped=progress.skipped,
+    )
+    write_synced(work.data / METADATA_FILE, metadata.to_json().encode())
+    return metadata
+
+
+def _trained(
+    inputs: Inputs, entries: int, lowercase: bool, say: Callable[[str], None]
+) -> Tokenizer:
+    sample = inputs.sample(TOKENIZER_SAMPLE_BYTES, "sampling for the tokenizer")
+    if not sample.is_whole:
+        say(
+            f"training the tokenizer on {sample.bytes / 1e6:,.0f} of {sample.read_bytes / 1e6:,.0f}"
+            f" MB of text: {len(sample):,} documents, drawn by digest"
+        )
+    return train_tokenizer(sample, entries, lowercase)
+
+
+class _Encoding:
+    """Encodes what is left of the inputs and saves after each shard of the training split."""
+
+    def __init__(
+        self, work: Workspace, inputs: Inputs, tokenizer: Tokenizer, options: PrepareOptions
+    ):
+        self._work = work
+        self._inputs = inputs
+        self._encoder = Encoder(
+            tokenizer.to_str(),
+            options.field,
+            options.max_seq_len,
+            split_long=options.long_documents == "split",
+        )
+        dtype = token_dtype(padded_vocab_size(vocab_size(tokenizer)))
+        self._writers = {
+            name: ShardWriter(work.data, name, dtype, split.shards)
+            for name, split in work.progress.splits.items()
+        }
+        self._seen = SeenKeys(work.keys()) if options.deduplicate else None
+        self._new_keys: list[np.ndarray] = []
+        self._files = inputs.files
+
+    def run(self) -> None:
+        progress = self._work.progress
+        first = progress.file
+        done = sum(map(input_bytes, self._files[:first]))
+        with ByteProgress("encoding", self._inputs.bytes, done) as bar:
+            reading = Reading(self._inputs, bar, first, progress.block)
+            for encoded in ordered_map(self._encoder, reading, self._inputs.useful_workers):
+                file, block = reading.places.popleft()
+                self._inputs.check(encoded.problems)
+                self._take(encoded, file)
+                progress.file, progress.block = file, block + 1
+                if self._writers["train"].buffered_bytes >= SHARD_BYTES:
+                    self._save(first, reading)
+        progress.file, progress.block = len(self._files), 0
+        self._save(first, reading)
+
+    def _take(self, encoded: EncodedBlock, file: int) -> None:
+        progress = self._work.progress
+        progress.documents[file] += encoded.documents
+        progress.empty += encoded.documents - len(encoded.keys_D)
+        for problem in encoded.problems:
+            progress.skipped[problem.kind] = progress.skipped.get(problem.kind, 0) + 1
+            if len(progress.skipped_places) < _PLACES_SHOWN:
+                progress.skipped_places.append(f"{problem.place} ({problem.kind})")
+        new_D = np.ones(len(encoded.keys_D), bool)
+        if self._seen is not None:
+            new_D = self._seen.first_time(encoded.keys_D)
+            self._new_keys.append(encoded.keys_D[new_D])
+        progress.duplicates += int((~new_D).sum())
+        held_out_D = encoded.keys_D < np.uint64(self._inputs.held_out_below)
+        for name, chosen_D in (("train", new_D & ~held_out_D), ("validation", new_D & held_out_D)):
+            split = progress.splits[name]
+            split.documents += int(chosen_D.sum())
+            split.truncated_documents += int(encoded.truncated_D[chosen_D].sum())
+            self._writers[name].add(*encoded.part(chosen_D))
+
+    def _save(self, first: int, reading: Reading) -> None:
+        """Makes all that was taken so far part of what is finished."""
+        progress = self._work.progress
+        for name, writer in self._writers.items():
+            writer.flush()
+            progress.splits[name].shards = writer.records
+        finished = itertools.islice(
+            reading.tallies, len(progress.files) - first, progress.file - first
+        )
+        progress.files += [(tally.bytes, tally.sha256) for tally in finished]
+        self._work.save(self._new_keys)
+        self._new_keys = []
+
+
+def _report(
+    metadata: DatasetMetadata,
+    inputs: Inputs,
+    options: PrepareOptions,
+    other: Tokenizer | None,
+    say: Callable[[str], None],
+) -> None:
+    sample = inputs.sample(REPORT_SAMPLE_BYTES, "sampling for the report")
+    text = text_report(metadata.folder, list(sample), other, _tokenizer_name(options.compare_with))
+    path = metadata.folder / REPORT_FILE
+    write_atomically(path, text)
+    say(f"\n{text}\nreport: {path}")
+
+
+def _tokenizer_name(path: str | None) -> str:
+    """The folder's name, where the file's own says nothing."""
+    absolute = Path(os.path.abspath(path or ""))
+    return absolute.parent.name if absolute.name in _FILES_OF_A_TOKENIZER else absolute.name

@@ -1,0 +1,225 @@
+"""How many rows a device holds at a time: the most that fit, found by compiling, not by trying."""
+
+import dataclasses
+import math
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from mosaicbert_jax.data.masking import predictions_per_row
+from mosaicbert_jax.errors import UserError
+from mosaicbert_jax.training import sharding
+
+AUTO = "auto"
+MARGIN = 0.1  # of the memory: kept for what no program plans, such as holes between its arrays
+_SHARE_OF_HOST = 0.5  # of what is available there, for all devices of a CPU
+_FIRST_TOKENS = 65_536  # of the first program: all of a device's share in the recipe on 8 GPUs
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """What a search for the largest microbatch found.
+
+    Attributes:
+      rows: of the largest that fits; None if not one row does.
+      measured: bytes that the compiled step needs, by the rows of its microbatches.
+      limit: bytes.
+    """
+
+    rows: int | None
+    measured: dict[int, int]
+    limit: int
+
+
+def largest_that_fits(
+    sizes: Sequence[int], bytes_of: Callable[[int], int], limit: int, first: int
+) -> Search:
+    """The largest of several microbatches whose step needs at most `limit` bytes.
+
+    Memory is close to a straight line over the rows. So two sizes are measured, the size that the
+    line through them gives is measured too, and smaller ones only where that is too large after
+    all. If the first is the largest of all and fits, it is the only one.
+
+    Args:
+      sizes: rows of the microbatches that there are to choose from.
+      bytes_of: measures one; takes half a minute or more.
+      first: the size to begin with, one of `sizes`.
+    """
+    measured: dict[int, int] = {}
+    size: int | None = first
+    while size is not None:
+        measured[size] = bytes_of(size)
+        size = _next(sorted(sizes), measured, limit)
+    fitting = [rows for rows, needed in measured.items() if needed <= limit]
+    return Search(max(fitting, default=None), measured, limit)
+
+
+def _next(sizes: list[int], measured: dict[int, int], limit: int) -> int | None:
+    """The size to measure now, or None if the largest is known."""
+    fits = max((size for size, needed in measured.items() if needed <= limit), default=0)
+    not_fitting = min((s for s, needed in measured.items() if needed > limit), default=math.inf)
+    between = [size for size in sizes if fits < size < not_fitting]
+    if not between or (fits and len(measured) > 2):
+        return None
+    if len(measured) == 1:
+        (only,) = measured
+        if fits:
+            return max([size for size in between if size <= 4 * only], default=between[0])
+        return min([size for size in between if 4 * size >= only], default=between[-1])
+    # Through the two that lie nearest to what is sought.
+    (low, at_low), (high, at_high) = sorted(sorted(measured.items())[:2])
+    slope = max(at_high - at_low, 0) / (high - low)
+    fitting = [size for size in between if at_low + slope * (size - low) <= limit]
+    if not fitting:
+        return None if fits else between[0]
+    return fitting[-1]
+
+
+def sizes_of(rows: int, row_shards: int) -> list[int]:
+    """Into microbatches of how many rows a device's share of a batch divides."""
+    here = rows // row_shards
+    return [size for size in range(1, here + 1) if here % size == 0]
+
+
+def first_size(sizes: Sequence[int], row_length: int) -> int:
+    """Where a search on the device at hand begins."""
+    return max((s for s in sizes if s * row_length <= _FIRST_TOKENS), default=min(sizes))
+
+
+def bytes_needed(compiled: jax.stages.Compiled) -> int:
+    """Of one device's memory, while a program runs: its arguments, results and temporary arrays."""
+    memory = compiled.memory_analysis()
+    return (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes
+    )
+
+
+def device_memory() -> int:
+    """Bytes that programs can have on each device, on the device that has the least.
+
+    On a GPU what JAX has taken of it; on a CPU half of what the host has available, divided by its
+    devices.
+    """
+    here = min(_memory_of(device) for device in jax.local_devices())
+    if jax.process_count() == 1:
+        return here
+    return int(np.min(multihost_utils.process_allgather(np.int64(here // 2**20)))) * 2**20
+
+
+def _memory_of(device: jax.Device) -> int:
+    stats = device.memory_stats() or {}
+    if device.platform != "cpu" and "bytes_limit" in stats:
+        return stats["bytes_limit"]
+    return int(_SHARE_OF_HOST * _available_on_host() / jax.local_device_count())
+
+
+def _available_on_host() -> int:
+    """Bytes; all that is installed where the system does not tell what is available."""
+    meminfo = pathlib.Path("/proc/meminfo")
+    if meminfo.exists():
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def abstract_batch(
+    mesh: Mesh, rows: int, length: int, masking_rate: float
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of a pretraining batch."""
+    slots = predictions_per_row(length, masking_rate)
+    columns = {
+        "tokens_BL": (length, jnp.int32),
+        "segment_ids_BL": (length, jnp.int32),
+        "positions_BP": (slots, jnp.int32),
+        "labels_BP": (slots, jnp.int32),
+        "weights_BP": (slots, jnp.float32),
+    }
+    return {
+        name: jax.ShapeDtypeStruct((rows, width), dtype, sharding=sharding.by_rows(mesh))
+        for name, (width, dtype) in columns.items()
+    }
+
+
+def shown(size: int) -> str:
+    """Bytes, for people."""
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+
+
+def search(
+    step_of: Callable[[int], jax.stages.Wrapped],
+    state: Any,
+    mesh: Mesh,
+    *,
+    rows: int,
+    row_length: int,
+    masking_rate: float,
+    say: Callable[[str], None],
+) -> int:
+    """The rows of the largest microbatch that fits the devices at hand.
+
+    Args:
+      step_of: the training step with microbatches of so many rows.
+      state: its first argument, as a tree of ShapeDtypeStruct.
+      rows: of the global batch.
+      say: takes a line for the terminal.
+
+    Raises:
+      UserError: not one row fits.
+    """
+    everywhere = sharding.replicated(mesh)
+    rate = jax.ShapeDtypeStruct((), jnp.float32, sharding=everywhere)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    key = jax.ShapeDtypeStruct((), key.dtype, sharding=everywhere)
+    batch = abstract_batch(mesh, rows, row_length, masking_rate)
+
+    def bytes_of(size: int) -> int:
+        say(f"Choosing the microbatch: compiling for {size} rows of {row_length} tokens.")
+        return bytes_needed(step_of(size).lower(state, batch, rate, key).compile())
+
+    row_shards = sharding.row_shards(mesh)
+    size, why = choose(bytes_of, rows=rows, row_shards=row_shards, row_length=row_length)
+    say(why)
+    return size
+
+
+def choose(
+    bytes_of: Callable[[int], int], *, rows: int, row_shards: int, row_length: int
+) -> tuple[int, str]:
+    """The rows of the largest microbatch that fits the devices at hand, and why, in one line.
+
+    Args:
+      bytes_of: compiles the step with microbatches of so many rows; see `bytes_needed`.
+      rows: of the global batch.
+      row_shards: over how many devices they are divided.
+
+    Raises:
+      UserError: not one row fits.
+    """
+    memory = device_memory()
+    sizes = sizes_of(rows, row_shards)
+    limit = int((1 - MARGIN) * memory)
+    found = largest_that_fits(sizes, bytes_of, limit, first_size(sizes, row_length))
+    steps = ", ".join(f"{s} rows {shown(n)}" for s, n in sorted(found.measured.items()))
+    room = f"{shown(memory)} a device less {MARGIN:.0%}"
+    if found.rows is None:
+        raise UserError(
+            f"train.microbatch_tokens={AUTO}: not one row of {row_length} tokens fits {room}; the "
+            f"compiled step needs: {steps}. Divide the model over devices with mesh.fsdp, or take "
+            "shorter rows or a smaller model"
+        )
+    return found.rows, (
+        f"microbatch: {found.rows} rows of {row_length} tokens a device "
+        f"(train.microbatch_tokens={found.rows * row_length}), the most that divide its "
+        f"{sizes[-1]} and fit {room}; compiled: {steps}"
+    )

@@ -1,0 +1,104 @@
+"""Opens the data of a run: what it trains on, what is held out, and what is damaged of either."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from mosaicbert_jax import hosts
+from mosaicbert_jax.data.dataset import TokenDataset
+from mosaicbert_jax.data.integrity import (
+    SKIP,
+    Findings,
+    describe_damage,
+    examine,
+    read_seen,
+    refuse,
+    shards_of,
+)
+from mosaicbert_jax.data.mixture import Mixture
+from mosaicbert_jax.errors import UserError
+
+SEEN_FILE = "data_files.json"  # in a workdir: see `Findings.seen`
+
+
+def examine_data(data: ConfigDict, folder: pathlib.Path) -> Findings:
+    """What is wrong with the data's files, on any host.
+
+    Raises:
+      UserError: a shard is damaged, and data.on_error does not say to skip it.
+    """
+    folders = [path for path, _ in data.mixture] if data.mixture else [data.path]
+    shards = [shard for path in folders for shard in shards_of(path)]
+    found = examine(shards, read_seen(folder / SEEN_FILE))
+    # All leave out the same, as the rows of a step are planned by each for all.
+    damaged_here = np.array([shard in found.damaged for shard in shards], np.int32)
+    damaged = {
+        shard: found.damaged.get(shard, "on another host")
+        for shard, hosts_with in zip(shards, hosts.summed(damaged_here), strict=True)
+        if hosts_with
+    }
+    if data.on_error != SKIP:
+        refuse(damaged, sum(shard.sequences for shard in shards))
+    return dataclasses.replace(found, damaged=damaged)
+
+
+def open_data(
+    data: ConfigDict, findings: Findings
+) -> tuple[TokenDataset | Mixture, TokenDataset | Mixture | None]:
+    """What is trained on, and what is held out of it, if anything; both without damaged shards.
+
+    Raises:
+      UserError: nothing else is left to train on.
+    """
+    without: dict[pathlib.Path, list[str]] = {}
+    for shard in findings.damaged:
+        without.setdefault(shard.folder, []).append(shard.name)
+    if data.mixture:
+        dataset = Mixture.open(data.mixture, without)
+        held_out = dataset.held_out()
+    else:
+        dataset = TokenDataset(data.path, without=without.get(pathlib.Path(data.path), ()))
+        held_out = None
+        if "validation" in dataset.metadata.splits:
+            held_out = TokenDataset(data.path, "validation", dataset.without)
+    if findings.damaged and len(dataset) == dataset.missing:
+        raise UserError(f"{describe_damage(findings.damaged)}; nothing is left to train on")
+    if held_out is not None and len(held_out) == held_out.missing:
+        held_out = None
+    return dataset, held_out
+
+
+def describe_data(dataset: TokenDataset | Mixture, findings: Findings) -> str:
+    """The number of sequences; before it what is left out, and each data set of a mixture."""
+    lines = []
+    if findings.damaged:
+        lost = sum(shard.sequences for shard in findings.damaged)
+        lines = [f"WITHOUT {lost:,} sequences: {describe_damage(findings.damaged)}"]
+    if isinstance(dataset, Mixture):
+        lines += [
+            f"{weight:.1%} of {part.metadata.folder}, read {places / len(part):.2f} times an epoch"
+            for part, weight, places in zip(
+                dataset.datasets, dataset.weights, dataset.places, strict=True
+            )
+        ]
+    return "\n".join([*lines, f"{len(dataset) - dataset.missing:,} sequences"])
+
+
+def identity(dataset: TokenDataset | Mixture) -> dict[str, Any]:
+    """What a run knows prepared text by."""
+    if not isinstance(dataset, Mixture):
+        found = {"digest": dataset.metadata.digest}
+    else:
+        # By number and not as a list, so that `differences` can tell which of them is another.
+        found = {
+            "mixture": {
+                str(number): {"digest": part.metadata.digest, "weight": weight}
+                for number, (part, weight) in enumerate(
+                    zip(dataset.datasets, dataset.weights, strict=True)
+                )
+            }
+        }
+    return {**found, "max_seq_len": dataset.metadata.max_seq_len}

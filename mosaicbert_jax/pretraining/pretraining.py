@@ -1,0 +1,245 @@
+"""Pretraining as a masked language model: its data, its start and its evaluation."""
+
+import contextlib
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from mosaicbert_jax.data.dataset import TokenDataset
+from mosaicbert_jax.data.integrity import Findings, seen_text
+from mosaicbert_jax.data.mixture import Mixture
+from mosaicbert_jax.data.packing import RowPlanner, packing_efficiency
+from mosaicbert_jax.data.pipeline import Batch, Position, batches
+from mosaicbert_jax.errors import UserError
+from mosaicbert_jax.modeling.config import BertConfig
+from mosaicbert_jax.pretraining import configuration, microbatch
+from mosaicbert_jax.pretraining.evaluation import Evaluation, evaluate
+from mosaicbert_jax.pretraining.opening import (
+    SEEN_FILE,
+    describe_data,
+    examine_data,
+    identity,
+    open_data,
+)
+from mosaicbert_jax.storage import workdir
+from mosaicbert_jax.storage.opening import StoredModel, initial_params, open_model
+from mosaicbert_jax.training import flops, sharding
+from mosaicbert_jax.training.durations import Duration, Progress
+from mosaicbert_jax.training.optimizer import optimizer_of
+from mosaicbert_jax.training.run import Run
+from mosaicbert_jax.training.step import evaluation_step, masked_lm
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pretraining(Run):
+    """A run on prepared text.
+
+    Attributes:
+      dataset, validation: the splits; validation is None if nothing is held out.
+      shape: of a step's batch.
+      findings: what reading the data's files has shown.
+    """
+
+    dataset: TokenDataset | Mixture
+    validation: TokenDataset | Mixture | None
+    shape: configuration.BatchShape
+    findings: Findings
+
+    @classmethod
+    def prepare(cls, config: ConfigDict, folder: pathlib.Path) -> "Pretraining":
+        """Checks everything that can be checked before anything is computed or written."""
+        configuration.check(config)
+        findings = examine_data(config.data, folder)
+        dataset, validation = open_data(config.data, findings)
+        metadata = dataset.metadata
+        model = configuration.model_config(config, metadata)
+        mesh = sharding.make_mesh(**config.mesh)
+        sharding.check_width(model, mesh.shape["tensor"])
+        shape = configuration.batch_shape(config, sharding.row_shards(mesh))
+        if config.data.row_length < metadata.max_seq_len:
+            raise UserError(
+                f"data.row_length={config.data.row_length} is shorter than the data set's longest "
+                f"sequences; use at least {metadata.max_seq_len}"
+            )
+        return cls(
+            config=config,
+            folder=folder,
+            mesh=mesh,
+            optimizer=optimizer_of(config.optimizer),
+            duration=Duration.parse(config.train.duration, key="train.duration"),
+            record=workdir.make_record(config, model, identity(dataset)),
+            objective=masked_lm(activation_checkpointing=config.train.activation_checkpointing),
+            microbatches=shape.microbatches,
+            flops_per_token=flops.model_flops_per_token(
+                model,
+                sequence_length=metadata.max_seq_len,
+                masking_rate=config.data.masking_rate,
+            ),
+            dataset=dataset,
+            validation=validation,
+            shape=shape,
+            findings=findings,
+        )
+
+    def files(self) -> dict[str, str]:
+        """What is known of the data's files, which are not read again then."""
+        return {SEEN_FILE: seen_text(self.findings.seen)}
+
+    def details(self) -> dict[str, str | int]:
+        """Damaged shards that are left out."""
+        damaged = self.findings.damaged
+        if not damaged:
+            return {}
+        return {
+            "left_out_shards": ", ".join(str(shard) for shard in damaged),
+            "left_out_sequences": sum(shard.sequences for shard in damaged),
+        }
+
+    def settled(self, say: Callable[[str], None]) -> "Pretraining":
+        """With the largest microbatch that fits the devices, if the config asks for that."""
+        if self.config.train.microbatch_tokens != microbatch.AUTO:
+            return self
+
+        def with_microbatches_of(rows: int) -> Pretraining:
+            microbatches = self.shape.rows // sharding.row_shards(self.mesh) // rows
+            shape = dataclasses.replace(self.shape, microbatches=microbatches)
+            return dataclasses.replace(self, shape=shape, microbatches=microbatches)
+
+        rows = microbatch.search(
+            lambda rows: with_microbatches_of(rows).train_step,
+            self.abstract_state(),
+            self.mesh,
+            rows=self.shape.rows,
+            row_length=self.config.data.row_length,
+            masking_rate=self.config.data.masking_rate,
+            say=say,
+        )
+        return with_microbatches_of(rows)
+
+    @property
+    def sequences_per_epoch(self) -> int:
+        """Of the data set, or of all in a mixture, without those that are left out."""
+        return len(self.dataset) - self.dataset.missing
+
+    def describe(self) -> str:
+        """Model, data, batch and length."""
+        config, shape = self.config, self.shape
+        planner = RowPlanner(
+            self.dataset,
+            config.data.row_length,
+            config.seed,
+            config.data.packing,
+            config.data.window_size,
+        )
+        windows = (planner.plan(0, window) for window in range(planner.num_windows))
+        window = next(window for window in windows if window.num_rows)
+        per_step = shape.rows * len(window.sequences_S) / window.num_rows
+        mean = window.lengths_S.mean()
+        full = packing_efficiency(window.lengths_S, window.num_rows, config.data.row_length)
+        step = Progress(step=1, sequences=per_step, tokens=per_step * mean)
+        steps = "" if self.duration.is_time else f", about {1 / self.share(step):,.0f} steps"
+        return (
+            f"{self.parameters:,} parameters, {self.model.dtype}, on {jax.device_count()} x "
+            f"{jax.devices()[0].device_kind}\n"
+            f"{describe_data(self.dataset, self.findings)} of {mean:.0f} tokens on average\n"
+            f"a step: {shape.rows} rows of {config.data.row_length} tokens in {shape.microbatches} "
+            f"microbatch(es), about {per_step:,.0f} sequences, {full:.1%} full\n"
+            f"the run: {config.train.duration}{steps}"
+        )
+
+    def tokenizer_files(self) -> dict[str, str]:
+        """Those of the data set."""
+        path = self.dataset.metadata.tokenizer_path
+        files = (path, path.parent / "vocab.txt")
+        return {file.name: file.read_text(encoding="utf-8") for file in files}
+
+    def initial_params(self, abstract: Any) -> Any:
+        """Those of init_from: a run's folder, or one in Hugging Face's layout; else random ones."""
+        origin = None
+        if self.config.init_from:
+            origin = open_model(self.config.init_from, self.config.init_from_step)
+            _check_same_model(origin, self.model)
+        return initial_params(
+            self.build,
+            abstract,
+            self.config.seed,
+            origin=origin,
+            kept=tuple(abstract),
+        )
+
+    def batches(self, position: Position) -> Iterator[Batch]:
+        """Packed and masked rows."""
+        return batches(
+            self.dataset,
+            position=position,
+            workers=self.config.data.workers,
+            rows_per_batch=self.shape.rows,
+            masking_rate=self.config.data.masking_rate,
+            **self._stream_settings(),
+        )
+
+    def _stream_settings(self) -> dict[str, Any]:
+        index, count = sharding.host_part(self.mesh)
+        return {
+            "row_length": self.config.data.row_length,
+            "packing": self.config.data.packing,
+            "window_size": self.config.data.window_size,
+            "seed": self.config.seed,
+            "process_index": index,
+            "process_count": count,
+        }
+
+    @functools.cached_property
+    def _evaluation_step(self) -> jax.stages.Wrapped:
+        return jax.jit(functools.partial(evaluation_step, graph=self.graph))
+
+    def evaluate(self, params: Any) -> Evaluation | None:
+        """Masked-language-model loss and accuracy on the validation split, if there is one."""
+        if self.validation is None:
+            return None
+        # A thread's: workers would take longer to start than many an evaluation lasts.
+        stream = batches(
+            self.validation,
+            rows_per_batch=self.shape.rows // self.shape.microbatches,
+            masking_rate=self.config.eval.masking_rate,
+            epochs=1,
+            **self._stream_settings(),
+        )
+        step = self._evaluation_step
+        with contextlib.closing(stream):
+            return evaluate(
+                functools.partial(step, params),
+                stream,
+                self.mesh,
+                vocab_size=self.model.vocab_size,
+                max_tokens=self.config.eval.max_tokens,
+            )
+
+
+def _check_same_model(origin: StoredModel, wanted: BertConfig) -> None:
+    """Raises UserError if parameters of one do not fit the other."""
+    found = origin.config
+    shaping = [
+        "vocab_size",
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "intermediate_size",
+        "type_vocab_size",
+        "position_embedding",
+        "feed_forward",
+    ]
+    if wanted.position_embedding == "learned":
+        shaping.append("max_position_embeddings")
+    changed = [
+        f"model.{name} is {getattr(found, name)!r} there and {getattr(wanted, name)!r} here"
+        for name in shaping
+        if getattr(found, name) != getattr(wanted, name)
+    ]
+    if changed:
+        raise UserError(f"init_from={origin.place} is another model: {'; '.join(changed)}")

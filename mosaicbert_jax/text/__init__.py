@@ -1,0 +1,1 @@
+"""Text: finding and reading inputs, the tokenizer, and encoding documents."""

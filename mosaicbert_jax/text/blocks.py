@@ -1,0 +1,162 @@
+"""What the readers of all formats share: documents, problems, and blocks of a bounded size."""
+
+import codecs
+import dataclasses
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from mosaicbert_jax.text.streams import BrokenStreamError, Tally, read_pieces
+
+BLOCK_BYTES = 2**20
+_LONGEST_BYTES = 2**24
+_ROW_BYTES = 32  # what a row takes beside its text, so that empty rows fill a block too
+_NAMES_SHOWN = 12
+
+LINE_END = re.compile(rb"\n")
+BLANK_LINE = re.compile(rb"\n[ \t\r\f\v]*\n")  # what bytes.strip() takes away
+
+
+@dataclasses.dataclass(frozen=True)
+class Document:
+    """One document: its text, and where it stands ("path:line", "path: row 7", "path: title")."""
+
+    text: str
+    place: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """What is wrong with a document or a file, and what to do; str() gives one line with all.
+
+    `kind` is a name for counting, such as "not UTF-8", "no field" or "truncated file".
+    """
+
+    place: str
+    kind: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.message}"
+
+
+# A row's place, to be put behind the path, and its text in UTF-8, or None for a null.
+Row = tuple[str, bytes | Problem | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """About BLOCK_BYTES of a file, to be parsed by `readers.documents`, in any process.
+
+    Fields:
+      format: how to parse the payload, a key of the table in readers.py.
+      path: of the file, for places.
+      payload: lines, or rows from which the field has been taken already.
+      line: the number of the payload's first line, where it is lines.
+    """
+
+    format: str
+    path: str
+    payload: bytes | list[Row]
+    line: int = 1
+
+
+def cut(path: Path, tally: Tally, boundary: re.Pattern[bytes]) -> Iterator[tuple[int, bytes]]:
+    """Cuts a file at the first boundary behind each BLOCK_BYTES.
+
+    Where it is cut depends on the file's content only. A longer stretch without a boundary is
+    one block; of more than 16 MiB it is cut at a line's end, if it has lines. What precedes the
+    content, a byte order mark, is dropped.
+
+    Args:
+      boundary: LINE_END or BLANK_LINE.
+
+    Yields:
+      (number of the first line, the bytes).
+
+    Raises:
+      BrokenStreamError, OSError: as in `read_pieces`; after all that ends in a boundary.
+    """
+    line = 1
+    buffer = bytearray()
+    searched = 0  # no boundary begins before, other than in the first BLOCK_BYTES
+
+    def take(length: int) -> Iterator[tuple[int, bytes]]:
+        nonlocal line, searched
+        data = bytes(memoryview(buffer)[:length])
+        del buffer[:length]
+        if data:
+            yield line, data
+        line += data.count(b"\n")
+        searched = 0
+
+    try:
+        for piece in without_mark(read_pieces(path, tally)):
+            buffer += piece
+            while len(buffer) > BLOCK_BYTES:
+                searched = max(searched, BLOCK_BYTES - 1)
+                found = boundary.search(buffer, searched)
+                if found and found.start() < _LONGEST_BYTES:
+                    yield from take(found.end())
+                elif len(buffer) > _LONGEST_BYTES + BLOCK_BYTES and (
+                    line_end := buffer.rfind(b"\n", BLOCK_BYTES, _LONGEST_BYTES) + 1
+                ):
+                    yield from take(line_end)
+                elif found:
+                    yield from take(found.end())
+                else:
+                    last = buffer.rfind(b"\n", searched)
+                    searched = len(buffer) if last < 0 else last
+                    break
+    except BrokenStreamError:
+        ends = [found.end() for found in boundary.finditer(buffer)]
+        yield from take(ends[-1] if ends else 0)
+        raise
+    yield from take(len(buffer))
+
+
+def without_mark(pieces: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:
+    """Drops UTF-8's byte order mark from the start of a file."""
+    head = b""
+    pieces = iter(pieces)
+    for piece in pieces:
+        head += piece
+        if len(head) >= len(codecs.BOM_UTF8):
+            break
+    yield head.removeprefix(codecs.BOM_UTF8)
+    yield from pieces
+
+
+def pack(path: Path, rows: Iterable[Row]) -> Iterator[Block]:
+    """Gathers rows into blocks; those before an exception come before it."""
+    payload: list[Row] = []
+    length = 0
+    try:
+        for row in rows:
+            payload.append(row)
+            length += _ROW_BYTES + (len(row[1]) if isinstance(row[1], bytes) else 0)
+            if length >= BLOCK_BYTES:
+                yield Block("rows", str(path), payload)
+                payload, length = [], 0
+    except Exception:
+        if payload:
+            yield Block("rows", str(path), payload)
+        raise
+    if payload:
+        yield Block("rows", str(path), payload)
+
+
+def no_field(place: object, what: str, field: str, names: Iterable[str]) -> Problem:
+    """The field that was asked for isn't among those that there are.
+
+    Args:
+      what: "field" or "column".
+    """
+    names = [*map(repr, names)]
+    more = len(names) - _NAMES_SHOWN
+    there = ", ".join(names[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
+    return Problem(
+        str(place),
+        "no field",
+        f"no {what} {field!r}, only {there or 'none'}; name the {what} that holds the text",
+    )

@@ -1,0 +1,23 @@
+"""Sizes and special ids of a vocabulary, without the library that tokenizes."""
+
+import dataclasses
+
+import numpy as np
+
+MAX_VOCAB_SIZE = 2**24  # entries; more is a slip, for which libraries would ask too much memory
+
+
+@dataclasses.dataclass(frozen=True)
+class SpecialTokenIds:
+    """The ids of [PAD], [UNK], [CLS], [SEP] and [MASK]."""
+
+    pad: int
+    unk: int
+    cls: int
+    sep: int
+    mask: int
+
+
+def token_dtype(padded_vocab_size: int) -> np.dtype:
+    """The narrowest dtype of the two that the format knows: uint16 or uint32."""
+    return np.dtype(np.uint16 if padded_vocab_size <= 2**16 else np.uint32)
