@@ -1,10 +1,12 @@
-"""Files that are there whole or not at all, whatever kills their writer."""
+"""Files and folders that are written atomically, and locks on them."""
 
 import contextlib
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from mosaicbert_jax.errors import UserError
 
@@ -18,7 +20,7 @@ def write_synced(path: Path, data: bytes) -> None:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replaces a file's text whole, or not at all."""
+    """Replaces a file's text atomically."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.unlink(missing_ok=True)
     write_synced(temporary, text.encode())
@@ -34,9 +36,18 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def try_lock(file: IO, *, shared: bool = False) -> bool:
+    """Locks an open file until it is closed, however its process ends; False if it is locked."""
+    try:
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A folder that is there whole, when the block ends, or not at all.
+    """A folder that appears atomically when the block ends.
 
     Yields:
       A folder beside it, to write into.

@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from mosaicbert_jax.errors import UserError
-from mosaicbert_jax.finetuning.examples import Columns, Example, Row, example_of, lines
+from mosaicbert_jax.finetuning.examples import Columns, Example, example_of
 from mosaicbert_jax.finetuning.task import Task
 from mosaicbert_jax.storage.target import CLASSIFICATION, REGRESSION, Target
 from mosaicbert_jax.text.sources import find_sources
 from mosaicbert_jax.text.streams import BrokenStreamError
+from mosaicbert_jax.text.tables import Row, lines
 
 TFDS = "tfds:glue"  # in place of a folder
 _ENTAILMENT = ("entailment", "not_entailment")

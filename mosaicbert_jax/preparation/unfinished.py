@@ -10,7 +10,6 @@ Beside the output NAME there is `.NAME.partial` until the data set is whole:
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 import shutil
@@ -22,7 +21,7 @@ import numpy as np
 
 from mosaicbert_jax.data.dataset import METADATA_FILE, ShardRecord, shard_paths
 from mosaicbert_jax.errors import UserError
-from mosaicbert_jax.files import sync, write_atomically
+from mosaicbert_jax.files import sync, try_lock, write_atomically
 from mosaicbert_jax.text.sources import record_files
 
 _PROGRESS_FILE = "progress.json"
@@ -228,10 +227,8 @@ def workspace(
     folder = partial_folder(output)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{output}: another process is preparing it; wait for it") from None
+        if not try_lock(lock):
+            raise UserError(f"{output}: another process is preparing it; wait for it")
         # Whoever worked there may have finished since this process looked.
         if not os.fstat(lock.fileno()).st_nlink or (output.is_dir() and any(output.iterdir())):
             raise UserError(f"{output}: another process has just prepared it; run this again")

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import pathlib
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mosaicbert_jax.errors import UserError
-from mosaicbert_jax.files import write_atomically
+from mosaicbert_jax.files import try_lock, write_atomically
 from mosaicbert_jax.modeling.config import BertConfig
 
 CONFIG_FILE = "config.json"
@@ -117,10 +116,8 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
     if not ours and any(workdir.iterdir()):
         raise UserError(f"{workdir} is neither empty nor a run; give another --workdir")
     with (workdir / LOCK_FILE).open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InUseError(f"{workdir} is in use: another process trains there") from error
+        if not try_lock(file):
+            raise InUseError(f"{workdir} is in use: another process trains there")
         yield
 
 
@@ -128,12 +125,9 @@ def is_locked(workdir: pathlib.Path) -> bool:
     """Whether a process trains there, which is not disturbed."""
     try:
         with (workdir / LOCK_FILE).open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # released as the file is closed
+            return not try_lock(file, shared=True)
     except FileNotFoundError:
         return False
-    except BlockingIOError:
-        return True
-    return False
 
 
 def claim(workdir: pathlib.Path, stored: dict[str, Any], tokenizer_files: dict[str, str]) -> None:

@@ -42,17 +42,19 @@ def _csv_rows(path: Path, records, header: list[str], column: int) -> Iterator[R
         if isinstance(record, Problem):
             yield "", record
         elif len(record) != len(header):
-            yield (
-                "",
-                Problem(
-                    f"{path}:{line}",
-                    "ragged row",
-                    f"fields: {len(record)} in this row, {len(header)} in the header; mend the "
-                    "row, and quote fields that hold the separator",
-                ),
-            )
+            yield "", ragged(f"{path}:{line}", record, header)
         else:
             yield f":{line}", record[column].encode("utf-8", "surrogateescape")
+
+
+def ragged(place: str, record: list[str], header: list[str]) -> Problem:
+    """A row with more or fewer fields than the header."""
+    return Problem(
+        place,
+        "ragged row",
+        f"fields: {len(record)} in this row, {len(header)} in the header; mend the row, and quote "
+        "fields that hold the separator",
+    )
 
 
 def _csv_lines(path: Path, tally: Tally) -> Iterator[str]:

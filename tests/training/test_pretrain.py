@@ -1,5 +1,6 @@
 """train.py as a user meets it: what it writes, refuses, and says."""
 
+import dataclasses
 import io
 import itertools
 import json
