@@ -20,7 +20,7 @@ from mosaicbert_jax.commands.cli import main as commands
 from mosaicbert_jax.data.dataset import TokenDataset
 from mosaicbert_jax.data.pipeline import Position
 from mosaicbert_jax.finetuning import glue
-from mosaicbert_jax.finetuning.encoded import encode, encode_tagged
+from mosaicbert_jax.finetuning.kinds import KINDS
 from mosaicbert_jax.finetuning.task import read_task
 from mosaicbert_jax.preparation.preparation import PrepareOptions, prepare
 from mosaicbert_jax.pretraining.pretraining import Pretraining
@@ -119,8 +119,7 @@ def _use_tables(folder: pathlib.Path, output: pathlib.Path) -> None:
         ]  # fmt: skip
         config, _, _ = config_line.read(line)
         task = read_task(config)
-        encoded = encode_tagged if kind == "token_classification" else encode
-        encoded(task.train, tokenizer, task.target, 32)
+        KINDS[kind].encode(task.train, tokenizer, task.target, 32)
 
 
 def _use_glue(folder: pathlib.Path, output: pathlib.Path) -> None:

@@ -21,18 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Runs the command."""
     from mosaicbert_jax.finetuning.classifier import Classifier
-    from mosaicbert_jax.finetuning.examples import examples_to_label, examples_to_tag
-    from mosaicbert_jax.storage.target import TOKEN_CLASSIFICATION
 
     classifier = Classifier(arguments.model)
-    if classifier.target.kind == TOKEN_CLASSIFICATION:
-        for examples in examples_to_tag(arguments.file, classifier.columns):
-            for example, labels in zip(examples, classifier.tag(examples), strict=True):
-                words = zip(example.words, labels, strict=False)  # a long text's end has none
-                print(*(f"{word}\t{label}" for word, label in words), "", sep="\n", flush=True)
-        return
-    for examples in examples_to_label(arguments.file, classifier.columns):
-        for example, found in zip(examples, classifier(examples), strict=True):
-            text = " ".join(f"{example.first} {example.second or ''}".split())
-            probability = [] if found.probability is None else [f"{found.probability:.4f}"]
-            print(*[found.label, *probability, text], sep="\t", flush=True)
+    for examples in classifier.kind.read_unlabeled(arguments.file, classifier.columns):
+        for example, prediction in zip(examples, classifier(examples), strict=True):
+            print(*classifier.kind.lines(example, prediction), sep="\n", flush=True)

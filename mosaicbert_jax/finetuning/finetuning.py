@@ -18,13 +18,14 @@ from mosaicbert_jax.errors import UserError
 from mosaicbert_jax.files import write_atomically
 from mosaicbert_jax.finetuning import configuration
 from mosaicbert_jax.finetuning.batching import training_batches
-from mosaicbert_jax.finetuning.encoded import EncodedExamples, encode, encode_tagged
-from mosaicbert_jax.finetuning.objective import jitted_logits, logits_of, objective_of
-from mosaicbert_jax.finetuning.scores import Scores, score
+from mosaicbert_jax.finetuning.encoded import EncodedExamples
+from mosaicbert_jax.finetuning.kinds import KINDS
+from mosaicbert_jax.finetuning.objective import jitted_logits, logits_of
+from mosaicbert_jax.finetuning.scores import Scores
 from mosaicbert_jax.finetuning.task import Task, read_task
 from mosaicbert_jax.storage import workdir
 from mosaicbert_jax.storage.opening import StoredModel, initial_params, open_model
-from mosaicbert_jax.storage.target import TOKEN_CLASSIFICATION, Target
+from mosaicbert_jax.storage.target import Target
 from mosaicbert_jax.text.tokenizer import vocab_text
 from mosaicbert_jax.training import flops, loop, sharding
 from mosaicbert_jax.training.durations import Duration
@@ -73,10 +74,10 @@ class Finetuning(Run):
         if "classifier" in origin.heads and not config.renew_classifier:
             _check_same_target(source, origin.target, task.target)
 
-        encode_as = encode_tagged if task.target.kind == TOKEN_CLASSIFICATION else encode
+        kind = KINDS[task.target.kind]
 
         def encoded(examples):
-            return encode_as(examples, origin.tokenizer, task.target, config.data.max_seq_len)
+            return kind.encode(examples, origin.tokenizer, task.target, config.data.max_seq_len)
 
         train, dev = encoded(task.train), {name: encoded(s) for name, s in task.dev.items()}
         digests = "".join(examples.digest for examples in (train, *dev.values()))
@@ -88,7 +89,7 @@ class Finetuning(Run):
             optimizer=optimizer_of(config.optimizer),
             duration=Duration.parse(config.train.duration, key="train.duration"),
             record=workdir.make_record(config, model, dataset, task.target.to_dict()),
-            objective=objective_of(task.target),
+            objective=kind.objective,
             microbatches=1,
             flops_per_token=flops.model_flops_per_token(
                 model, sequence_length=config.data.max_seq_len, masking_rate=0.0
@@ -166,12 +167,8 @@ class Finetuning(Run):
         """The metrics on each held-out set; those of a named set end in its name."""
         values: dict[str, float] = {}
         for name, examples in self.dev.items():
-            labels, words_S = examples.labels_S, None
-            if examples.word_labels_T is not None:
-                labels = examples.word_labels_T[examples.word_labels_T >= 0]
-                words_S = examples.words(np.arange(len(examples)))
             logits = self.logits(params, examples)
-            found = score(logits, labels, self.target, self.metrics, words_S)
+            found = KINDS[self.target.kind].score(logits, examples, self.target, self.metrics)
             ending = f"_{name}" if name else ""
             values |= {f"{metric}{ending}": value for metric, value in found.items()}
         return Scores(values, sum(map(len, self.dev.values())))

@@ -16,7 +16,6 @@ from jaxtyping import Float
 
 from mosaicbert_jax.finetuning.batching import evaluation_batches
 from mosaicbert_jax.finetuning.encoded import EncodedExamples
-from mosaicbert_jax.storage.target import REGRESSION, TOKEN_CLASSIFICATION, Target
 from mosaicbert_jax.training import sharding
 from mosaicbert_jax.training.step import Objective
 
@@ -55,13 +54,10 @@ def _value_sums(model, batch, dropout_key):
     return jnp.sum(errors_S**2 * weights_S), jnp.sum(jnp.abs(errors_S) * weights_S)
 
 
-def objective_of(target: Target) -> Objective:
-    """Cross-entropy with the accuracy beside it, or squared error with the absolute one."""
-    if target.kind == REGRESSION:
-        return Objective(_value_sums, weights="weights_S", score="mean_absolute_error")
-    if target.kind == TOKEN_CLASSIFICATION:
-        return Objective(_token_sums, weights="weights_BL", score="accuracy")
-    return Objective(_class_sums, weights="weights_S", score="accuracy")
+# Cross-entropy with the accuracy beside it, or squared error with the absolute one.
+CLASSES = Objective(_class_sums, weights="weights_S", score="accuracy")
+WORD_CLASSES = Objective(_token_sums, weights="weights_BL", score="accuracy")
+VALUES = Objective(_value_sums, weights="weights_S", score="mean_absolute_error")
 
 
 def jitted_logits(graph: nnx.GraphDef) -> jax.stages.Wrapped:

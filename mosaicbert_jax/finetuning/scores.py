@@ -10,7 +10,7 @@ from scipy import special, stats
 from seqeval import metrics as seqeval_metrics
 from sklearn import metrics as sklearn_metrics
 
-from mosaicbert_jax.storage.target import REGRESSION, TOKEN_CLASSIFICATION, Target
+from mosaicbert_jax.storage.target import REGRESSION, Target
 
 ENTITY_F1 = "entity_f1"
 
@@ -63,15 +63,6 @@ def entity_f1(
         return [[target.labels[i] for i in part] for part in np.split(numbers_W, ends_S)]
 
     return float(seqeval_metrics.f1_score(named(labels_W), named(predicted_W), zero_division=0))
-
-
-def metrics_of(target: Target) -> tuple[str, ...]:
-    """The metrics of a task of one's own."""
-    if target.kind == REGRESSION:
-        return ("pearson", "spearman", "mean_absolute_error")
-    if target.kind == TOKEN_CLASSIFICATION:
-        return ("accuracy", ENTITY_F1)
-    return ("accuracy", "f1" if len(target.labels) == 2 else "macro_f1", "matthews")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,8 +11,7 @@ from flax import nnx
 from mosaicbert_jax import BertForSequenceClassification
 from mosaicbert_jax.data.pipeline import Position
 from mosaicbert_jax.finetuning.batching import bucket, packed_batch, training_batches
-from mosaicbert_jax.finetuning.objective import logits_of, objective_of
-from mosaicbert_jax.storage.target import CLASSIFICATION, Target
+from mosaicbert_jax.finetuning.objective import CLASSES, logits_of
 from mosaicbert_jax.training import sharding
 from tests.finetuning.cases import BASELINE, TINY, encoded_pairs
 
@@ -102,7 +101,7 @@ def test_packed_logits_are_those_of_one_by_one(examples, config):
 def test_unused_slots_change_no_loss(examples):
     """The sums of a batch of 5 of 16 slots are those of the 5 alone."""
     model = BertForSequenceClassification(TINY, rngs=nnx.Rngs(0))
-    objective = objective_of(Target(CLASSIFICATION, ("bad", "good")))
+    objective = CLASSES
     sums = nnx.jit(lambda model, batch: objective.sums(model, batch, None))
     found = []
     for size in (5, 16):

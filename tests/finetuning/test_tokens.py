@@ -116,7 +116,7 @@ def test_a_run_learns_and_predict_labels_words(dataset, tmp_path, capsys):
     stored = json.loads((tmp_path / "exported" / "config.json").read_text())
     assert stored["id2label"] == {"0": "B-PLACE", "1": "I-PLACE", "2": "O"}
     new = tagged(10, seed=4)
-    assert Classifier(tmp_path / "exported").tag(new) == Classifier(tmp_path / "run").tag(new)
+    assert Classifier(tmp_path / "exported")(new) == Classifier(tmp_path / "run")(new)
 
 
 @pytest.mark.parametrize(
