@@ -11,7 +11,7 @@ from flax import nnx
 from mosaicbert_jax import BertForSequenceClassification
 from mosaicbert_jax.data.pipeline import Position
 from mosaicbert_jax.finetuning.batching import bucket, packed_batch, training_batches
-from mosaicbert_jax.finetuning.objective import CLASSES, logits_of
+from mosaicbert_jax.finetuning.objective import CLASSES, jitted_logits, logits_of
 from mosaicbert_jax.training import sharding
 from tests.finetuning.cases import BASELINE, TINY, encoded_pairs
 
@@ -85,7 +85,7 @@ def test_packed_logits_are_those_of_one_by_one(examples, config):
     # Larger than the weights that training starts from, so that the encoder has its say.
     params = jax.tree.map(lambda x: 5 * x, nnx.to_pure_dict(params))
     mesh = sharding.make_mesh(-1)
-    packed = logits_of(graph, params, examples, mesh, size=16, row_length=48)
+    packed = logits_of(jitted_logits(graph), params, examples, mesh, size=16, row_length=48)
     step = jax.jit(lambda *arrays: nnx.merge(graph, params)(*arrays))
     alone = []
     for begin, end in itertools.pairwise(examples.starts_S):
