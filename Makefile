@@ -1,4 +1,4 @@
-# make quickstart   a small MosaicBERT from nothing, in minutes on a CPU
+# make quickstart   a small MosaicBERT from scratch, in minutes on a CPU
 # make test         lint and tests (PYTHON=python3.12 for the other end of the support range;
 #                   PYTEST_ARGS="tests/data -x" and the like are given to pytest)
 # make notebooks    runs notebooks/ on what the quickstart left, and stores them with what they show
@@ -47,18 +47,18 @@ $(COMPILE_VENV)/installed: $(BIN)/installed
 	@touch $@
 
 quickstart: $(BIN)/installed
-	@$(BIN)/python -m mosaicbert_jax prepare --input embedded --output $(DATA) \
+	@$(BIN)/mosaicbert prepare --input embedded --output $(DATA) \
 		--vocab-size 4096 --long-documents split
-	@$(BIN)/python train.py --config=configs/quickstart.py --workdir=$(RUN) --config.data.path=$(DATA)
+	@$(BIN)/mosaicbert train --config=quickstart --workdir=$(RUN) --config.data.path=$(DATA)
 	@echo
-	@$(BIN)/python -m mosaicbert_jax fill-mask $(RUN) --top 3 \
+	@$(BIN)/mosaicbert fill-mask $(RUN) --top 3 \
 		"The [MASK] of the union is strong." \
 		"He was born in [MASK] and died in 1890." \
 		"The congress of the united [MASK] has passed the law."
 	@echo
 	@echo "The model, its checkpoints, metrics.jsonl and TensorBoard events lie in $(RUN), the data in $(DATA)."
 	@echo "Next, try a sentence of your own:"
-	@echo "  $(BIN)/python -m mosaicbert_jax fill-mask $(RUN) 'Peace is the [MASK] of all nations.'"
+	@echo "  $(BIN)/mosaicbert fill-mask $(RUN) 'Peace is the [MASK] of all nations.'"
 
 notebooks: $(BIN)/torch-installed
 	@test -d $(RUN)/checkpoints || { echo "error: there is no run in $(RUN): make quickstart"; exit 2; }

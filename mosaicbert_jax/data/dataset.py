@@ -114,7 +114,7 @@ class DatasetMetadata:
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(
                 f"{path}: no such file, so {folder} is not a data set; "
-                "make one with `python -m mosaicbert_jax prepare`"
+                "make one with `mosaicbert prepare`"
             ) from None
         except ValueError as error:
             raise _damaged(path, f"it is not JSON ({error})") from None

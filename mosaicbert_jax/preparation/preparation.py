@@ -1,4 +1,4 @@
-"""From text to a data set on disk: the function behind `python -m mosaicbert_jax prepare`.
+"""From text to a data set on disk: the function behind `mosaicbert prepare`.
 
 This process walks the files and writes the shards; workers parse and encode the blocks between.
 Results are taken in the order of the blocks, so their number changes nothing. The inputs are

@@ -189,7 +189,7 @@ def _check_data(path: str | None, mixture: tuple) -> None:
         )
     if not path and not mixture:
         raise UserError(
-            "data.path is not set: prepare a data set with `python -m mosaicbert_jax prepare "
+            "data.path is not set: prepare a data set with `mosaicbert prepare "
             "--input FILE --output DIR` and give --config.data.path=DIR"
         )
     for pair in mixture:

@@ -29,7 +29,7 @@ from tests.interop.model_cases import SMALL, assert_same_parameters, random_mode
 
 
 def command(*arguments) -> int:
-    """python -m mosaicbert_jax, in this process; its exit status."""
+    """mosaicbert COMMAND, in this process; its exit status."""
     try:
         commands.main([str(argument) for argument in arguments])
     except SystemExit as ended:

@@ -65,7 +65,7 @@ def status_of(function, *arguments):
 
 
 def command(argv):
-    """python -m mosaicbert_jax, in this process."""
+    """mosaicbert COMMAND, in this process."""
     return status_of(commands.main, argv)
 
 
