@@ -2,7 +2,7 @@
 
     JAX_PLATFORMS=cpu .venv-compile/bin/python -m benchmarks.attention_compiled [--output FILE]
 
-3 minutes on 2 cores. FILE is benchmarks/attention_compiled.md for the committed result.
+3 minutes on 2 cores. FILE is benchmarks/results/attention_compiled.md for the committed result.
 
 Reads what the compilers make of a kernel; says nothing of its time, which needs a GPU.
 """

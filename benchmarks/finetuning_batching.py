@@ -1,9 +1,9 @@
 """What packing is worth in finetuning.
 
     python -m benchmarks.finetuning_batching --pretrained runs/quickstart --ratings FILE \\
-        [--output benchmarks/finetuning_batching.md]
+        [--output benchmarks/results/finetuning_batching.md]
 
-FILE: see benchmarks/finetuning.py. Forward and backward of steps of 32 movie-review snippets,
+FILE: see experiments/finetuning.py. Forward and backward of steps of 32 movie-review snippets,
 packed into rows, or each in a row of its own, padded to the longest of the batch or to the model's
 limit; in turns, on the same examples.
 """
@@ -23,9 +23,9 @@ import numpy as np
 from flax import nnx
 from tqdm import tqdm
 
-from benchmarks.finetuning_tasks import TASKS, write_task
 from benchmarks.preparation import processor
 from configs import finetune as recipe
+from experiments.finetuning_tasks import TASKS, write_task
 from mosaicbert_jax.data.pipeline import Position, scattered
 from mosaicbert_jax.finetuning.batching import training_batches
 from mosaicbert_jax.finetuning.encoded import EncodedExamples

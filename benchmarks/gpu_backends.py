@@ -2,7 +2,8 @@
 
     JAX_PLATFORMS=cpu .venv-compile-3.12/bin/python -m benchmarks.gpu_backends
 
-One minute on 2 cores; prints the first table of benchmarks/gpu_backends.md. jax 0.11 or higher.
+One minute on 2 cores; prints the first table of benchmarks/results/gpu_backends.md. Needs jax
+0.11 or higher.
 """
 
 import jax.numpy as jnp

@@ -4,7 +4,7 @@
     TRITON_INTERPRET=1 JAX_PLATFORMS=cpu PYTHON -m benchmarks.gpu_backends_jax_triton interpret
 
 PYTHON is of an environment for compiling for GPUs (`make .venv-compile/installed`) that also has
-jax-triton and, for `interpret`, PyTorch. benchmarks/gpu_backends.md says what it showed.
+jax-triton and, for `interpret`, PyTorch. benchmarks/results/gpu_backends.md says what it showed.
 """
 
 import math

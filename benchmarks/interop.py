@@ -1,6 +1,6 @@
 """MosaicBERT-Base at full size into JAX, out to PyTorch, and its speed there.
 
-    python -m benchmarks.interop [--rounds 7] [--output benchmarks/interop.md]
+    python -m benchmarks.interop [--rounds 7] [--output benchmarks/results/interop.md]
 
 A checkpoint of the published layout (pytorch_model.bin, model_type bert, vocabulary 30,528) with
 random weights is compared with the original's list of names and shapes, read, converted to a

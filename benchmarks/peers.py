@@ -1,6 +1,6 @@
 """Training and inference on a CPU side by side: ours, Hugging Face's BERT and ModernBERT, PyTorch.
 
-    python -m benchmarks.peers --work DIR [--rounds 7] [--output benchmarks/peers]
+    python -m benchmarks.peers --work DIR [--rounds 7] [--output benchmarks/results/peers]
 
 Base sizes, random weights, float32, 2 threads. Each model has a process of its own; they take
 turns, a batch each. Batches are 8 x 128 tokens in full, and 8 rows of real texts: the embedded
@@ -26,7 +26,6 @@ from flax import nnx
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from benchmarks.finetuning_tasks import package_folder
 from benchmarks.peer_worker import (
     CASES,
     HF_BERT,
@@ -39,6 +38,7 @@ from benchmarks.peer_worker import (
     ROWS,
 )
 from benchmarks.preparation import processor
+from experiments.finetuning_tasks import package_folder
 from mosaicbert_jax import BertConfig, BertForMaskedLM
 from mosaicbert_jax.data.masking import predictions_per_row
 from mosaicbert_jax.preparation.preparation import PrepareOptions, prepare
@@ -279,7 +279,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=pathlib.Path, required=True, metavar="DIR")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("benchmarks/peers"))
+    parser.add_argument(
+        "--output", type=pathlib.Path, default=pathlib.Path("benchmarks/results/peers")
+    )
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     found = measure(

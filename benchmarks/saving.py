@@ -1,6 +1,6 @@
 """What saving and restarting cost, with the quickstart's model.
 
-    python -m benchmarks.saving --data DIR [--rounds 15] [--output benchmarks/saving.md]
+    python -m benchmarks.saving --data DIR [--rounds 15] [--output benchmarks/results/saving.md]
 
 Saving: rounds of 100 training steps take turns, with one checkpoint saved in the middle and without
 any; a round ends when the checkpoint is whole. The difference is all that a checkpoint costs, told
@@ -131,7 +131,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True, help="a folder that `prepare` has written")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("benchmarks/saving.md"))
+    parser.add_argument(
+        "--output", type=pathlib.Path, default=pathlib.Path("benchmarks/results/saving.md")
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         place = pathlib.Path(folder)

@@ -1,6 +1,6 @@
 """The MosaicBERT-Base training step on a CPU, beside one large matrix product in the same run.
 
-    python -m benchmarks.training_step [--rounds 9] [--output benchmarks/training_step.md]
+    python -m benchmarks.training_step [--rounds 9] [--output benchmarks/results/training_step.md]
 
 One step is forward, backward and update of 8 rows of 128 real tokens, float32, dropout 0.1, 30 %
 masking. Its rate is 737 MFLOP a token (the fixed numerator of MFU) over its time. In each round the

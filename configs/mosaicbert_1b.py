@@ -5,7 +5,7 @@ Command:   python train.py --config=configs/mosaicbert_1b.py --workdir=runs/mosa
            DIR: C4 (English) prepared with bert-base-uncased's vocabulary, 128 tokens a sequence.
 Hardware:  8 A100 (80 GB) a node. Parameters, gradients and optimizer state take 18 GB in all: each
            GPU holds an eighth of them (fsdp), so that memory is left for activations.
-Predicted: see benchmarks/plan.md. Nothing was trained with it yet, here or elsewhere.
+Predicted: see benchmarks/results/plan.md. Nothing was trained with it yet, here or elsewhere.
 """
 
 from mosaicbert_jax import BertConfig

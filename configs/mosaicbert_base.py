@@ -6,7 +6,7 @@ Command:   python train.py --config=configs/mosaicbert_base.py --workdir=runs/mo
 Hardware:  8 A100 (80 GB) or more. microbatch_tokens is what one GPU holds at a time.
 Quoted:    the original PyTorch implementation on 8 A100-80GB: mean GLUE dev score 79.6 after
            1.13 h, 83.2 after 4.6 h; 84.28 after the whole run, 9.65 h.
-Measured:  not yet on GPUs; on 2 CPU cores see benchmarks/training_step.md.
+Measured:  not yet on GPUs; on 2 CPU cores see benchmarks/results/training_step.md.
 """
 
 from mosaicbert_jax import BertConfig

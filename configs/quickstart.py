@@ -10,7 +10,7 @@ Result:    guesses that fit the grammar; held-out masked accuracy above 0.2 (alw
 Time:      six minutes of training, whatever the machine; the schedule follows the clock.
 Measured:  held-out masked accuracy 0.271 after 5.0M tokens (14,800 tokens/s); with the cores busier
            0.254 after 4.2M, and with seed 18 0.234 after 3.0M. 2 cores of an Intel Xeon, jax
-           0.10.2, 2026-11-22; benchmarks/quickstart.md.
+           0.10.2, 2026-11-22; experiments/results/quickstart.md.
 """
 
 from mosaicbert_jax import BertConfig

@@ -23,7 +23,7 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
-# The same examples at each run; benchmarks/fuzz.py is where others are looked for.
+# The same examples at each run; campaigns/fuzz.py is where others are looked for.
 hypothesis.settings.register_profile("fixed", derandomize=True)
 hypothesis.settings.load_profile("fixed")
 

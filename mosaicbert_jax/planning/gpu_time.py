@@ -55,7 +55,7 @@ class Timing:
 
 _AMPERE_TILES = ((128, 128), (256, 128))  # of cuBLAS's kernels for Ampere and Ada
 _HOPPER_TILES = ((128, 256),)  # of its kernels for Hopper and Blackwell
-# Read off the compiled kernels with nvdisasm: benchmarks/attention_compiled.md.
+# Read off the compiled kernels with nvdisasm: benchmarks/results/attention_compiled.md.
 _A100_ATTENTION, _H100_ATTENTION = (2_120, 4_600), (1_970, 3_320)
 
 TIMINGS = {  # by compute capability

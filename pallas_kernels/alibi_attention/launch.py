@@ -68,7 +68,7 @@ def launch_for(target: Target, length: int, head_size: int, dtype: DTypeLike) ->
 
 
 def default_launch(target: Target, head_size: int, dtype: DTypeLike) -> AttentionLaunch:
-    """Chosen from programs as compiled (benchmarks/attention_compiled.md); none was measured yet.
+    """Chosen from compiled programs (benchmarks/results/attention_compiled.md), none measured yet.
 
     Of the launches that spill no registers and fit the card's shared memory, those with the fewest
     instructions for 64 queries that meet 64 keys, as long as a core holds 8 warps or more.

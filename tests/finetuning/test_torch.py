@@ -17,7 +17,7 @@ from tests.finetuning.cases import BASELINE, sentences, write_csv
 def test_the_same_start_ends_with_the_same_scores(dataset, tmp_path, task, outputs):
     """Without dropout, whose bits differ: 40 steps of AdamW, decay, warmup and decline."""
     pytest.importorskip("transformers")
-    from benchmarks.finetuning_torch import finetune_in_torch
+    from experiments.finetuning_torch import finetune_in_torch
 
     model_config = dataclasses.replace(
         BASELINE, vocab_size=192, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0

@@ -273,7 +273,7 @@ def test_every_config_is_locked_and_documented(name):
 def test_a_config_of_a_benchmark_is_refused(dataset, tmp_path, capsys):
     assert train(tmp_path / "run", dataset, config="pareto") == 2
     assert (
-        "is for several runs: give it to `python -m benchmarks.pareto`" in capsys.readouterr().err
+        "is for several runs: give it to `python -m experiments.pareto`" in capsys.readouterr().err
     )
 
 

@@ -1,4 +1,4 @@
-"""The runs of benchmarks/finetuning.py: tasks, starts, learning rates, seeds."""
+"""The runs of experiments/finetuning.py: tasks, starts, learning rates, seeds."""
 
 import dataclasses
 import itertools
@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from flax import nnx
 from ml_collections import ConfigDict
 
-from benchmarks.finetuning_tasks import TASKS, BenchmarkTask, package_folder, write_task
-from benchmarks.finetuning_torch import finetune_in_torch
 from configs import finetune as recipe
+from experiments.finetuning_tasks import TASKS, BenchmarkTask, package_folder, write_task
+from experiments.finetuning_torch import finetune_in_torch
 from mosaicbert_jax import BertForMaskedLM
 from mosaicbert_jax.finetuning.finetuning import Finetuning, finetune, write_results
 from mosaicbert_jax.storage import checkpoint_files, workdir

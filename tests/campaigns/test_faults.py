@@ -5,8 +5,8 @@ import random
 
 import pytest
 
-from benchmarks import faults
-from benchmarks.fault_worker import Fault
+from campaigns import faults
+from campaigns.fault_worker import Fault
 
 pytestmark = pytest.mark.one_end
 

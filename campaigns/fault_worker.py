@@ -1,4 +1,4 @@
-"""One start of train.py that meets a fault; see benchmarks/faults.py."""
+"""One start of train.py that meets a fault; see campaigns/faults.py."""
 
 import dataclasses
 import functools

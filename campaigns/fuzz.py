@@ -1,6 +1,6 @@
 """Bad input: configs, data sets, tokenizers, models, tables and logs, mutated by hypothesis.
 
-    python -m benchmarks.fuzz [--inputs 5500] [--seed 0] [--output benchmarks/fuzz]
+    python -m campaigns.fuzz [--inputs 5500] [--seed 0] [--output campaigns/results/fuzz]
 
 Whatever the input, a command may do its work or refuse with one line and status 2. A traceback, a
 hang, more or less than a line, or something half-written in the place of the output is a failure.
@@ -35,8 +35,8 @@ import hypothesis
 from hypothesis import strategies as st
 from tqdm import tqdm
 
-from benchmarks.fuzz_targets import ROOT, Target, good_input, prepare_run
 from benchmarks.preparation import processor
+from campaigns.fuzz_targets import ROOT, Target, good_input, prepare_run
 from mosaicbert_jax.commands import config_line
 from mosaicbert_jax.errors import explained
 
@@ -360,11 +360,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--inputs", type=int, default=5500)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("benchmarks/fuzz"))
+    parser.add_argument(
+        "--output", type=pathlib.Path, default=pathlib.Path("campaigns/results/fuzz")
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         found = campaign(options.inputs, seed=options.seed, folder=pathlib.Path(folder))
-    line = f"python -m benchmarks.fuzz --inputs {options.inputs} --seed {options.seed}"
+    line = f"python -m campaigns.fuzz --inputs {options.inputs} --seed {options.seed}"
     text = table(found, line)
     options.output.with_suffix(".md").write_text(text)
     print(text)

@@ -1,23 +1,23 @@
 """What each of MosaicBERT's changes is worth: each turned off alone, at equal time.
 
-Command:   python -m benchmarks.ablation --config=configs/ablation.py --workdir=runs/ablation \\
-               --config.data.path=DIR
+Command:   python -m experiments.ablation --config=experiments/configs/ablation.py \\
+               --workdir=runs/ablation --config.data.path=DIR
            DIR: text prepared by `prepare`. Interrupted, the same command goes on; started twice,
            two processes share the runs.
 Hardware:  2 CPU cores.
 Time:      3 seeds of 6 variants of 80 s and of 3 variants in bfloat16, which a CPU emulates.
 Result:    steps a second, loss at equal time, and losses on texts longer than trained.
-Measured:  benchmarks/ablation.md.
+Measured:  experiments/results/ablation.md.
 """
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from configs import mosaicbert_base
-from configs.pareto import mini
+from experiments.configs.pareto import mini
 
 # What differs from the recipe, by the name of what is turned off.
-WHOLE_LAST_LAYER = "masked-only last layer"  # by another objective, in benchmarks/ablation.py
+WHOLE_LAST_LAYER = "masked-only last layer"  # by another objective, in experiments/ablation.py
 OFF = {
     "nothing": {},
     "ALiBi": {"model.position_embedding": "learned"},
@@ -38,7 +38,7 @@ NUMERICS = {
 
 
 def get_config():
-    """The mini size of configs/pareto.py with each change turned off; numerics for equal steps."""
+    """The mini size of pareto.py with each change turned off; numerics for equal steps."""
     return ConfigDict(
         {
             "variants": {name: _variant(off) for name, off in OFF.items()},

@@ -1,4 +1,4 @@
-"""The recipe of configs/finetune.py in PyTorch and transformers, for benchmarks/finetuning.py.
+"""The recipe of configs/finetune.py in PyTorch and transformers, for experiments/finetuning.py.
 
 Written from the recipe, not from this project's training code; what it shares with it is the
 data: the same examples as the same token ids in the same batches, one example a row.

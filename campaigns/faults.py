@@ -1,6 +1,6 @@
 """What becomes of runs that meet with faults: kills, damaged files, full disks, bad batches.
 
-    python -m benchmarks.faults [--faults 240] [--seed 0] [--processes 2] [--output NAME]
+    python -m campaigns.faults [--faults 240] [--seed 0] [--processes 2] [--output NAME]
 
 Small pretraining runs are started again and again, and each start meets one fault, drawn at random
 with the seed, until a last one ends the run. Then its checkpoint is compared, bit for bit, with
@@ -45,9 +45,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from tqdm import tqdm
 
-from benchmarks import fault_worker
-from benchmarks.fault_worker import Fault
 from benchmarks.preparation import processor
+from campaigns import fault_worker
+from campaigns.fault_worker import Fault
 from mosaicbert_jax.errors import TRY_AGAIN
 from mosaicbert_jax.preparation import preparation
 from mosaicbert_jax.text import blocks
@@ -130,7 +130,7 @@ class Campaign:
         self._folder = folder
         self._scenarios = scenarios
         self._forks = multiprocessing.get_context("forkserver")
-        self._forks.set_forkserver_preload(["benchmarks.fault_worker"])
+        self._forks.set_forkserver_preload(["campaigns.fault_worker"])
         self._cache = folder / "compiled"
         self._data = _prepared(folder)
         self._expected: dict[str, list] = {}
@@ -445,7 +445,9 @@ def main() -> None:
     parser.add_argument("--faults", type=int, default=240)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("benchmarks/faults"))
+    parser.add_argument(
+        "--output", type=pathlib.Path, default=pathlib.Path("campaigns/results/faults")
+    )
     options = parser.parse_args()
     with contextlib.ExitStack() as stack:
         folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -457,7 +459,7 @@ def main() -> None:
         made.prepare()
         outcomes = campaign(made, options.faults, seed=options.seed, disks=disks)
     command = (
-        f"python -m benchmarks.faults --faults {options.faults} --seed {options.seed} "
+        f"python -m campaigns.faults --faults {options.faults} --seed {options.seed} "
         f"--processes {options.processes}"
     )
     text = table(outcomes, command)

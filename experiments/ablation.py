@@ -1,10 +1,10 @@
 """What each of MosaicBERT's changes is worth, and texts longer than those trained on.
 
-    python -m benchmarks.ablation --config=configs/ablation.py --workdir=runs/ablation \\
-        --config.data.path=DIR [--output=benchmarks/ablation]
+    python -m experiments.ablation --config=experiments/configs/ablation.py \\
+        --workdir=runs/ablation --config.data.path=DIR [--output=experiments/results/ablation]
 
-See configs/ablation.py. For the longer texts the embedded corpus is prepared again with DIR's
-tokenizer, in sequences of up to 256, 512 and 1,024 tokens, of which only what DIR holds out is
+See experiments/configs/ablation.py. For the longer texts the embedded corpus is prepared again with
+DIR's tokenizer, in sequences of up to 256, 512 and 1,024 tokens, of which only what DIR holds out is
 used; DIR must be the embedded corpus too. Writes OUTPUT.md and OUTPUT.png as it goes.
 """
 
@@ -21,7 +21,8 @@ import jax
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from benchmarks.comparison import (
+from benchmarks.preparation import processor
+from experiments.comparison import (
     Job,
     StepSeconds,
     by_seed,
@@ -33,8 +34,7 @@ from benchmarks.comparison import (
     step_seconds,
     variant_config,
 )
-from benchmarks.preparation import processor
-from configs.ablation import NUMERICS, OFF, WHOLE_LAST_LAYER
+from experiments.configs.ablation import NUMERICS, OFF, WHOLE_LAST_LAYER
 from mosaicbert_jax.errors import explained
 from mosaicbert_jax.modeling.layers import gather_columns
 from mosaicbert_jax.modeling.loss import masked_lm_loss
@@ -122,8 +122,8 @@ def table(config: ConfigDict, found: Found, seconds: StepSeconds, picture: str) 
         "",
         f"{datetime.date.today()}, {processor()}, Python {platform.python_version()}, jax "
         f"{jax.__version__}",
-        "`python -m benchmarks.ablation --config=configs/ablation.py --workdir=runs/ablation "
-        "--config.data.path=DIR`",
+        "`python -m experiments.ablation --config=experiments/configs/ablation.py "
+        "--workdir=runs/ablation --config.data.path=DIR`",
         "",
         f"{one.model.num_hidden_layers} layers of {one.model.hidden_size} with "
         f"{one.model.num_attention_heads} heads on the embedded corpus, "
@@ -218,7 +218,7 @@ def draw(config: ConfigDict, found: Found, path: pathlib.Path) -> None:
 
 def main() -> None:
     with explained("interrupted; the same command goes on"):
-        config, folder, target = read_command(sys.argv, "benchmarks/ablation")
+        config, folder, target = read_command(sys.argv, "experiments/results/ablation")
         prepare_lengths(config, folder)
         seconds = step_seconds(config, folder, prepare_variant)
         jax.config.update("jax_compilation_cache_dir", str((folder / "compiled").absolute()))

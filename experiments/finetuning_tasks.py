@@ -1,6 +1,6 @@
-"""Real labelled texts for benchmarks/finetuning.py, in files that configs/finetune.py reads.
+"""Real labelled texts for experiments/finetuning.py, in files that configs/finetune.py reads.
 
-    python -m benchmarks.finetuning_tasks reviews --ratings FILE --output DIR [--most 2000]
+    python -m experiments.finetuning_tasks reviews --ratings FILE --output DIR [--most 2000]
 
 Reviews and ratings are movieReviewSnippets_GroundTruth.txt of VADER's data (`id TAB mean rating TAB
 text`; in the package vaderSentiment 0.5, additional_resources/hutto_ICWSM_2014.tar.gz); the BBC's

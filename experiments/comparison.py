@@ -1,4 +1,4 @@
-"""Pretraining runs of several variants at equal time, for benchmarks/pareto.py and ablation.py.
+"""Pretraining runs of several variants at equal time, for experiments/pareto.py and ablation.py.
 
 A budget of seconds becomes a number of steps by the variant's own step time, which is measured once
 with the variants taking turns, so that runs may share a machine, be interrupted, and be done again

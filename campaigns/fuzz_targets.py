@@ -1,4 +1,4 @@
-"""Small input of every kind, and what reads it; see benchmarks/fuzz.py."""
+"""Small input of every kind, and what reads it; see campaigns/fuzz.py."""
 
 import contextlib
 import csv

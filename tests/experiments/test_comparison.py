@@ -8,10 +8,10 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import ablation, comparison, pareto
 from benchmarks.peer_worker import padded_to_longest
 from benchmarks.peers import HF_BERT, OURS, ratios_to
-from configs import ablation as ablation_config
+from experiments import ablation, comparison, pareto
+from experiments.configs import ablation as ablation_config
 from mosaicbert_jax import UserError
 from mosaicbert_jax.storage import workdir
 from mosaicbert_jax.training.step import MASKED_LM

@@ -1,9 +1,10 @@
 """Quality against pretraining time: MosaicBERT and BERT at several budgets, then finetuned.
 
-    python -m benchmarks.pareto --config=configs/pareto.py --workdir=runs/pareto \\
-        --config.data.path=DIR --config.finetune.data.path=FILE [--output=benchmarks/pareto]
+    python -m experiments.pareto --config=experiments/configs/pareto.py --workdir=runs/pareto \\
+        --config.data.path=DIR --config.finetune.data.path=FILE \\
+        [--output=experiments/results/pareto]
 
-See configs/pareto.py. Writes OUTPUT.md, OUTPUT.png and OUTPUT.json as it goes.
+See experiments/configs/pareto.py. Writes OUTPUT.md, OUTPUT.png and OUTPUT.json as it goes.
 """
 
 import datetime
@@ -19,7 +20,8 @@ import jax
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from benchmarks.comparison import (
+from benchmarks.preparation import processor
+from experiments.comparison import (
     Job,
     StepSeconds,
     by_seed,
@@ -32,7 +34,6 @@ from benchmarks.comparison import (
     step_seconds,
     variant_config,
 )
-from benchmarks.preparation import processor
 from mosaicbert_jax.errors import explained
 from mosaicbert_jax.finetuning.finetuning import finetune
 from mosaicbert_jax.finetuning.suite import run_suite
@@ -73,8 +74,8 @@ def table(config: ConfigDict, found: Found, seconds: StepSeconds, picture: str) 
         "",
         f"{datetime.date.today()}, {processor()}, Python {platform.python_version()}, jax "
         f"{jax.__version__}",
-        "`python -m benchmarks.pareto --config=configs/pareto.py --workdir=runs/pareto "
-        "--config.data.path=DIR --config.finetune.data.path=FILE`",
+        "`python -m experiments.pareto --config=experiments/configs/pareto.py "
+        "--workdir=runs/pareto --config.data.path=DIR --config.finetune.data.path=FILE`",
         "",
         f"Both have {one.model.num_hidden_layers} layers of {one.model.hidden_size} with "
         f"{one.model.num_attention_heads} heads, the same text, tokenizer, optimizer and schedule, "
@@ -156,7 +157,7 @@ def draw(records: list[dict[str, Any]], path: pathlib.Path) -> None:
 
 def main() -> None:
     with explained("interrupted; the same command goes on"):
-        config, folder, target = read_command(sys.argv, "benchmarks/pareto")
+        config, folder, target = read_command(sys.argv, "experiments/results/pareto")
         seconds = step_seconds(config, folder, prepare)
         jax.config.update("jax_compilation_cache_dir", str((folder / "compiled").absolute()))
         after = functools.partial(finetuned, config)
