@@ -4,8 +4,8 @@
         --workdir=runs/ablation --config.data.path=DIR [--output=experiments/results/ablation]
 
 See experiments/configs/ablation.py. For the longer texts the embedded corpus is prepared again with
-DIR's tokenizer, in sequences of up to 256, 512 and 1,024 tokens, of which only what DIR holds out is
-used; DIR must be the embedded corpus too. Writes OUTPUT.md and OUTPUT.png as it goes.
+DIR's tokenizer, in sequences of up to 256, 512 and 1,024 tokens, of which only what DIR holds out
+is used; DIR must be the embedded corpus too. Writes OUTPUT.md and OUTPUT.png as it goes.
 """
 
 import dataclasses
