@@ -1,6 +1,7 @@
 # make quickstart   a small MosaicBERT from scratch, in minutes on a CPU
 # make test         lint and tests (PYTHON=python3.12 for the other end of the support range;
 #                   PYTEST_ARGS="tests/data -x" and the like are given to pytest)
+# make docs         the documentation as a site, in site/
 # make notebooks    runs notebooks/ on what the quickstart left, and stores them with what they show
 # make gpu-bundle   what a GPU machine without a network needs to run `python -m benchmarks.gpu`
 # make .venv-compile/installed    what `plan` and those tests need to compile for GPUs that aren't here
@@ -20,7 +21,7 @@ export JAX_PLATFORMS := cpu
 DATA := runs/quickstart-data
 RUN := runs/quickstart
 
-.PHONY: quickstart notebooks gpu-bundle test lint format clean
+.PHONY: quickstart docs notebooks gpu-bundle test pytest lint format clean
 
 $(BIN)/installed: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -60,6 +61,17 @@ quickstart: $(BIN)/installed
 	@echo "Next, try a sentence of your own:"
 	@echo "  $(BIN)/mosaicbert fill-mask $(RUN) 'Peace is the [MASK] of all nations.'"
 
+$(BIN)/docs-installed: $(BIN)/installed
+	@echo "Installing MkDocs into $(VENV)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
+	@touch $@
+
+docs: $(BIN)/docs-installed
+	@$(BIN)/python -m docs.config_reference docs/config.md
+	@$(BIN)/python -m docs.layout docs/layout.svg
+	@$(BIN)/mkdocs build --strict --quiet
+	@echo "The site is in site/: $(BIN)/python -m http.server --directory site"
+
 notebooks: $(BIN)/torch-installed
 	@test -d $(RUN)/checkpoints || { echo "error: there is no run in $(RUN): make quickstart"; exit 2; }
 	@$(BIN)/python -m notebooks.execute
@@ -68,7 +80,9 @@ gpu-bundle:
 	@bash launch/gpu_bundle.sh
 
 # Offline, the tests that compile for GPUs or compare with PyTorch are skipped, and say so.
-test: lint
+test: lint pytest
+
+pytest: $(BIN)/installed
 	@$(MAKE) --no-print-directory $(BIN)/torch-installed || \
 		echo "make: no PyTorch; the tests that compare with it are skipped" >&2
 	@$(MAKE) --no-print-directory $(COMPILE_VENV)/installed || \
@@ -78,10 +92,11 @@ test: lint
 lint: $(BIN)/installed
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
 
 format: $(BIN)/installed
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv .venv-* .gpu runs build *.egg-info
+	rm -rf .venv .venv-* .gpu .mypy_cache runs site build *.egg-info

@@ -60,10 +60,12 @@ class Tile:
         # Keys are fetched by one axis: by two, each thread would fetch them for all its elements.
         row_T = self.token_T // length
         there_T = row_T < rows
-        words = (plgpu.load(ref.at[row_T], mask=there_T, other=0)[:, None] for ref in word_refs)
+        first, second = (
+            plgpu.load(ref.at[row_T], mask=there_T, other=0)[:, None] for ref in word_refs
+        )
         place_T1 = (self.token_T % length * (whole_width or width) + first_column)[:, None]
         counters_TW = (place_T1 + self.column_1W).astype(jnp.uint32)
-        kept_TW = mixed_bits(*words, counters_TW) >= drop_threshold(rate)
+        kept_TW = mixed_bits(first, second, counters_TW) >= drop_threshold(rate)
 
         def drop(x_TW):
             scaled_TW = (x_TW * dropout_scale(rate)).astype(dtype).astype(jnp.float32)

@@ -84,7 +84,7 @@ def example_of(place: str, fields: dict[str, Any], columns: Columns) -> Example:
         if name is not None and not text.strip():
             raise UserError(f"{place}: the text in column {name!r} is empty")
     label = None if columns.label is None else _label(fields[columns.label], columns.label, place)
-    return Example(*texts, label, place)
+    return Example(texts[0], texts[1], label, place)
 
 
 def read_tagged_examples(path: Path, columns: Columns) -> list[TaggedExample]:

@@ -182,6 +182,7 @@ def finetune(config: ConfigDict, folder: pathlib.Path) -> Scores:
     """
     run = Finetuning.prepare(config, folder)
     scores = loop.train(run)
+    assert isinstance(scores, Scores)
     write_results(folder, {"scores": scores.values, "examples": scores.examples})
     width = max(map(len, scores.values))
     print("\n".join(f"{name:{width}}  {value:8.4f}" for name, value in scores.values.items()))

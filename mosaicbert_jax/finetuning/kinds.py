@@ -16,7 +16,7 @@ from mosaicbert_jax.errors import UserError
 from mosaicbert_jax.finetuning import examples as reading
 from mosaicbert_jax.finetuning import objective
 from mosaicbert_jax.finetuning.encoded import EncodedExamples, encode, encode_tagged
-from mosaicbert_jax.finetuning.examples import Columns, Example, TaggedExample
+from mosaicbert_jax.finetuning.examples import Columns
 from mosaicbert_jax.finetuning.scores import ENTITY_F1, score
 from mosaicbert_jax.storage.target import (
     CLASSIFICATION,
@@ -67,7 +67,7 @@ class Classification:
             )
         return found
 
-    def _labels(self, train: Sequence[Example]) -> Iterator[str]:
+    def _labels(self, train: Sequence[Any]) -> Iterator[str]:
         return (example.label for example in train)
 
     def encode(
@@ -138,7 +138,7 @@ class TokenClassification(Classification):
     def read_unlabeled(self, path: Path | None, columns: Columns) -> Iterator[list[Any]]:
         return reading.examples_to_tag(path, columns)
 
-    def _labels(self, train: Sequence[TaggedExample]) -> Iterator[str]:
+    def _labels(self, train: Sequence[Any]) -> Iterator[str]:
         return itertools.chain.from_iterable(example.labels for example in train)
 
     def encode(

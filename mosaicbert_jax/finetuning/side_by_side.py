@@ -72,7 +72,7 @@ def gpus(processes: int, visible: str | None, here: int) -> list[str | None]:
         raise UserError(
             f"processes={processes}, each of which wants a GPU, and there are {len(names)}"
         )
-    return names[:processes]
+    return [*names[:processes]]
 
 
 def _next(left: Sequence[SuiteRun], *, is_idle: bool) -> SuiteRun | None:

@@ -176,10 +176,10 @@ def compile_for(
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), backends.compiling_for(device):
         lowered = jax.jit(function, donate_argnums=tuple(donate)).lower(*arguments)
     with tempfile.TemporaryDirectory() as folder:
-        options = {"xla_gpu_enable_triton_gemm": False, **(options or {})}
+        flags: dict[str, Any] = {"xla_gpu_enable_triton_gemm": False, **(options or {})}
         if kernels:
-            options |= {"xla_dump_to": folder, "xla_dump_emitter_re": "ptx"}
-        compiled = lowered.compile(compiler_options=options)
+            flags |= {"xla_dump_to": folder, "xla_dump_emitter_re": "ptx"}
+        compiled = lowered.compile(compiler_options=flags)
         found = _kernels(pathlib.Path(folder), gpu, kernels) if kernels else ()
         atomics = _atomics(pathlib.Path(folder))
     memory = compiled.memory_analysis()

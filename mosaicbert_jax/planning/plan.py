@@ -264,4 +264,4 @@ def gpu_hours_of(workload: Workload, profile: StepProfile, point: published.Poin
         return None
     duration = Duration(point.sequences, "sp")
     prediction = predict(workload, profile, duration, nodes)
-    return prediction and prediction.hours
+    return None if prediction is None else prediction.hours

@@ -50,7 +50,9 @@ class Plan:
     @property
     def first(self) -> Prediction:
         """On the first number of nodes, which the step was compiled for."""
-        return self.predictions[self.workload.nodes]
+        first = self.predictions[self.workload.nodes]
+        assert first is not None, "the step was compiled for it"
+        return first
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON record, with what a reader would have to compute."""

@@ -96,7 +96,7 @@ def text_report(
     if words:
         paragraphs += _word_lists(figures[0], words)
     if words and compare_with is not None:
-        paragraphs += _comparison(*figures, words, metadata.max_seq_len)
+        paragraphs += _comparison(figures[0], figures[1], words, metadata.max_seq_len)
     return "\n\n".join(paragraphs) + "\n"
 
 

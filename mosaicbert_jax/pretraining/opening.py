@@ -60,10 +60,10 @@ def open_data(
         dataset = Mixture.open(data.mixture, without)
         held_out = dataset.held_out()
     else:
-        dataset = TokenDataset(data.path, without=without.get(pathlib.Path(data.path), ()))
-        held_out = None
+        lost = without.get(pathlib.Path(data.path), ())
+        dataset, held_out = TokenDataset(data.path, without=lost), None
         if "validation" in dataset.metadata.splits:
-            held_out = TokenDataset(data.path, "validation", dataset.without)
+            held_out = TokenDataset(data.path, "validation", lost)
     if findings.damaged and len(dataset) == dataset.missing:
         raise UserError(f"{describe_damage(findings.damaged)}; nothing is left to train on")
     if held_out is not None and len(held_out) == held_out.missing:
@@ -90,7 +90,7 @@ def describe_data(dataset: TokenDataset | Mixture, findings: Findings) -> str:
 def identity(dataset: TokenDataset | Mixture) -> dict[str, Any]:
     """What a run knows prepared text by."""
     if not isinstance(dataset, Mixture):
-        found = {"digest": dataset.metadata.digest}
+        found: dict[str, Any] = {"digest": dataset.metadata.digest}
     else:
         # By number and not as a list, so that `differences` can tell which of them is another.
         found = {

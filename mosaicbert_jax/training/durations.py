@@ -145,7 +145,9 @@ class Clock:
         now = time.monotonic()
         seconds = self._before.seconds + now - self._started
         dollars = self._before.dollars + (now - self._begun) * self._dollars_a_second
-        return hosts.agreed(seconds, dollars) if self._decides else (seconds, dollars)
+        if self._decides:
+            seconds, dollars = hosts.agreed(seconds, dollars)
+        return seconds, dollars
 
 
 def learning_rate(share: float, *, peak: float, warmup: float, final_fraction: float) -> float:

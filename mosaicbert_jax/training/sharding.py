@@ -104,7 +104,7 @@ def at_use(params: Any) -> Any:
 def _rule(path: tuple) -> tuple[tuple[str, str], bool]:
     """The order of the axes, and whether the layer gathers it."""
     name = "." + ".".join(str(getattr(key, "key", getattr(key, "name", key))) for key in path)
-    return next(rule for pattern, *rule in _RULES if re.search(pattern, name))
+    return next((axes, gathers) for pattern, axes, gathers in _RULES if re.search(pattern, name))
 
 
 def _stored_spec(
