@@ -25,37 +25,52 @@ def finetuning() -> ConfigDict:
     """MosaicBERT's recipe for finetuning, unlocked; each task has its own numbers."""
     return ConfigDict(
         {
-            "kind": "finetuning",  # what `train` does with it
-            "seed": 19,
-            "init_from": placeholder(str),  # a workdir or a Hugging Face folder to start from
-            "init_from_step": placeholder(int),  # of that workdir; None: its last checkpoint
-            "renew_classifier": False,  # True: a finetuned model's classifier starts anew too
-            "task": "classification",  # or regression, or token_classification
-            "model": {"dtype": "auto"},  # bfloat16 on GPUs and float32 else
+            "kind": "finetuning",  # which kind of run `train` starts; can't be changed
+            "seed": 19,  # of new heads, order and dropout
+            "init_from": placeholder(str),  # a workdir or Hugging Face folder to start from
+            "init_from_step": placeholder(int),  # of that workdir; None is its last checkpoint
+            "renew_classifier": False,  # train the classifier of a finetuned model from scratch
+            "task": "classification",  # or "regression", or "token_classification"
+            "model": {
+                "dtype": "auto",  # of the computation; "auto" is bfloat16 on GPUs, else float32
+            },
             "data": {
-                "path": placeholder(str),  # .csv, .tsv or .jsonl, also with .gz or .zst
-                "dev_path": placeholder(str),  # what is evaluated on; None:
-                "dev_fraction": 0.1,  # of the examples are held out for that
-                "text": "text",  # the column or key of the text
-                "second_text": placeholder(str),  # of the other one, in a task of pairs
-                "label": "label",
-                "label_range": (),  # (lowest, highest) of a regression
-                "max_seq_len": 256,  # tokens, [CLS] and [SEP] included
+                "path": placeholder(str),  # .csv, .tsv or .jsonl, also with .gz or .zst behind
+                "dev_path": placeholder(str),  # the file to evaluate on
+                "dev_fraction": 0.1,  # share of the examples to hold out, if dev_path is not set
+                "text": "text",  # column or key of the text
+                "second_text": placeholder(str),  # column or key of the other text of a pair
+                "label": "label",  # column or key of the label
+                "label_range": (),  # (lowest, highest) label of a regression; others are refused
+                "max_seq_len": 256,  # tokens of an example, [CLS] and [SEP] included
             },
             "optimizer": configuration.optimizer_settings(
                 3e-5, weight_decay=3e-6, final_fraction=0.0
             ),
             "train": {
-                "duration": "3ep",
-                "batch_size": 16,
-                "deterministic": True,  # on GPUs: without autotuning, see training/step.py
-                "price_per_gpu_hour": placeholder(float),  # dollars; metrics tell what was spent
+                "duration": "3ep",  # of the run; see durations
+                "batch_size": 16,  # examples of a step
+                "deterministic": True,  # on GPUs, compile without autotuning; see pretraining
+                "price_per_gpu_hour": placeholder(float),  # dollars; metrics have what was spent
             },
-            "eval": {"every": "1ep", "batch_size": 64},
-            "checkpoint": {"every": "1ep", "keep": 1},
-            "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
+            "eval": {
+                "every": "1ep",  # between evaluations; there is one at the end too
+                "batch_size": 64,  # examples evaluated together
+            },
+            "checkpoint": {
+                "every": "1ep",  # between checkpoints; there is one at the end too
+                "keep": 1,  # how many of the last ones
+            },
+            "mesh": {
+                "data": -1,  # devices that divide the rows; -1 is all that are left
+                "fsdp": 1,  # devices that divide the rows and the parameters
+                "tensor": 1,  # devices that divide attention heads and the feed-forward
+            },
             "recovery": recovery.settings(max_rollbacks=0, spike=0.0),
-            "log": {"every": 10, "wandb_project": placeholder(str)},
+            "log": {
+                "every": 10,  # steps between rows of metrics.jsonl
+                "wandb_project": placeholder(str),  # of Weights & Biases, if wandb is installed
+            },
         }
     )
 
@@ -117,13 +132,13 @@ def _recipe(
     """
     return ConfigDict(
         {
-            "epochs": epochs,
-            "learning_rate": learning_rate,
-            "weight_decay": weight_decay,
-            "batch_size": batch_size,
-            "seeds": _SEEDS[:seeds],
-            "dtype": dtype,
-            "starts_from": starts_from,
+            "epochs": epochs,  # how often the examples are read
+            "learning_rate": learning_rate,  # at the peak
+            "weight_decay": weight_decay,  # share of a parameter that a step at the peak removes
+            "batch_size": batch_size,  # examples of a step
+            "seeds": _SEEDS[:seeds],  # a run for each; the score is their mean
+            "dtype": dtype,  # of the computation
+            "starts_from": starts_from,  # task whose finetuned model to start from; "": init_from
         }
     )
 
@@ -133,12 +148,12 @@ def glue() -> ConfigDict:
     shared = finetuning()
     return ConfigDict(
         {
-            "kind": "glue",  # what `train` does with it
-            "init_from": placeholder(str),  # a workdir or a Hugging Face folder to start from
-            "init_from_step": placeholder(int),  # of that workdir; None: its last checkpoint
-            "init_from_steps": (),  # a suite for each of these, in folders of their own
-            "tasks": "mnli,qqp,qnli,sst2,cola,rte,mrpc,stsb",
-            "processes": 1,  # more: so many runs side by side, each on a GPU of its own
+            "kind": "glue",  # which kind of run `train` starts; can't be changed
+            "init_from": placeholder(str),  # a workdir or Hugging Face folder to start from
+            "init_from_step": placeholder(int),  # of that workdir; None is its last checkpoint
+            "init_from_steps": (),  # run the suite for each of these steps, in folders of their own
+            "tasks": "mnli,qqp,qnli,sst2,cola,rte,mrpc,stsb",  # which to run
+            "processes": 1,  # runs side by side, each in a process with a GPU of its own
             "recipes": {
                 "mnli": _recipe(3, 5e-5, 5e-6, 48, 1),
                 "qqp": _recipe(5, 3e-5, 3e-6, 16, 1),
@@ -151,7 +166,7 @@ def glue() -> ConfigDict:
             },
             "data": {
                 "path": placeholder(str),  # GLUE's folder, or tfds:glue
-                "max_seq_len": shared.data.max_seq_len,
+                "max_seq_len": shared.data.max_seq_len,  # tokens of an example
             },
             "eval": shared.eval,
             "checkpoint": shared.checkpoint,

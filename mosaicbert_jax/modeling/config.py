@@ -42,8 +42,15 @@ class BertConfig:
 
     Attributes:
       vocab_size: rows of the embedding table, padding entries included.
+      hidden_size: E, the width of the residual stream.
+      num_hidden_layers: how many layers the encoder has.
+      num_attention_heads: H; divides hidden_size.
+      intermediate_size: F, the width of the feed-forward.
       max_position_embeddings: rows of the position table; only `position_embedding="learned"`
         has one. ALiBi has no limit.
+      type_vocab_size: token types; two for pairs of texts.
+      hidden_dropout_prob: dropout of embeddings, attention output and feed-forward.
+      attention_probs_dropout_prob: dropout of attention probabilities, for the baseline.
       layer_norm_eps: of the LayerNorms in the encoder; the masked-language-model head always has
         1e-12.
       initializer_range: standard deviation of every initial weight.

@@ -28,48 +28,59 @@ def pretraining(model: BertConfig) -> ConfigDict:
     architecture.layer_norm_dtype = model.layer_norm_dtype
     config = ConfigDict(
         {
-            "kind": "pretraining",  # what `train` does with it
-            "seed": 17,
-            "init_from": placeholder(str),  # a workdir or a Hugging Face folder to start from
-            "init_from_step": placeholder(int),  # of that workdir; None: its last checkpoint
+            "kind": "pretraining",  # which kind of run `train` starts; can't be changed
+            "seed": 17,  # of initial weights, order, masks and dropout
+            "init_from": placeholder(str),  # a workdir or Hugging Face folder to start from
+            "init_from_step": placeholder(int),  # of that workdir; None is its last checkpoint
             "model": architecture,
             "data": {
-                "path": placeholder(str),  # a folder written by `prepare`; or several:
-                "mixture": (),  # (folder, weight) pairs, weights being shares of the sequences
-                "row_length": 512,  # tokens; several sequences share a row
-                "packing": True,  # False: each sequence in a row of its own, padded
-                "masking_rate": 0.3,
+                "path": placeholder(str),  # a folder written by `prepare`
+                # Instead of path: (folder, weight) pairs; weights are shares of the sequences.
+                "mixture": (),
+                "row_length": 512,  # slots of a row, which several sequences share
+                "packing": True,  # False places each sequence in a row of its own, padded
+                "masking_rate": 0.3,  # share of the tokens that are predicted in training
                 "window_size": 8192,  # sequences shuffled and packed together
-                "workers": 0,  # processes that make batches; 0: a thread does
-                "on_error": STOP,  # at damaged shards; SKIP: go on without their sequences
+                "workers": 0,  # processes that make batches; with 0 a thread does
+                "on_error": STOP,  # at damaged shards: stop, or skip their sequences
             },
             "optimizer": configuration.optimizer_settings(
                 5e-4, weight_decay=1e-5, final_fraction=0.02
             ),
             "train": {
-                "duration": "286720000sp",
-                "batch_tokens": 524_288,  # slots of a step, all devices together
-                # Slots that one device holds at a time; "auto": the most that fit its memory.
+                "duration": "286720000sp",  # of the run; see durations
+                "batch_tokens": 524_288,  # slots of a step, on all devices together
+                # Slots that one device holds at a time; "auto" takes the most that fit its memory.
                 "microbatch_tokens": FieldReference(65_536, field_type=object),
-                # True: keep what enters each layer and compute the rest again in backward, which
-                # takes a third more FLOPs and far less memory.
+                # Keep what enters each layer and compute the rest again in backward: a third more
+                # FLOPs and far less memory.
                 "activation_checkpointing": False,
-                # On GPUs: compile without autotuning, so that every run of a step gives equal bits.
-                # False lets XLA time several programs and take the fastest, which may be another
-                # one, of other rounding, when the run is resumed.
+                # On GPUs, compile without autotuning, so that every run of a step gives the same
+                # bits. False lets XLA time several programs and take the fastest, which may be
+                # another one, with other rounding, when the run is resumed.
                 "deterministic": True,
-                # Dollars, of which a duration in usd is spent; metrics then tell what was.
+                # Dollars; needed for durations in usd, and metrics then have what was spent.
                 "price_per_gpu_hour": placeholder(float),
             },
             "eval": {
-                "every": "2000ba",
-                "masking_rate": 0.15,
-                "max_tokens": 10_000_000,  # of the validation split
+                "every": "2000ba",  # between evaluations; there is one at the end too
+                "masking_rate": 0.15,  # share of the tokens that are predicted
+                "max_tokens": 10_000_000,  # of the validation split, at most
             },
-            "checkpoint": {"every": "1000ba", "keep": 2},
-            "mesh": {"data": -1, "fsdp": 1, "tensor": 1},  # devices along each axis
+            "checkpoint": {
+                "every": "1000ba",  # between checkpoints; there is one at the end too
+                "keep": 2,  # how many of the last ones
+            },
+            "mesh": {
+                "data": -1,  # devices that divide the rows; -1 is all that are left
+                "fsdp": 1,  # devices that divide the rows and the parameters
+                "tensor": 1,  # devices that divide attention heads and the feed-forward
+            },
             "recovery": recovery.settings(max_rollbacks=3, spike=10.0),
-            "log": {"every": 10, "wandb_project": placeholder(str)},
+            "log": {
+                "every": 10,  # steps between rows of metrics.jsonl
+                "wandb_project": placeholder(str),  # of Weights & Biases, if wandb is installed
+            },
         }
     )
     return config.lock()

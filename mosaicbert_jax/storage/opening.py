@@ -95,6 +95,8 @@ def open_model(place: pathlib.Path | str, step: int | None = None) -> StoredMode
         config = BertConfig.from_fields(record["model"])
         heads = () if target is None else heads_of(target)
         return _Run(place, config, target, heads, record["config"], step)
+    if not (place / workdir.CONFIG_FILE).exists():
+        raise UserError(f"{place} is neither a run nor a Hugging Face folder: no config.json in it")
     if step is not None:
         raise UserError(f"step {step} is given, but {place} has no checkpoints")
     stored = stored_model(place)

@@ -14,13 +14,13 @@ def optimizer_settings(
 ) -> dict[str, float]:
     """The group `optimizer`; what pretraining and finetuning share is as published."""
     return {
-        "learning_rate": learning_rate,  # at the peak
-        "b1": 0.9,
-        "b2": 0.98,
-        "eps": 1e-6,
-        "weight_decay": weight_decay,  # the share that a step at the peak takes away
-        "warmup": 0.06,  # share of the run
-        "final_fraction": final_fraction,  # of the peak, at the end
+        "learning_rate": learning_rate,  # at the peak of the schedule
+        "b1": 0.9,  # Adam's decay of the first moment
+        "b2": 0.98,  # Adam's decay of the second moment
+        "eps": 1e-6,  # Adam's epsilon
+        "weight_decay": weight_decay,  # share of a parameter that a step at the peak removes
+        "warmup": 0.06,  # share of the run in which the learning rate rises to the peak
+        "final_fraction": final_fraction,  # learning rate at the end, as a share of the peak
     }
 
 

@@ -23,12 +23,12 @@ _FIRST = 100  # losses after which the spread is known well enough to judge by
 def settings(*, max_rollbacks: int, spike: float) -> dict[str, Any]:
     """The group `recovery`."""
     return {
-        "max_rollbacks": max_rollbacks,  # of a run, then it stops; 0: it stops at once
-        # How many standard deviations above the running mean a loss is a spike; 0: none is.
+        "max_rollbacks": max_rollbacks,  # of a run before it stops; 0 stops at once
+        # Standard deviations above the running mean at which a loss is a spike; 0 for none.
         "spike": spike,
-        # Seconds without a step after which the run tells what it was doing; None: never does.
+        # Seconds without a step after which the run writes what it was doing.
         "hang_seconds": placeholder(float),
-        "exit_on_hang": False,  # True: it ends then with status 75, so that a scheduler restarts it
+        "exit_on_hang": False,  # exit with status 75 then, so that a scheduler restarts it
     }
 
 

@@ -43,7 +43,7 @@ def test_the_same_examples_from_every_format(tmp_path):
         ("x.jsonl", '{"text": 3, "label": 1}\n', "x.jsonl:1: column 'text' holds 3, not a text"),
         ("x.jsonl", '{"text": "a", "label": 1}\n[]\n', "x.jsonl:2: the line is no JSON object"),
         ("x.jsonl", '{"text": "a", "label": null}\n', "x.jsonl:1: there is no label"),
-        ("x.xls", "", "x.xls: examples are read from files that end in .csv"),
+        ("x.xls", "", "x.xls: tables are read from files that end in .csv"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_line(tmp_path, name, content, message):

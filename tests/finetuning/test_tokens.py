@@ -12,7 +12,7 @@ from mosaicbert_jax import BertForTokenClassification, UserError
 from mosaicbert_jax.finetuning.classifier import Classifier
 from mosaicbert_jax.finetuning.encoded import encode_tagged
 from mosaicbert_jax.finetuning.examples import Columns, TaggedExample, read_tagged_examples
-from mosaicbert_jax.finetuning.objective import logits_of
+from mosaicbert_jax.finetuning.objective import jitted_logits, logits_of
 from mosaicbert_jax.finetuning.scores import entity_f1
 from mosaicbert_jax.storage.target import TOKEN_CLASSIFICATION, Target
 from mosaicbert_jax.text.tokenizer import load_tokenizer
@@ -84,7 +84,9 @@ def test_packed_words_are_those_of_one_by_one(dataset):
     model = BertForTokenClassification(TINY, num_labels=3, rngs=nnx.Rngs(0))
     graph, params = nnx.split(model)
     params = jax.tree.map(lambda x: 5 * x, nnx.to_pure_dict(params))
-    packed = logits_of(graph, params, encoded, sharding.make_mesh(-1), size=8, row_length=48)
+    packed = logits_of(
+        jitted_logits(graph), params, encoded, sharding.make_mesh(-1), size=8, row_length=48
+    )
     step = jax.jit(lambda *arrays: nnx.merge(graph, params)(*arrays))
     alone = []
     for begin, end in itertools.pairwise(encoded.starts_S):

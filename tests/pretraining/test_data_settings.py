@@ -158,7 +158,7 @@ def test_a_mixture_in_a_config_file(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(
         "from mosaicbert_jax import BertConfig\n"
-        "from mosaicbert_jax.training.configuration import pretraining\n"
+        "from mosaicbert_jax.pretraining.configuration import pretraining\n"
         "def get_config():\n"
         "    config = pretraining(BertConfig())\n"
         "    config.data.mixture = (('data/a', 0.7), ('data/b', 3))\n"

@@ -97,7 +97,7 @@ class Uncompiled:
 
 
 def test_a_run_takes_the_most_that_fits(run, monkeypatch):
-    monkeypatch.setattr(Pretraining, "jitted_step", lambda run: Uncompiled(run))
+    monkeypatch.setattr(Pretraining, "train_step", property(lambda run: Uncompiled(run)))
     monkeypatch.setattr(microbatch, "_FIRST_TOKENS", 128)
     monkeypatch.setattr(microbatch, "device_memory", lambda: 3_000_000)
     assert run.shape == BatchShape(rows=16, microbatches=8)  # one row, until it is settled

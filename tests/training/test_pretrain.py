@@ -270,11 +270,12 @@ def test_every_config_is_locked_and_documented(name):
     assert any(heading in docstring for heading in ("Quoted:", "Result:", "Predicted:"))
 
 
-def test_a_config_of_a_benchmark_is_refused(dataset, tmp_path, capsys):
-    assert train(tmp_path / "run", dataset, config="pareto") == 2
-    assert (
-        "is for several runs: give it to `python -m experiments.pareto`" in capsys.readouterr().err
-    )
+def test_a_config_of_another_kind_is_refused(dataset, tmp_path, capsys):
+    assert train(tmp_path / "run", dataset, config="../experiments/configs/pareto") == 2
+    assert "train takes configs of pretraining, finetuning, glue" in capsys.readouterr().err
+    assert train(tmp_path / "run", dataset, "kind=glue") == 2
+    assert "the kind of a config can't be changed" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def rows_of(workdir, key):
@@ -404,7 +405,7 @@ def test_fill_mask(run, capsys, monkeypatch):
     assert command(["fill-mask", str(run), "nothing hidden"]) == 2
     assert "has no [MASK]" in capsys.readouterr().err
     assert command(["fill-mask", "nowhere", "[MASK]"]) == 2
-    assert "is not a run" in capsys.readouterr().err
+    assert "is neither a run nor a Hugging Face folder" in capsys.readouterr().err
 
 
 def test_fill_mask_agrees_with_the_model(run):

@@ -85,7 +85,8 @@ def test_a_batch_without_a_finite_loss_is_left_out(clean, dataset, tmp_path, cap
         assert train(tmp_path / "run", dataset, *SETTINGS) == 0
     said = capsys.readouterr().out
     assert (
-        "step 8: loss not finite; back to step 5, and on behind that data (rollback 1 of 3)" in said
+        "step 8: loss not finite; rolling back to step 5 and skipping the data up to there (rollback 1 of 3)"
+        in said
     )
     (event,) = events(tmp_path / "run")
     assert (event["step"], event["at_step"]) == (5, 8)
@@ -285,7 +286,7 @@ def test_a_run_goes_on_from_the_newest_whole_checkpoint(clean, dataset, tmp_path
 
 
 def test_training_goes_on_where_a_checkpoint_cannot_be_written(clean, dataset, tmp_path, capsys):
-    real, calls = checkpoints.checkpoint_files.seal, []
+    real, calls = checkpoint_files.seal, []
 
     def fail_once(folder):
         calls.append(folder)
