@@ -9,7 +9,7 @@ from mosaicbert_jax.modeling.checkpoint_methods import PretrainedMixin
 from mosaicbert_jax.modeling.config import BertConfig
 from mosaicbert_jax.modeling.dropout import Site, dropout, row_keys
 from mosaicbert_jax.modeling.encoder import BertModel
-from mosaicbert_jax.modeling.layers import gather_columns, layer_norm, linear
+from mosaicbert_jax.modeling.layers import Dense, gather_columns, layer_norm
 from mosaicbert_jax.modeling.loss import masked_lm_loss
 from pallas_kernels import gelu
 
@@ -19,7 +19,7 @@ class MaskedLMHead(nnx.Module):
 
     def __init__(self, config: BertConfig, *, rngs: nnx.Rngs):
         self.config = config
-        self.dense = linear(config, config.hidden_size, config.hidden_size, rngs=rngs)
+        self.dense = Dense(config, config.hidden_size, config.hidden_size, rngs=rngs)
         self.norm = layer_norm(config, epsilon=1e-12, rngs=rngs)
         self.bias = nnx.Param(jnp.zeros(config.vocab_size, jnp.float32))
 
@@ -94,8 +94,8 @@ class BertForSequenceClassification(PretrainedMixin, nnx.Module):
         self.config = config
         self.num_labels = num_labels
         self.bert = BertModel(config, rngs=rngs)
-        self.pooler = linear(config, config.hidden_size, config.hidden_size, rngs=rngs)
-        self.classifier = linear(config, config.hidden_size, num_labels, rngs=rngs)
+        self.pooler = Dense(config, config.hidden_size, config.hidden_size, rngs=rngs)
+        self.classifier = Dense(config, config.hidden_size, num_labels, rngs=rngs)
 
     def __call__(
         self,
@@ -150,7 +150,7 @@ class BertForTokenClassification(PretrainedMixin, nnx.Module):
         self.config = config
         self.num_labels = num_labels
         self.bert = BertModel(config, rngs=rngs)
-        self.classifier = linear(config, config.hidden_size, num_labels, rngs=rngs)
+        self.classifier = Dense(config, config.hidden_size, num_labels, rngs=rngs)
 
     def __call__(
         self,

@@ -4,6 +4,7 @@ Post-LayerNorm: x = norm(dropout(output(attention(x))) + x); y = norm(feed_forwa
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -33,30 +34,6 @@ from pallas_kernels import (
     residual_norm,
     sum_rows,
 )
-
-
-def _promote_all_but_kernel(arrays, *, dtype):
-    x, kernel, *bias = arrays
-    return x.astype(dtype), kernel, *(None if b is None else b.astype(dtype) for b in bias)
-
-
-# Not a lambda: models that are alike have equal graphs, and share what is compiled for one.
-def _product(x, kernel, *_, **__):
-    return matmul(x, kernel)
-
-
-def linear(config: BertConfig, inputs: int, outputs: int, *, use_bias: bool = True, rngs: nnx.Rngs):
-    """A dense layer with BERT's initialisation: weights N(0, initializer_range), biases 0."""
-    return nnx.Linear(
-        inputs,
-        outputs,
-        use_bias=use_bias,
-        dtype=config.compute_dtype,
-        kernel_init=nnx.initializers.normal(config.initializer_range),
-        dot_general=_product,
-        promote_dtype=_promote_all_but_kernel,
-        rngs=rngs,
-    )
 
 
 def embedding(config: BertConfig, entries: int, *, rngs: nnx.Rngs) -> nnx.Embed:
@@ -140,20 +117,57 @@ def norm_of_sum(
     return on_own_rows(call, (x_BLE, residual_BLE, keys_B), vectors)
 
 
-def over_width(kernel: jax.Array, axis: int) -> jax.Array:
-    """A layer's kernel as it is used on a mesh: whole, but for `axis`, which tensor divides.
+class Dense(nnx.Module):
+    """x · kernel + bias, in x's dtype; kernel ~ N(0, initializer_range), bias 0, both float32.
 
-    It is stored with its first axis divided over fsdp and tensor. The way between is in two steps,
-    first an exchange over tensor and then a gathering over fsdp, so that no device has it whole.
+    Args:
+      outputs: sizes of the output's axes; the parameters are stored with these flattened.
+      tensor_axis: the axis of (inputs, *outputs) that the mesh's tensor axis divides at use; None:
+        the kernel is whole on every device.
+      use_bias: False: there is no bias, and `bias` is None.
     """
-    if jax.sharding.get_abstract_mesh().empty:
-        return kernel
-    before = (None,) * (axis - 1)
-    if axis:
-        exchanged = PartitionSpec(FSDP_AXIS, *before, WIDTH_AXIS)
-        kernel = jax.lax.with_sharding_constraint(kernel, exchanged)
-        return jax.lax.with_sharding_constraint(kernel, PartitionSpec(None, *before, WIDTH_AXIS))
-    return jax.lax.with_sharding_constraint(kernel, PartitionSpec(WIDTH_AXIS))
+
+    def __init__(
+        self,
+        config: BertConfig,
+        inputs: int,
+        *outputs: int,
+        tensor_axis: int | None = None,
+        use_bias: bool = True,
+        rngs: nnx.Rngs,
+    ):
+        self.shape, self.tensor_axis = (inputs, *outputs), tensor_axis
+        width, normal = math.prod(outputs), nnx.initializers.normal(config.initializer_range)
+        self.kernel = nnx.Param(normal(rngs.params(), (inputs, width), jnp.float32))
+        zeros = nnx.initializers.zeros
+        # The initializer ignores its key, but drawing one determines the keys of later layers.
+        self.bias = nnx.Param(zeros(rngs.params(), (width,), jnp.float32)) if use_bias else None
+
+    def kernel_at_use(self) -> Float[Array, "I *O"]:
+        """The kernel in its full shape, divided over tensor only.
+
+        It is stored with its first axis divided over fsdp and tensor. It is resharded in two steps,
+        an exchange over tensor and then an all-gather over fsdp, so that no device holds it whole.
+        """
+        kernel_IO, axis = self.kernel[...].reshape(self.shape), self.tensor_axis
+        if axis is None or jax.sharding.get_abstract_mesh().empty:
+            return kernel_IO
+        constrain = jax.lax.with_sharding_constraint
+        if axis == 0:
+            return constrain(kernel_IO, PartitionSpec(WIDTH_AXIS))
+        between = (None,) * (axis - 1)
+        kernel_IO = constrain(kernel_IO, PartitionSpec(FSDP_AXIS, *between, WIDTH_AXIS))
+        return constrain(kernel_IO, PartitionSpec(None, *between, WIDTH_AXIS))
+
+    def product(self, x_BLI: Float[Array, "... I"]) -> Float[Array, "..."]:
+        """x · kernel, for callers that add the bias in a kernel of their own."""
+        return matmul(x_BLI, self.kernel_at_use())
+
+    def __call__(self, x_BLI: Float[Array, "... I"]) -> Float[Array, "..."]:
+        y_BLO = self.product(x_BLI)
+        if self.bias is None:
+            return y_BLO
+        return y_BLO + self.bias[...].astype(y_BLO.dtype).reshape(self.shape[1:])
 
 
 @jax.custom_vjp
@@ -193,8 +207,9 @@ class SelfAttention(nnx.Module):
 
     def __init__(self, config: BertConfig, *, rngs: nnx.Rngs):
         self.config = config
-        self.qkv = linear(config, config.hidden_size, 3 * config.hidden_size, rngs=rngs)
-        self.output = linear(config, config.hidden_size, config.hidden_size, rngs=rngs)
+        width, qkv_shape = config.hidden_size, (3, config.num_attention_heads, config.head_size)
+        self.qkv = Dense(config, width, *qkv_shape, tensor_axis=2, rngs=rngs)
+        self.output = Dense(config, width, width, tensor_axis=0, rngs=rngs)
 
     def context(
         self,
@@ -207,11 +222,8 @@ class SelfAttention(nnx.Module):
         """Attention before its output projection."""
         config = self.config
         heads = config.num_attention_heads
-        rows, length, width = x_BLE.shape
-        shape = (3, heads, config.head_size)
-        kernel_E3HD = over_width(self.qkv.kernel[...].reshape(width, *shape), 2)
-        qkv_BL3HD = matmul(x_BLE, kernel_E3HD)
-        bias_3HD = self.qkv.bias[...].reshape(shape)
+        qkv_BL3HD = self.qkv.product(x_BLE)
+        bias_3HD = self.qkv.bias[...].reshape(self.qkv.shape[1:])
         rate = config.attention_probs_dropout_prob if keys_B is not None else 0.0
         alibi = config.position_embedding == "alibi"
         # The baseline has no bias: the same attention with slopes of 0.
@@ -243,7 +255,7 @@ class SelfAttention(nnx.Module):
         context_BLHD = on_own_parts(attend, in_specs, out_specs)(
             qkv_BL3HD, bias_3HD, segment_ids_BL, ranges, jnp.asarray(slopes_H), keys_B
         )
-        return context_BLHD.reshape(rows, length, width)
+        return context_BLHD.reshape(x_BLE.shape)
 
 
 class FeedForward(nnx.Module):
@@ -253,28 +265,27 @@ class FeedForward(nnx.Module):
         self.config = config
         self.gated = config.feed_forward == "geglu"
         width = config.intermediate_size
-        self.input = linear(
+        outputs = (2, width) if self.gated else (width,)
+        self.input = Dense(
             config,
             config.hidden_size,
-            2 * width if self.gated else width,
+            *outputs,
+            tensor_axis=len(outputs),
             use_bias=not self.gated,
             rngs=rngs,
         )
-        self.output = linear(config, width, config.hidden_size, rngs=rngs)
+        self.output = Dense(config, width, config.hidden_size, tensor_axis=0, rngs=rngs)
 
     def __call__(
         self, x_BLE: Float[Array, "B L E"], keys_B: Key[Array, "B"] | None, layer: int
     ) -> Float[Array, "B L E"]:
         """Without the output's bias, and without the dropout that BERT has behind it."""
-        output_FE = over_width(self.output.kernel[...], 0)
         if not self.gated:
-            projected = matmul(x_BLE, over_width(self.input.kernel[...], 1))
-            return matmul(gelu(projected + self.input.bias[...].astype(x_BLE.dtype)), output_FE)
-        kernel_E2F = self.input.kernel[...].reshape(x_BLE.shape[-1], 2, -1)
+            return self.output.product(gelu(self.input(x_BLE)))
         rate = self.config.hidden_dropout_prob if keys_B is not None else 0.0
         return geglu_linear(
-            matmul(x_BLE, over_width(kernel_E2F, 2)),
-            output_FE,
+            self.input.product(x_BLE),
+            self.output.kernel_at_use(),
             dropout_rate=rate,
             dropout_keys_B=site_keys(keys_B, layer, Site.FEED_FORWARD) if rate else None,
             divide=on_own_columns,
@@ -312,7 +323,7 @@ class EncoderLayer(nnx.Module):
         rate = self.config.hidden_dropout_prob if keys_B is not None else 0.0
         x_BLE = norm_of_sum(
             self.attention_norm,
-            matmul(context_BLE, over_width(self.attention.output.kernel[...], 0)),
+            self.attention.output.product(context_BLE),
             x_BLE,
             bias=self.attention.output.bias,
             dropout_rate=rate,
