@@ -87,6 +87,11 @@ class BertForMaskedLM(PretrainedMixin, nnx.Module):
         )
 
 
+def _classifier_dropout(config: BertConfig, x_BLE, keys_B):
+    rate, layer = config.hidden_dropout_prob, config.num_hidden_layers
+    return dropout(x_BLE, rate, keys_B, layer=layer, site=Site.CLASSIFIER)
+
+
 class BertForSequenceClassification(PretrainedMixin, nnx.Module):
     """classifier(dropout(tanh(pooler(hidden state of a sequence's first token))))."""
 
@@ -133,13 +138,7 @@ class BertForSequenceClassification(PretrainedMixin, nnx.Module):
         if dropout_key is not None:
             # A sequence's bits follow its row and first column, wherever else the batch is cut.
             keys_S = jax.vmap(jax.random.fold_in)(row_keys(dropout_key, rows)[row_S], column_S)
-            pooled_SE = dropout(
-                pooled_SE[:, None],
-                self.config.hidden_dropout_prob,
-                keys_S,
-                layer=self.config.num_hidden_layers,
-                site=Site.CLASSIFIER,
-            )[:, 0]
+            pooled_SE = _classifier_dropout(self.config, pooled_SE[:, None], keys_S)[:, 0]
         return self.classifier(pooled_SE)
 
 
@@ -164,11 +163,4 @@ class BertForTokenClassification(PretrainedMixin, nnx.Module):
             tokens_BL, segment_ids_BL, token_type_ids_BL, dropout_key=dropout_key
         )
         keys_B = None if dropout_key is None else row_keys(dropout_key, tokens_BL.shape[0])
-        hidden_BLE = dropout(
-            hidden_BLE,
-            self.config.hidden_dropout_prob,
-            keys_B,
-            layer=self.config.num_hidden_layers,
-            site=Site.CLASSIFIER,
-        )
-        return self.classifier(hidden_BLE)
+        return self.classifier(_classifier_dropout(self.config, hidden_BLE, keys_B))

@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import PartitionSpec
+from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
 from mosaicbert_jax.modeling.config import BertConfig
-from mosaicbert_jax.modeling.dropout import Site, site_keys
+from mosaicbert_jax.modeling.dropout import NO_DROPOUT, Dropout, Site
 from mosaicbert_jax.modeling.on_mesh import (
     FSDP_AXIS,
     ROW_AXES,
@@ -95,12 +95,11 @@ def norm_of_sum(
     residual_BLE: Float[Array, "B L E"],
     *,
     bias: nnx.Param | None = None,
-    dropout_rate: float = 0.0,
-    keys_B: Key[Array, "B"] | None = None,
+    dropout: Dropout = NO_DROPOUT,
 ) -> Float[Array, "B L E"]:
     """norm(dropout(x + bias) + residual)."""
 
-    def call(x_BLE, residual_BLE, keys_B, scale_E, bias_E, x_bias_E):
+    def call(x_BLE, residual_BLE, dropout, scale_E, bias_E, x_bias_E):
         return residual_norm(
             x_BLE,
             residual_BLE,
@@ -109,22 +108,21 @@ def norm_of_sum(
             x_bias_E=x_bias_E,
             epsilon=norm.epsilon,
             norm_dtype=norm.dtype,
-            dropout_rate=dropout_rate,
-            dropout_keys_B=keys_B,
+            dropout_rate=dropout.rate,
+            dropout_keys_B=dropout.keys_B,
         )
 
     vectors = norm.scale[...], norm.bias[...], None if bias is None else bias[...]
-    return on_own_rows(call, (x_BLE, residual_BLE, keys_B), vectors)
+    return on_own_rows(call, (x_BLE, residual_BLE, dropout), vectors)
 
 
 class Dense(nnx.Module):
-    """x · kernel + bias, in x's dtype; kernel ~ N(0, initializer_range), bias 0, both float32.
+    """x · kernel [+ bias], in x's dtype; kernel ~ N(0, initializer_range), bias 0, both float32.
 
     Args:
       outputs: sizes of the output's axes; the parameters are stored with these flattened.
       tensor_axis: the axis of (inputs, *outputs) that the mesh's tensor axis divides at use; None:
         the kernel is whole on every device.
-      use_bias: False: there is no bias, and `bias` is None.
     """
 
     def __init__(
@@ -153,11 +151,9 @@ class Dense(nnx.Module):
         if axis is None or jax.sharding.get_abstract_mesh().empty:
             return kernel_IO
         constrain = jax.lax.with_sharding_constraint
-        if axis == 0:
-            return constrain(kernel_IO, PartitionSpec(WIDTH_AXIS))
-        between = (None,) * (axis - 1)
-        kernel_IO = constrain(kernel_IO, PartitionSpec(FSDP_AXIS, *between, WIDTH_AXIS))
-        return constrain(kernel_IO, PartitionSpec(None, *between, WIDTH_AXIS))
+        if axis:
+            kernel_IO = constrain(kernel_IO, P(FSDP_AXIS, *(None,) * (axis - 1), WIDTH_AXIS))
+        return constrain(kernel_IO, P(*(None,) * axis, WIDTH_AXIS))
 
     def product(self, x_BLI: Float[Array, "... I"]) -> Float[Array, "..."]:
         """x · kernel, for callers that add the bias in a kernel of their own."""
@@ -216,44 +212,34 @@ class SelfAttention(nnx.Module):
         x_BLE: Float[Array, "B L E"],
         segment_ids_BL: Int[Array, "B L"],
         ranges: BlockRanges,
-        keys_B: Key[Array, "B"] | None,
-        layer: int,
+        dropout: Dropout,
     ) -> Float[Array, "B L E"]:
         """Attention before its output projection."""
         config = self.config
-        heads = config.num_attention_heads
         qkv_BL3HD = self.qkv.product(x_BLE)
         bias_3HD = self.qkv.bias[...].reshape(self.qkv.shape[1:])
-        rate = config.attention_probs_dropout_prob if keys_B is not None else 0.0
-        alibi = config.position_embedding == "alibi"
         # The baseline has no bias: the same attention with slopes of 0.
-        slopes_H = alibi_slopes(heads) if alibi else np.zeros(heads, np.float32)
-        keys_B = site_keys(keys_B, layer, Site.ATTENTION_WEIGHTS) if rate else None
+        slopes_H = np.zeros(config.num_attention_heads, np.float32)
+        if config.position_embedding == "alibi":
+            slopes_H = alibi_slopes(config.num_attention_heads)
 
-        def attend(qkv_BL3HD, bias_3HD, segment_ids_BL, ranges, slopes_H, keys_B):
+        def attend(qkv_BL3HD, bias_3HD, segment_ids_BL, ranges, slopes_H, dropout):
             return alibi_attention_qkv(
                 qkv_BL3HD,
                 segment_ids_BL,
                 bias_3HD=bias_3HD,
                 slopes_H=slopes_H,
                 block_ranges=ranges,
-                dropout_rate=rate,
-                dropout_keys_B=keys_B,
+                dropout_rate=dropout.rate,
+                dropout_keys_B=dropout.keys_B,
             )
 
-        # Neither rows nor heads meet: each device attends to its own, with no communication.
-        rows_spec = PartitionSpec(ROW_AXES)
-        in_specs = (
-            PartitionSpec(ROW_AXES, None, None, WIDTH_AXIS),
-            PartitionSpec(None, WIDTH_AXIS),
-            rows_spec,
-            rows_spec,
-            PartitionSpec(WIDTH_AXIS),
-            rows_spec,
-        )
-        out_specs = PartitionSpec(ROW_AXES, None, WIDTH_AXIS)
+        # Each device attends to its own rows and heads, with no communication.
+        rows, heads = P(ROW_AXES), P(WIDTH_AXIS)
+        in_specs = P(ROW_AXES, None, None, WIDTH_AXIS), P(None, WIDTH_AXIS), rows, rows, heads, rows
+        out_specs = P(ROW_AXES, None, WIDTH_AXIS)
         context_BLHD = on_own_parts(attend, in_specs, out_specs)(
-            qkv_BL3HD, bias_3HD, segment_ids_BL, ranges, jnp.asarray(slopes_H), keys_B
+            qkv_BL3HD, bias_3HD, segment_ids_BL, ranges, jnp.asarray(slopes_H), dropout
         )
         return context_BLHD.reshape(x_BLE.shape)
 
@@ -262,32 +248,23 @@ class FeedForward(nnx.Module):
     """GeGLU: output(dropout(GELU(g) * u)), [g | u] = input(x). BERT's: output(GELU(input(x)))."""
 
     def __init__(self, config: BertConfig, *, rngs: nnx.Rngs):
-        self.config = config
         self.gated = config.feed_forward == "geglu"
-        width = config.intermediate_size
+        inputs, width = config.hidden_size, config.intermediate_size
         outputs = (2, width) if self.gated else (width,)
         self.input = Dense(
-            config,
-            config.hidden_size,
-            *outputs,
-            tensor_axis=len(outputs),
-            use_bias=not self.gated,
-            rngs=rngs,
+            config, inputs, *outputs, tensor_axis=len(outputs), use_bias=not self.gated, rngs=rngs
         )
-        self.output = Dense(config, width, config.hidden_size, tensor_axis=0, rngs=rngs)
+        self.output = Dense(config, width, inputs, tensor_axis=0, rngs=rngs)
 
-    def __call__(
-        self, x_BLE: Float[Array, "B L E"], keys_B: Key[Array, "B"] | None, layer: int
-    ) -> Float[Array, "B L E"]:
-        """Without the output's bias, and without the dropout that BERT has behind it."""
+    def __call__(self, x_BLE: Float[Array, "B L E"], dropout: Dropout) -> Float[Array, "B L E"]:
+        """Without the output's bias; `dropout` is GeGLU's, before its output projection."""
         if not self.gated:
             return self.output.product(gelu(self.input(x_BLE)))
-        rate = self.config.hidden_dropout_prob if keys_B is not None else 0.0
         return geglu_linear(
             self.input.product(x_BLE),
             self.output.kernel_at_use(),
-            dropout_rate=rate,
-            dropout_keys_B=site_keys(keys_B, layer, Site.FEED_FORWARD) if rate else None,
+            dropout_rate=dropout.rate,
+            dropout_keys_B=dropout.keys_B,
             divide=on_own_columns,
         )
 
@@ -295,8 +272,8 @@ class FeedForward(nnx.Module):
 class EncoderLayer(nnx.Module):
     """Attention and feed-forward, each with its residual and LayerNorm after it."""
 
-    def __init__(self, config: BertConfig, *, rngs: nnx.Rngs):
-        self.config = config
+    def __init__(self, config: BertConfig, index: int, *, rngs: nnx.Rngs):
+        self.config, self.index = config, index
         self.attention = SelfAttention(config, rngs=rngs)
         self.attention_norm = layer_norm(config, rngs=rngs)
         self.feed_forward = FeedForward(config, rngs=rngs)
@@ -308,34 +285,30 @@ class EncoderLayer(nnx.Module):
         segment_ids_BL: Int[Array, "B L"],
         ranges: BlockRanges,
         keys_B: Key[Array, "B"] | None,
-        layer: int,
         positions_BP: Int[Array, "B P"] | None = None,
     ) -> Float[Array, "B L E"]:
-        """One layer; with positions_BP all that follows the attention runs on those columns only.
-
-        Returns:
-          (B, L, E), or (B, P, E) with positions_BP.
-        """
-        context_BLE = self.attention.context(x_BLE, segment_ids_BL, ranges, keys_B, layer)
+        """One layer; after attention, it runs only on positions_BP, if given: (B, P, E)."""
+        config, drop_at = self.config, functools.partial(Dropout.at, keys_B, layer=self.index)
+        weights_dropout = drop_at(config.attention_probs_dropout_prob, site=Site.ATTENTION_WEIGHTS)
+        hidden_dropout = drop_at(config.hidden_dropout_prob, site=Site.HIDDEN)
+        within, after = drop_at(config.hidden_dropout_prob, site=Site.FEED_FORWARD), NO_DROPOUT
+        if not self.feed_forward.gated:  # BERT drops after the feed-forward, MosaicBERT within it.
+            within, after = after, within
+        context_BLE = self.attention.context(x_BLE, segment_ids_BL, ranges, weights_dropout)
         if positions_BP is not None:
             context_BLE = gather_columns(context_BLE, positions_BP)
             x_BLE = gather_columns(x_BLE, positions_BP)
-        rate = self.config.hidden_dropout_prob if keys_B is not None else 0.0
         x_BLE = norm_of_sum(
             self.attention_norm,
             self.attention.output.product(context_BLE),
             x_BLE,
             bias=self.attention.output.bias,
-            dropout_rate=rate,
-            keys_B=site_keys(keys_B, layer, Site.HIDDEN) if rate else None,
+            dropout=hidden_dropout,
         )
-        # BERT's dropout stands behind the feed-forward, MosaicBERT's within.
-        behind = 0.0 if self.feed_forward.gated else rate
         return norm_of_sum(
             self.feed_forward_norm,
-            self.feed_forward(x_BLE, keys_B, layer),
+            self.feed_forward(x_BLE, within),
             x_BLE,
             bias=self.feed_forward.output.bias,
-            dropout_rate=behind,
-            keys_B=site_keys(keys_B, layer, Site.FEED_FORWARD) if behind else None,
+            dropout=after,
         )
