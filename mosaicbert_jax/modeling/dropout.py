@@ -5,7 +5,9 @@ step into a key and that into one key a row (`row_keys`); here the layer and sit
 the column counted. So no mesh, host count or microbatch changes which elements are dropped.
 """
 
+import dataclasses
 import enum
+from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +43,25 @@ def site_keys(keys_B: Key[Array, "B"], layer: int, site: Site) -> Key[Array, "B"
     return jax.vmap(lambda key: jax.random.fold_in(key, place))(keys_B)
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Dropout:
+    """Dropout at one site of one layer: a rate and a key for each row; by default none."""
+
+    rate: float = dataclasses.field(default=0.0, metadata={"static": True})
+    keys_B: Key[Array, "B"] | None = None
+
+    @classmethod
+    def at(cls, keys_B: Key[Array, "B"] | None, rate: float, *, layer: int, site: Site) -> Self:
+        """From the rows' keys; no dropout if these are None or the rate is 0."""
+        if keys_B is None or not rate:
+            return NO_DROPOUT
+        return cls(rate, site_keys(keys_B, layer, site))
+
+
+NO_DROPOUT = Dropout()
+
+
 def dropout(
     x_BLE: Float[Array, "B L E"],
     rate: float,
@@ -50,6 +71,5 @@ def dropout(
     site: Site,
 ) -> Float[Array, "B L E"]:
     """Drops elements with probability `rate` and scales the rest; keys_B=None drops nothing."""
-    if keys_B is None or not rate:
-        return x_BLE
-    return drop_elements(x_BLE, site_keys(keys_B, layer, site), rate)
+    here = Dropout.at(keys_B, rate, layer=layer, site=site)
+    return drop_elements(x_BLE, here.keys_B, here.rate) if here.rate else x_BLE

@@ -1,7 +1,5 @@
 """The encoder: embeddings and a stack of layers."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -60,7 +58,7 @@ class BertModel(PretrainedMixin, nnx.Module):
         self.config = config
         self.embeddings = Embeddings(config, rngs=rngs)
         self.layers = nnx.List(
-            [EncoderLayer(config, rngs=rngs) for _ in range(config.num_hidden_layers)]
+            [EncoderLayer(config, index, rngs=rngs) for index in range(config.num_hidden_layers)]
         )
 
     def __call__(
@@ -90,23 +88,16 @@ class BertModel(PretrainedMixin, nnx.Module):
           finite and means nothing. With learned positions, a segment longer than the table has
           NaN from there on.
         """
-        config = self.config
         rows, length = tokens_BL.shape
         if segment_ids_BL is None:
             segment_ids_BL = jnp.ones((rows, length), jnp.int32)
         keys_B = None if dropout_key is None else row_keys(dropout_key, rows)
         ranges = block_ranges(segment_ids_BL)
         x_BLE = self.embeddings(tokens_BL, segment_ids_BL, token_type_ids_BL, keys_B)
-        for index, layer in enumerate(self.layers):
-            last = index == config.num_hidden_layers - 1
-            encode = functools.partial(_encode, index)
-            if activation_checkpointing:
-                encode = nnx.remat(encode)
-            x_BLE = encode(
-                layer, x_BLE, segment_ids_BL, ranges, keys_B, positions_BP if last else None
-            )
-        return x_BLE
-
-
-def _encode(index: int, layer, x_BLE, segment_ids_BL, ranges, keys_B, positions_BP):
-    return layer(x_BLE, segment_ids_BL, ranges, keys_B, index, positions_BP)
+        encode = EncoderLayer.__call__
+        if activation_checkpointing:
+            encode = nnx.remat(encode)
+        *layers, last = self.layers
+        for layer in layers:
+            x_BLE = encode(layer, x_BLE, segment_ids_BL, ranges, keys_B)
+        return encode(last, x_BLE, segment_ids_BL, ranges, keys_B, positions_BP)

@@ -9,7 +9,7 @@ from mosaicbert_jax.modeling.checkpoint_methods import PretrainedMixin
 from mosaicbert_jax.modeling.config import BertConfig
 from mosaicbert_jax.modeling.dropout import Site, dropout, row_keys
 from mosaicbert_jax.modeling.encoder import BertModel
-from mosaicbert_jax.modeling.layers import gather_columns, layer_norm, linear
+from mosaicbert_jax.modeling.layers import Dense, gather_columns, layer_norm
 from mosaicbert_jax.modeling.loss import masked_lm_loss
 from pallas_kernels import gelu
 
@@ -19,7 +19,7 @@ class MaskedLMHead(nnx.Module):
 
     def __init__(self, config: BertConfig, *, rngs: nnx.Rngs):
         self.config = config
-        self.dense = linear(config, config.hidden_size, config.hidden_size, rngs=rngs)
+        self.dense = Dense(config, config.hidden_size, config.hidden_size, rngs=rngs)
         self.norm = layer_norm(config, epsilon=1e-12, rngs=rngs)
         self.bias = nnx.Param(jnp.zeros(config.vocab_size, jnp.float32))
 
@@ -87,6 +87,11 @@ class BertForMaskedLM(PretrainedMixin, nnx.Module):
         )
 
 
+def _classifier_dropout(config: BertConfig, x_BLE, keys_B):
+    rate, layer = config.hidden_dropout_prob, config.num_hidden_layers
+    return dropout(x_BLE, rate, keys_B, layer=layer, site=Site.CLASSIFIER)
+
+
 class BertForSequenceClassification(PretrainedMixin, nnx.Module):
     """classifier(dropout(tanh(pooler(hidden state of a sequence's first token))))."""
 
@@ -94,8 +99,8 @@ class BertForSequenceClassification(PretrainedMixin, nnx.Module):
         self.config = config
         self.num_labels = num_labels
         self.bert = BertModel(config, rngs=rngs)
-        self.pooler = linear(config, config.hidden_size, config.hidden_size, rngs=rngs)
-        self.classifier = linear(config, config.hidden_size, num_labels, rngs=rngs)
+        self.pooler = Dense(config, config.hidden_size, config.hidden_size, rngs=rngs)
+        self.classifier = Dense(config, config.hidden_size, num_labels, rngs=rngs)
 
     def __call__(
         self,
@@ -133,13 +138,7 @@ class BertForSequenceClassification(PretrainedMixin, nnx.Module):
         if dropout_key is not None:
             # A sequence's bits follow its row and first column, wherever else the batch is cut.
             keys_S = jax.vmap(jax.random.fold_in)(row_keys(dropout_key, rows)[row_S], column_S)
-            pooled_SE = dropout(
-                pooled_SE[:, None],
-                self.config.hidden_dropout_prob,
-                keys_S,
-                layer=self.config.num_hidden_layers,
-                site=Site.CLASSIFIER,
-            )[:, 0]
+            pooled_SE = _classifier_dropout(self.config, pooled_SE[:, None], keys_S)[:, 0]
         return self.classifier(pooled_SE)
 
 
@@ -150,7 +149,7 @@ class BertForTokenClassification(PretrainedMixin, nnx.Module):
         self.config = config
         self.num_labels = num_labels
         self.bert = BertModel(config, rngs=rngs)
-        self.classifier = linear(config, config.hidden_size, num_labels, rngs=rngs)
+        self.classifier = Dense(config, config.hidden_size, num_labels, rngs=rngs)
 
     def __call__(
         self,
@@ -164,11 +163,4 @@ class BertForTokenClassification(PretrainedMixin, nnx.Module):
             tokens_BL, segment_ids_BL, token_type_ids_BL, dropout_key=dropout_key
         )
         keys_B = None if dropout_key is None else row_keys(dropout_key, tokens_BL.shape[0])
-        hidden_BLE = dropout(
-            hidden_BLE,
-            self.config.hidden_dropout_prob,
-            keys_B,
-            layer=self.config.num_hidden_layers,
-            site=Site.CLASSIFIER,
-        )
-        return self.classifier(hidden_BLE)
+        return self.classifier(_classifier_dropout(self.config, hidden_BLE, keys_B))

@@ -4,17 +4,18 @@ Post-LayerNorm: x = norm(dropout(output(attention(x))) + x); y = norm(feed_forwa
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import PartitionSpec
+from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
 from mosaicbert_jax.modeling.config import BertConfig
-from mosaicbert_jax.modeling.dropout import Site, site_keys
+from mosaicbert_jax.modeling.dropout import NO_DROPOUT, Dropout, Site
 from mosaicbert_jax.modeling.on_mesh import (
     FSDP_AXIS,
     ROW_AXES,
@@ -33,30 +34,6 @@ from pallas_kernels import (
     residual_norm,
     sum_rows,
 )
-
-
-def _promote_all_but_kernel(arrays, *, dtype):
-    x, kernel, *bias = arrays
-    return x.astype(dtype), kernel, *(None if b is None else b.astype(dtype) for b in bias)
-
-
-# Not a lambda: models that are alike have equal graphs, and share what is compiled for one.
-def _product(x, kernel, *_, **__):
-    return matmul(x, kernel)
-
-
-def linear(config: BertConfig, inputs: int, outputs: int, *, use_bias: bool = True, rngs: nnx.Rngs):
-    """A dense layer with BERT's initialisation: weights N(0, initializer_range), biases 0."""
-    return nnx.Linear(
-        inputs,
-        outputs,
-        use_bias=use_bias,
-        dtype=config.compute_dtype,
-        kernel_init=nnx.initializers.normal(config.initializer_range),
-        dot_general=_product,
-        promote_dtype=_promote_all_but_kernel,
-        rngs=rngs,
-    )
 
 
 def embedding(config: BertConfig, entries: int, *, rngs: nnx.Rngs) -> nnx.Embed:
@@ -118,12 +95,11 @@ def norm_of_sum(
     residual_BLE: Float[Array, "B L E"],
     *,
     bias: nnx.Param | None = None,
-    dropout_rate: float = 0.0,
-    keys_B: Key[Array, "B"] | None = None,
+    dropout: Dropout = NO_DROPOUT,
 ) -> Float[Array, "B L E"]:
     """norm(dropout(x + bias) + residual)."""
 
-    def call(x_BLE, residual_BLE, keys_B, scale_E, bias_E, x_bias_E):
+    def call(x_BLE, residual_BLE, dropout, scale_E, bias_E, x_bias_E):
         return residual_norm(
             x_BLE,
             residual_BLE,
@@ -132,28 +108,62 @@ def norm_of_sum(
             x_bias_E=x_bias_E,
             epsilon=norm.epsilon,
             norm_dtype=norm.dtype,
-            dropout_rate=dropout_rate,
-            dropout_keys_B=keys_B,
+            dropout_rate=dropout.rate,
+            dropout_keys_B=dropout.keys_B,
         )
 
     vectors = norm.scale[...], norm.bias[...], None if bias is None else bias[...]
-    return on_own_rows(call, (x_BLE, residual_BLE, keys_B), vectors)
+    return on_own_rows(call, (x_BLE, residual_BLE, dropout), vectors)
 
 
-def over_width(kernel: jax.Array, axis: int) -> jax.Array:
-    """A layer's kernel as it is used on a mesh: whole, but for `axis`, which tensor divides.
+class Dense(nnx.Module):
+    """x · kernel [+ bias], in x's dtype; kernel ~ N(0, initializer_range), bias 0, both float32.
 
-    It is stored with its first axis divided over fsdp and tensor. The way between is in two steps,
-    first an exchange over tensor and then a gathering over fsdp, so that no device has it whole.
+    Args:
+      outputs: sizes of the output's axes; the parameters are stored with these flattened.
+      tensor_axis: the axis of (inputs, *outputs) that the mesh's tensor axis divides at use; None:
+        the kernel is whole on every device.
     """
-    if jax.sharding.get_abstract_mesh().empty:
-        return kernel
-    before = (None,) * (axis - 1)
-    if axis:
-        exchanged = PartitionSpec(FSDP_AXIS, *before, WIDTH_AXIS)
-        kernel = jax.lax.with_sharding_constraint(kernel, exchanged)
-        return jax.lax.with_sharding_constraint(kernel, PartitionSpec(None, *before, WIDTH_AXIS))
-    return jax.lax.with_sharding_constraint(kernel, PartitionSpec(WIDTH_AXIS))
+
+    def __init__(
+        self,
+        config: BertConfig,
+        inputs: int,
+        *outputs: int,
+        tensor_axis: int | None = None,
+        use_bias: bool = True,
+        rngs: nnx.Rngs,
+    ):
+        self.shape, self.tensor_axis = (inputs, *outputs), tensor_axis
+        width, normal = math.prod(outputs), nnx.initializers.normal(config.initializer_range)
+        self.kernel = nnx.Param(normal(rngs.params(), (inputs, width), jnp.float32))
+        zeros = nnx.initializers.zeros
+        # The initializer ignores its key, but drawing one determines the keys of later layers.
+        self.bias = nnx.Param(zeros(rngs.params(), (width,), jnp.float32)) if use_bias else None
+
+    def kernel_at_use(self) -> Float[Array, "I *O"]:
+        """The kernel in its full shape, divided over tensor only.
+
+        It is stored with its first axis divided over fsdp and tensor. It is resharded in two steps,
+        an exchange over tensor and then an all-gather over fsdp, so that no device holds it whole.
+        """
+        kernel_IO, axis = self.kernel[...].reshape(self.shape), self.tensor_axis
+        if axis is None or jax.sharding.get_abstract_mesh().empty:
+            return kernel_IO
+        constrain = jax.lax.with_sharding_constraint
+        if axis:
+            kernel_IO = constrain(kernel_IO, P(FSDP_AXIS, *(None,) * (axis - 1), WIDTH_AXIS))
+        return constrain(kernel_IO, P(*(None,) * axis, WIDTH_AXIS))
+
+    def product(self, x_BLI: Float[Array, "... I"]) -> Float[Array, "..."]:
+        """x · kernel, for callers that add the bias in a kernel of their own."""
+        return matmul(x_BLI, self.kernel_at_use())
+
+    def __call__(self, x_BLI: Float[Array, "... I"]) -> Float[Array, "..."]:
+        y_BLO = self.product(x_BLI)
+        if self.bias is None:
+            return y_BLO
+        return y_BLO + self.bias[...].astype(y_BLO.dtype).reshape(self.shape[1:])
 
 
 @jax.custom_vjp
@@ -193,90 +203,68 @@ class SelfAttention(nnx.Module):
 
     def __init__(self, config: BertConfig, *, rngs: nnx.Rngs):
         self.config = config
-        self.qkv = linear(config, config.hidden_size, 3 * config.hidden_size, rngs=rngs)
-        self.output = linear(config, config.hidden_size, config.hidden_size, rngs=rngs)
+        width, qkv_shape = config.hidden_size, (3, config.num_attention_heads, config.head_size)
+        self.qkv = Dense(config, width, *qkv_shape, tensor_axis=2, rngs=rngs)
+        self.output = Dense(config, width, width, tensor_axis=0, rngs=rngs)
 
     def context(
         self,
         x_BLE: Float[Array, "B L E"],
         segment_ids_BL: Int[Array, "B L"],
         ranges: BlockRanges,
-        keys_B: Key[Array, "B"] | None,
-        layer: int,
+        dropout: Dropout,
     ) -> Float[Array, "B L E"]:
         """Attention before its output projection."""
         config = self.config
-        heads = config.num_attention_heads
-        rows, length, width = x_BLE.shape
-        shape = (3, heads, config.head_size)
-        kernel_E3HD = over_width(self.qkv.kernel[...].reshape(width, *shape), 2)
-        qkv_BL3HD = matmul(x_BLE, kernel_E3HD)
-        bias_3HD = self.qkv.bias[...].reshape(shape)
-        rate = config.attention_probs_dropout_prob if keys_B is not None else 0.0
-        alibi = config.position_embedding == "alibi"
+        qkv_BL3HD = self.qkv.product(x_BLE)
+        bias_3HD = self.qkv.bias[...].reshape(self.qkv.shape[1:])
         # The baseline has no bias: the same attention with slopes of 0.
-        slopes_H = alibi_slopes(heads) if alibi else np.zeros(heads, np.float32)
-        keys_B = site_keys(keys_B, layer, Site.ATTENTION_WEIGHTS) if rate else None
+        slopes_H = np.zeros(config.num_attention_heads, np.float32)
+        if config.position_embedding == "alibi":
+            slopes_H = alibi_slopes(config.num_attention_heads)
 
-        def attend(qkv_BL3HD, bias_3HD, segment_ids_BL, ranges, slopes_H, keys_B):
+        def attend(qkv_BL3HD, bias_3HD, segment_ids_BL, ranges, slopes_H, dropout):
             return alibi_attention_qkv(
                 qkv_BL3HD,
                 segment_ids_BL,
                 bias_3HD=bias_3HD,
                 slopes_H=slopes_H,
                 block_ranges=ranges,
-                dropout_rate=rate,
-                dropout_keys_B=keys_B,
+                dropout_rate=dropout.rate,
+                dropout_keys_B=dropout.keys_B,
             )
 
-        # Neither rows nor heads meet: each device attends to its own, with no communication.
-        rows_spec = PartitionSpec(ROW_AXES)
-        in_specs = (
-            PartitionSpec(ROW_AXES, None, None, WIDTH_AXIS),
-            PartitionSpec(None, WIDTH_AXIS),
-            rows_spec,
-            rows_spec,
-            PartitionSpec(WIDTH_AXIS),
-            rows_spec,
-        )
-        out_specs = PartitionSpec(ROW_AXES, None, WIDTH_AXIS)
+        # Each device attends to its own rows and heads, with no communication.
+        rows, heads = P(ROW_AXES), P(WIDTH_AXIS)
+        in_specs = P(ROW_AXES, None, None, WIDTH_AXIS), P(None, WIDTH_AXIS), rows, rows, heads, rows
+        out_specs = P(ROW_AXES, None, WIDTH_AXIS)
         context_BLHD = on_own_parts(attend, in_specs, out_specs)(
-            qkv_BL3HD, bias_3HD, segment_ids_BL, ranges, jnp.asarray(slopes_H), keys_B
+            qkv_BL3HD, bias_3HD, segment_ids_BL, ranges, jnp.asarray(slopes_H), dropout
         )
-        return context_BLHD.reshape(rows, length, width)
+        return context_BLHD.reshape(x_BLE.shape)
 
 
 class FeedForward(nnx.Module):
     """GeGLU: output(dropout(GELU(g) * u)), [g | u] = input(x). BERT's: output(GELU(input(x)))."""
 
     def __init__(self, config: BertConfig, *, rngs: nnx.Rngs):
-        self.config = config
         self.gated = config.feed_forward == "geglu"
-        width = config.intermediate_size
-        self.input = linear(
-            config,
-            config.hidden_size,
-            2 * width if self.gated else width,
-            use_bias=not self.gated,
-            rngs=rngs,
+        inputs, width = config.hidden_size, config.intermediate_size
+        outputs = (2, width) if self.gated else (width,)
+        self.input = Dense(
+            config, inputs, *outputs, tensor_axis=len(outputs), use_bias=not self.gated, rngs=rngs
         )
-        self.output = linear(config, width, config.hidden_size, rngs=rngs)
+        self.output = Dense(config, width, inputs, tensor_axis=0, rngs=rngs)
 
-    def __call__(
-        self, x_BLE: Float[Array, "B L E"], keys_B: Key[Array, "B"] | None, layer: int
-    ) -> Float[Array, "B L E"]:
-        """Without the output's bias, and without the dropout that BERT has behind it."""
-        output_FE = over_width(self.output.kernel[...], 0)
+    def __call__(self, x_BLE: Float[Array, "B L E"], dropout: Dropout) -> Float[Array, "B L E"]:
+        """Without the output's bias; `dropout` is GeGLU's, before its output projection."""
         if not self.gated:
-            projected = matmul(x_BLE, over_width(self.input.kernel[...], 1))
-            return matmul(gelu(projected + self.input.bias[...].astype(x_BLE.dtype)), output_FE)
-        kernel_E2F = self.input.kernel[...].reshape(x_BLE.shape[-1], 2, -1)
-        rate = self.config.hidden_dropout_prob if keys_B is not None else 0.0
+            return self.output.product(gelu(self.input(x_BLE)))
         return geglu_linear(
-            matmul(x_BLE, over_width(kernel_E2F, 2)),
-            output_FE,
-            dropout_rate=rate,
-            dropout_keys_B=site_keys(keys_B, layer, Site.FEED_FORWARD) if rate else None,
+            self.input.product(x_BLE),
+            self.output.kernel_at_use(),
+            dropout_rate=dropout.rate,
+            dropout_keys_B=dropout.keys_B,
             divide=on_own_columns,
         )
 
@@ -284,8 +272,8 @@ class FeedForward(nnx.Module):
 class EncoderLayer(nnx.Module):
     """Attention and feed-forward, each with its residual and LayerNorm after it."""
 
-    def __init__(self, config: BertConfig, *, rngs: nnx.Rngs):
-        self.config = config
+    def __init__(self, config: BertConfig, index: int, *, rngs: nnx.Rngs):
+        self.config, self.index = config, index
         self.attention = SelfAttention(config, rngs=rngs)
         self.attention_norm = layer_norm(config, rngs=rngs)
         self.feed_forward = FeedForward(config, rngs=rngs)
@@ -297,34 +285,30 @@ class EncoderLayer(nnx.Module):
         segment_ids_BL: Int[Array, "B L"],
         ranges: BlockRanges,
         keys_B: Key[Array, "B"] | None,
-        layer: int,
         positions_BP: Int[Array, "B P"] | None = None,
     ) -> Float[Array, "B L E"]:
-        """One layer; with positions_BP all that follows the attention runs on those columns only.
-
-        Returns:
-          (B, L, E), or (B, P, E) with positions_BP.
-        """
-        context_BLE = self.attention.context(x_BLE, segment_ids_BL, ranges, keys_B, layer)
+        """One layer; after attention, it runs only on positions_BP, if given: (B, P, E)."""
+        config, drop_at = self.config, functools.partial(Dropout.at, keys_B, layer=self.index)
+        weights_dropout = drop_at(config.attention_probs_dropout_prob, site=Site.ATTENTION_WEIGHTS)
+        hidden_dropout = drop_at(config.hidden_dropout_prob, site=Site.HIDDEN)
+        within, after = drop_at(config.hidden_dropout_prob, site=Site.FEED_FORWARD), NO_DROPOUT
+        if not self.feed_forward.gated:  # BERT drops after the feed-forward, MosaicBERT within it.
+            within, after = after, within
+        context_BLE = self.attention.context(x_BLE, segment_ids_BL, ranges, weights_dropout)
         if positions_BP is not None:
             context_BLE = gather_columns(context_BLE, positions_BP)
             x_BLE = gather_columns(x_BLE, positions_BP)
-        rate = self.config.hidden_dropout_prob if keys_B is not None else 0.0
         x_BLE = norm_of_sum(
             self.attention_norm,
-            matmul(context_BLE, over_width(self.attention.output.kernel[...], 0)),
+            self.attention.output.product(context_BLE),
             x_BLE,
             bias=self.attention.output.bias,
-            dropout_rate=rate,
-            keys_B=site_keys(keys_B, layer, Site.HIDDEN) if rate else None,
+            dropout=hidden_dropout,
         )
-        # BERT's dropout stands behind the feed-forward, MosaicBERT's within.
-        behind = 0.0 if self.feed_forward.gated else rate
         return norm_of_sum(
             self.feed_forward_norm,
-            self.feed_forward(x_BLE, keys_B, layer),
+            self.feed_forward(x_BLE, within),
             x_BLE,
             bias=self.feed_forward.output.bias,
-            dropout_rate=behind,
-            keys_B=site_keys(keys_B, layer, Site.FEED_FORWARD) if behind else None,
+            dropout=after,
         )

@@ -29,6 +29,12 @@ _RULES = (
     (r"\.(qkv|input)\.kernel$", ("fsdp", "tensor"), True),
     (r"", ("fsdp", "tensor"), False),
 )
+# How each array of a batch lies on the mesh: divided by its rows, or whole on every device.
+_INPUTS_BY_ROWS = ("tokens_BL", "segment_ids_BL", "token_type_ids_BL", "positions_BP")
+_TARGETS_BY_ROWS = ("labels_BP", "weights_BP", "labels_BL", "weights_BL")
+_WHOLE = ("first_positions_S", "labels_S", "weights_S")
+BATCH_SPECS = dict.fromkeys(_INPUTS_BY_ROWS + _TARGETS_BY_ROWS, PartitionSpec(ROW_AXES))
+BATCH_SPECS |= dict.fromkeys(_WHOLE, PartitionSpec())
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
@@ -156,10 +162,14 @@ def place_everywhere(mesh: Mesh, value: np.ndarray | np.generic) -> jax.Array:
 
 
 def place_batch(mesh: Mesh, arrays: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Global arrays from each host's rows; what has no rows, such as labels_S, is everywhere."""
+    """Global arrays from each host's rows; an array without rows is the same on every host.
+
+    Raises:
+      ValueError: an array that BATCH_SPECS does not declare.
+    """
+    if unknown := sorted(arrays.keys() - BATCH_SPECS):
+        raise ValueError(f"{unknown}: not in BATCH_SPECS, which declares the arrays of a batch")
     return {
-        name: jax.make_array_from_process_local_data(
-            by_rows(mesh) if name.rpartition("_")[2].startswith("B") else replicated(mesh), array
-        )
+        name: jax.make_array_from_process_local_data(NamedSharding(mesh, BATCH_SPECS[name]), array)
         for name, array in arrays.items()
     }

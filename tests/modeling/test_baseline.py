@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from mosaicbert_jax import BertConfig, BertForMaskedLM, BertModel
+from mosaicbert_jax.modeling.dropout import NO_DROPOUT, Dropout, Site
 from mosaicbert_jax.modeling.layers import embedding
 
 SMALL = {
@@ -100,9 +101,10 @@ def test_dropout_within_the_feed_forward_is_of_its_product():
     config = BertConfig(**{**SMALL, "hidden_dropout_prob": 0.5})
     part = BertModel(config, rngs=nnx.Rngs(0)).layers[0].feed_forward
     x_BLE = jax.random.normal(jax.random.key(1), (2, 8, 32))
-    dropped_BLE = part(x_BLE, jax.random.split(jax.random.key(2), 2), 0)
+    keys_B = jax.random.split(jax.random.key(2), 2)
+    dropped_BLE = part(x_BLE, Dropout.at(keys_B, 0.5, layer=0, site=Site.FEED_FORWARD))
     assert (dropped_BLE != 0).all()
-    assert (dropped_BLE != part(x_BLE, None, 0)).all()
+    assert (dropped_BLE != part(x_BLE, NO_DROPOUT)).all()
 
 
 @pytest.mark.parametrize("layer_norm_dtype", [None, "float32"])

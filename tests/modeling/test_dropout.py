@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mosaicbert_jax.modeling.dropout import Site, dropout, row_keys
+from mosaicbert_jax.modeling.dropout import NO_DROPOUT, Dropout, Site, dropout, row_keys
 from pallas_kernels import keep_mask, random_bits
 
 KEY = jax.random.key(7)
@@ -52,6 +52,21 @@ def test_places_and_rows_are_independent():
                 continue
             agreement = float((a == b).mean())
             assert abs(agreement - 0.5) < 5 * 0.5 / np.sqrt(len(counters))
+
+
+def test_a_run_resumed_with_later_code_drops_the_same_elements():
+    """A change of these bits changes what a resumed run computes."""
+    x_BLE = jnp.ones((2, 2, 8))
+    y_BLE = dropout(x_BLE, 0.5, row_keys(KEY, 2), layer=1, site=Site.FEED_FORWARD)
+    kept = ["".join(map(str, row)) for row in np.asarray(y_BLE != 0, np.int32).reshape(2, 16)]
+    assert kept == ["0111100101010010", "0001000000011100"]
+
+
+def test_no_keys_or_no_rate_is_no_dropout():
+    keys_B = row_keys(KEY, 2)
+    place = {"layer": 0, "site": Site.HIDDEN}
+    assert Dropout.at(None, 0.1, **place) is Dropout.at(keys_B, 0.0, **place) is NO_DROPOUT
+    assert Dropout.at(keys_B, 0.1, **place).rate == 0.1
 
 
 def test_bits_are_evenly_spread_and_uncorrelated():

@@ -142,6 +142,21 @@ def test_a_width_that_the_mesh_does_not_divide_is_said():
     sharding.check_width(model, 4)
 
 
+def test_a_batch_is_placed_as_declared():
+    """Rows are divided, arrays of sequences are whole, and an unknown array is an error."""
+    mesh = sharding.make_mesh()
+    arrays = {name: np.zeros((4, 3), np.int32) for name in ("tokens_BL", "weights_BP", "labels_S")}
+    parts = {
+        name: array.sharding.shard_shape(array.shape)
+        for name, array in sharding.place_batch(mesh, arrays).items()
+    }
+    assert parts == {"tokens_BL": (2, 3), "weights_BP": (2, 3), "labels_S": (4, 3)}
+    with pytest.raises(ValueError, match=r"\['lengths_B', 'seeds_S'\]: not in BATCH_SPECS"):
+        sharding.place_batch(
+            mesh, arrays | {"seeds_S": arrays["labels_S"], "lengths_B": np.ones(4)}
+        )
+
+
 def test_what_is_left_is_filled():
     assert dict(sharding.make_mesh().shape) == {"data": 2, "fsdp": 1, "tensor": 1}
     assert dict(sharding.make_mesh(data=1, fsdp=-1).shape) == {"data": 1, "fsdp": 2, "tensor": 1}
