@@ -131,7 +131,7 @@ def _memory(plan: Plan) -> str:
         ("batch", _gb(step.other_lasting_bytes)),
         ("activations and other temporary memory", _gb(step.temporary_bytes - gradients)),
         ("all", _gb(step.needed)),
-        (f"to be had ({verdict})", _gb(plan.limit)),
+        (f"available ({verdict})", _gb(plan.limit)),
     )
     shape = (
         f"With {step.microbatches} microbatch(es) of {step.rows} rows of {work.row_length} tokens "

@@ -286,7 +286,7 @@ def test_what_does_not_fit_is_said(monkeypatch, capsys):
     monkeypatch.setattr(command, "_compiled", answer_of)
     out = run_plan(monkeypatch, capsys, *TINY, "--nodes", "1", "3", "--memory-fraction", "0.5")
     # Half of 85.10 GB, less a tenth.
-    assert "| to be had (does NOT fit)               | 38.30 |" in out
+    assert "| available (does NOT fit)               | 38.30 |" in out
     assert "Not one row fits; compiled: 16 rows 41.30 GB." in out
     assert "every figure is predicted" in out
     assert "the batch's rows do not divide" in out

@@ -1,4 +1,4 @@
-"""README's section "Take it to PyTorch" runs as it stands, and does what it says."""
+"""docs/export.md runs as it stands, and does what it says."""
 
 import os
 import pathlib
@@ -30,18 +30,17 @@ np.savez("kept.npz", logits=logits.detach(), embeddings=embeddings, onnx_logits=
 
 
 def blocks() -> list[tuple[str, str]]:
-    """(language, text) of each block of code in the section; commands have no language."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    section = re.search(r"^## Take it to PyTorch$(.*?)^## ", readme, re.M | re.S)[1]
-    found = re.findall(r"^```(\w*)\n(.*?)^```$", section, re.M | re.S)
-    assert {language for language, _ in found} == {"", "python"}
+    """(language, text) of each block of code in the page."""
+    page = (ROOT / "docs" / "export.md").read_text(encoding="utf-8")
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", page, re.M | re.S)
+    assert {language for language, _ in found} == {"bash", "python"}
     return found
 
 
-def test_the_section_runs_as_it_stands(tmp_path):
+def test_the_page_runs_as_it_stands(tmp_path):
     """One test, since the lines take half a minute."""
     prepare(tmp_path)
-    run_section(tmp_path)
+    run_page(tmp_path)
     check_what_leaves_and_comes_back_has_the_same_bits(tmp_path)
     check_numbers_are_those_here(tmp_path)
     check_onnx_at_another_size_than_it_was_exported_at(tmp_path)
@@ -50,7 +49,7 @@ def test_the_section_runs_as_it_stands(tmp_path):
 
 
 def prepare(place):
-    """What the section takes for given: a run, the published weights, BERT's vocabulary."""
+    """What the page takes for given: a run, the published weights, BERT's vocabulary."""
     texts = ["The state of the union is peace.", "A third text of all nations."]
     (place / "tokenizer").mkdir()
     train_tokenizer(texts, 64).save(str(place / "tokenizer" / "tokenizer.json"))
@@ -66,7 +65,7 @@ def prepare(place):
     (place / "tokenizer").rename(run / "tokenizer")
 
 
-def run_section(place):
+def run_page(place):
     environment = {
         **os.environ,
         "PATH": os.pathsep.join([str(pathlib.Path(sys.executable).parent), os.environ["PATH"]]),
@@ -74,10 +73,10 @@ def run_section(place):
     }
     found = blocks()
     python = "".join(text for language, text in found if language == "python")
-    (place / "section.py").write_text(python + KEEP)
-    commands = [text for language, text in found if not language]
-    # In the section's order, but for the blocks of Python, which are one program.
-    script = "\n".join([commands[0], "python section.py", *commands[1:]])
+    (place / "page.py").write_text(python + KEEP)
+    commands = [text for language, text in found if language == "bash"]
+    # In the page's order, but for the blocks of Python, which are one program.
+    script = "\n".join([commands[0], "python page.py", *commands[1:]])
     done = subprocess.run(
         ["bash", "-euc", script], cwd=place, env=environment, capture_output=True, text=True,
         check=False,

@@ -1,0 +1,80 @@
+"""What README.md and the pages of docs/ name exists, and README's commands run."""
+
+import importlib
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+from mosaicbert_jax.commands import cli
+from tests.conftest import ROOT
+from tests.finetuning.cases import sentences, write_csv
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXTS = {page.name: page.read_text(encoding="utf-8") for page in PAGES}
+CONFIGS = ("mosaicbert_base", "finetune", "glue")
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_every_setting_exists(name):
+    configs = [importlib.import_module(f"configs.{config}").get_config() for config in CONFIGS]
+    for key in set(re.findall(r"--config\.([a-z_.]+)", TEXTS[name])):
+        assert any(has(config, key.split(".")) for config in configs), key
+
+
+def has(config, parts) -> bool:
+    return parts[0] in config and (len(parts) == 1 or has(config[parts[0]], parts[1:]))
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_every_command_and_option_exists(name, capsys):
+    for block in re.findall(r"^```bash\n(.*?)^```$", TEXTS[name], re.M | re.S):
+        for line in re.findall(r"mosaicbert (\w[\w-]* .*)", block.replace("\\\n", " ")):
+            command = line.split()[0]
+            assert command in cli.COMMANDS, line
+            with pytest.raises(SystemExit):
+                cli.main([command, "--help"])
+            told = capsys.readouterr().out
+            for option in re.findall(r" (--[a-z-]+)(?= |=|$)", line):
+                assert option in told, line
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_every_link_leads_somewhere(name):
+    place = next(page for page in PAGES if page.name == name).parent
+    for target in re.findall(r"\]\(([^)#\s]+)", TEXTS[name]):
+        if not target.startswith("http"):
+            assert (place / target).exists(), target
+
+
+def test_readme_is_short():
+    assert len(TEXTS["README.md"].splitlines()) <= 200
+
+
+@pytest.mark.one_end
+def test_readmes_commands_run(tmp_path):
+    """Its own text in three lines, and what follows, with shorter training."""
+    section = re.search(r"^## Your own text$(.*?)^## ", TEXTS["README.md"], re.M | re.S)[1]
+    own, then = re.findall(r"^```bash\n(.*?)^```$", section, re.M | re.S)
+    install, *lines = own.splitlines()
+    assert "pip install" in install  # as it was for this test
+    short = " --config.train.duration=2ba --config.model.num_hidden_layers=1"
+    script = "\n".join([*lines[:-1], lines[-1] + short, then])
+    script = script.replace("label=verdict", "label=verdict --config.train.duration=2ba")
+    texts = [f"{text} {number}." for number, (text, _) in enumerate(sentences(200))]
+    (tmp_path / "articles.txt").write_text("\n".join(texts[:100]))
+    with (tmp_path / "notes.jsonl").open("w") as file:
+        file.writelines(json.dumps({"text": text}) + "\n" for text in texts[100:])
+    write_csv(tmp_path / "reviews.csv", sentences(40), header=("review", "verdict"))
+    path = os.pathsep.join([str(pathlib.Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(
+        ["bash", "-euc", script], cwd=tmp_path, capture_output=True, text=True, check=False,
+        env={**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^ +\d+\.\d%  \S+$", done.stdout, re.M)
+    assert (tmp_path / "exported" / "reviews" / "model.safetensors").exists()
