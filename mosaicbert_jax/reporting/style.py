@@ -1,6 +1,6 @@
 """How the page looks: light or dark, wide or narrow, on paper."""
 
-# Light and dark: ink, secondary ink, paper, panels, lines, then one colour a run.
+# Light and dark: ink, secondary ink, paper, panels, lines, then one color a run.
 _LIGHT = ("#1b1f24", "#5b6470", "#ffffff", "#f5f6f8", "#dfe3e8")
 _DARK = ("#e6e9ed", "#9aa4b0", "#14171b", "#1d2126", "#343a42")
 _LIGHT_RUNS = (
@@ -11,21 +11,21 @@ _DARK_RUNS = (
 )  # fmt: skip
 
 
-def _variables(colours: tuple[str, ...], runs: tuple[str, ...]) -> str:
+def _variables(colors: tuple[str, ...], runs: tuple[str, ...]) -> str:
     names = ("ink", "quiet", "paper", "panel", "grid")
-    named = [f"--{name}: {colour}" for name, colour in zip(names, colours, strict=True)]
-    return "; ".join(named + [f"--run-{index}: {colour}" for index, colour in enumerate(runs)])
+    named = [f"--{name}: {color}" for name, color in zip(names, colors, strict=True)]
+    return "; ".join(named + [f"--run-{index}: {color}" for index, color in enumerate(runs)])
 
 
 _LIGHT_PAGE, _DARK_PAGE = _variables(_LIGHT, _LIGHT_RUNS), _variables(_DARK, _DARK_RUNS)
 
-_COLOURS = f"""
+_COLORS = f"""
 :root {{ color-scheme: light dark; {_LIGHT_PAGE} }}
 @media screen and (prefers-color-scheme: dark) {{ :root {{ {_DARK_PAGE} }} }}
 """
 
 STYLE = (
-    _COLOURS
+    _COLORS
     + """
 * { box-sizing: border-box }
 body { margin: 0 auto; padding: 1.5rem; max-width: 76rem; background: var(--paper);
@@ -49,7 +49,25 @@ small, figcaption span { font-size: .8125rem; font-weight: normal; line-height: 
   white-space: nowrap }
 .legend { position: sticky; top: 0; z-index: 1; display: flex; flex-wrap: wrap; gap: .25rem 1.25rem;
   margin: .5rem 0; padding: .4rem 0; background: var(--paper) }
-.legend > span { overflow-wrap: anywhere }
+.legend button { padding: .1rem .4rem; border: 0; border-radius: .3rem; background: none;
+  color: inherit; font: inherit; text-align: left; cursor: pointer; overflow-wrap: anywhere }
+.legend button:hover, .legend button[aria-pressed=true] { background: var(--grid) }
+.faint { opacity: .08 }
+.choices { display: flex; flex-wrap: wrap; gap: .25rem 2rem }
+fieldset { margin: 0; padding: 0; border: 0 }
+fieldset legend { float: left; margin-right: .6rem; color: var(--quiet) }
+fieldset label { margin-right: .8rem }
+.chosen svg:not(.tokens.linear), :root:has(#over-seconds:checked) .chosen svg.tokens,
+:root:has(#scale-log:checked) .chosen svg.linear { display: none }
+:root:has(#over-tokens:checked):has(#scale-log:checked) .chosen svg.tokens.log,
+:root:has(#over-seconds:checked):has(#scale-linear:checked) .chosen svg.seconds.linear,
+:root:has(#over-seconds:checked):has(#scale-log:checked) .chosen svg.seconds.log { display: block }
+figure > div { position: relative }
+.pointer { position: absolute; top: 0; bottom: 3rem; border-left: 1px solid var(--quiet);
+  pointer-events: none }
+.values { position: absolute; top: 1rem; z-index: 1; max-width: 70%; padding: .25rem .5rem;
+  border: 1px solid var(--grid); border-radius: .3rem; background: var(--panel);
+  font-size: .8125rem; pointer-events: none; overflow-wrap: anywhere }
 .swatch { display: inline-block; width: 1.6rem; margin-right: .4rem; vertical-align: middle;
   border-top: 3px solid }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(27rem, 100%), 1fr));
@@ -68,6 +86,9 @@ td small { display: block }
 table.numbers td { min-width: 6.5rem }
 code, .config td { font: .8125rem/1.45 ui-monospace, "Liberation Mono", monospace }
 .config td:first-child { white-space: nowrap }
+table.setup td:first-child, i { color: var(--quiet); font-style: normal }
+.setup td:first-child { white-space: nowrap }
+.setup code { display: inline-block; margin-right: 1rem }
 summary { cursor: pointer; margin: .4rem 0; overflow-wrap: anywhere }
 @media (max-width: 40rem) {
   body { padding: 1rem }

@@ -1,6 +1,7 @@
-"""Reads the folder of a GLUE suite, also while it is going on."""
+"""Reads the folder of a GLUE suite, also while it is running."""
 
 import dataclasses
+import json
 import pathlib
 from typing import Any
 
@@ -11,7 +12,7 @@ from mosaicbert_jax.training import workdir
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A task whose runs are all done.
+    """A task whose runs are all finished.
 
     Attributes:
       score: the mean over seeds and metrics.
@@ -27,16 +28,17 @@ class Task:
 
 @dataclasses.dataclass(frozen=True)
 class Suite:
-    """What is known of a suite, or of one for each of several checkpoints of a pretraining run.
+    """What the folder of a suite holds, or of a suite per checkpoint of a pretraining run.
 
     Attributes:
-      tasks: those that are done.
-      mean: of their scores; None: none is.
+      tasks: the finished ones.
+      mean: of their scores; None if no task is finished.
       is_complete: whether they are all of GLUE.
-      runs: what has begun.
-      done: the names of those of the runs that have their results.
-      steps: a row for each checkpoint that is done, with step, tokens, seconds and mean.
+      runs: those that have started.
+      done: the names of the runs that have results.
+      steps: a row for each finished checkpoint, with step, tokens, seconds and mean.
       parts: the suites of the checkpoints.
+      settings: of suite.json.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Suite:
     done: set[str]
     steps: list[dict[str, Any]]
     parts: list["Suite"]
+    settings: dict[str, Any]
 
     @classmethod
     def read(cls, folder: pathlib.Path, name: str) -> "Suite":
@@ -78,17 +81,26 @@ class Suite:
             done={run.name for run in runs if run.scores is not None},
             steps=steps,
             parts=[cls.read(part, part.name) for part in _parts(folder)],
+            settings=_settings(folder),
         )
 
 
 def is_suite(folder: pathlib.Path) -> bool:
-    """Whether a folder holds a suite, or one for each of several checkpoints."""
+    """Whether a folder holds a suite, or a suite per checkpoint."""
     return (folder / workdir.SUITE_FILE).exists() or bool(_parts(folder))
 
 
 def _parts(folder: pathlib.Path) -> list[pathlib.Path]:
     found = [place for place in folder.glob("step-*") if (place / workdir.SUITE_FILE).exists()]
     return sorted(found, key=lambda place: (len(place.name), place.name))
+
+
+def _settings(folder: pathlib.Path) -> dict[str, Any]:
+    try:
+        found = json.loads((folder / workdir.SUITE_FILE).read_text())
+    except (FileNotFoundError, ValueError):  # the parts of a folder of suites have their own
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _task(name: str, found: dict[str, Any]) -> Task:
