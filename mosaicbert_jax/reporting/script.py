@@ -21,8 +21,8 @@ function show(svg, event) {
     const distances = run[over].map((other) => Math.abs(scaled(other / size) - x));
     const at = distances.indexOf(Math.min(...distances)), y = values[i][at], told = row.cloneNode();
     if (runs.length > 1) told.append(swatches[i].cloneNode(), names[i] + ": ");
-    const text = isShare ? `${format(100 * y)}%` : format(y), shown = y === null ? "no value" : text;
-    told.append(at < 0 ? "no value" : `${shown} at ${format(run[over][at] / size)} ${unit}`);
+    const text = isShare ? `${format(100 * y)}%` : format(y), shown = y === null ? "none" : text;
+    told.append(at < 0 ? "none" : `${shown} at ${format(run[over][at] / size)} ${unit}`);
     return told;
   }));
   line.style.left = `${100 * (left + along * (right - left))}%`;
