@@ -40,7 +40,7 @@ def share(value: float | None) -> str:
     return NOT_KNOWN if value is None else percent(value).replace(" %", "%")
 
 
-def time(seconds: float | None) -> str:
+def duration(seconds: float | None) -> str:
     """In the two largest units."""
     if seconds is None:
         return NOT_KNOWN

@@ -2,10 +2,11 @@
 
 import dataclasses
 import datetime
+from collections.abc import Callable
 
 import numpy as np
 
-from mosaicbert_jax.reporting import formatting
+from mosaicbert_jax.reporting.formatting import duration, large, money, number, share
 from mosaicbert_jax.reporting.history import History, State
 from mosaicbert_jax.training.durations import UNITS, Duration
 from mosaicbert_jax.training.flops import data_sheet_peak
@@ -22,160 +23,106 @@ class KeyNumber:
     detail: str = ""
 
 
-def key_numbers(history: History) -> list[KeyNumber]:
+def key_numbers(run: History) -> list[KeyNumber]:
     """The same labels for every run, so that runs can be compared side by side."""
+    step, sequences = number(run.last("step")), f"{large(run.last('samples'))} sequences"
+    done = run.last("share")
+    speed = number(_median(run, "tokens_per_second"))
+    packed, waited = _median(run, "packing_efficiency"), _median(run, "data_wait_fraction")
     return [
-        KeyNumber("progress", formatting.share(_share(history)), f"of {_duration(history)}"),
-        *_amounts(history),
-        *_quality(history),
-        *_speed(history),
-        *_cost(history),
+        KeyNumber("progress", share(done and min(done, 1.0)), f"of {_length(run)}"),
+        KeyNumber("step", step, sequences),
+        KeyNumber("real tokens", large(run.last("tokens"))),
+        *_quality(run),
+        KeyNumber("real tokens per second", speed, "median"),
+        KeyNumber("MFU", share(_median(run, "mfu")), f"median; {mfu_meaning(run)}"),
+        KeyNumber("packing efficiency", share(packed), "median; share of real tokens"),
+        KeyNumber("waiting for data", share(waited), "median; share of training time"),
+        *_cost(run),
     ]
 
 
-def _share(history: History) -> float | None:
-    share = history.last("share")
-    return None if share is None else min(share, 1.0)
+def _length(run: History) -> str:
+    """train.duration in words."""
+    length = Duration.parse(run.record["config"]["train"]["duration"], key="train.duration")
+    amount = length.amount
+    shown = large(amount) if amount >= 1e6 else f"{amount:,g}"
+    return f"{shown} {UNITS[length.unit].removesuffix('s' if amount == 1 else '')}"
 
 
-def _duration(history: History) -> str:
-    duration = Duration.parse(history.record["config"]["train"]["duration"], key="train.duration")
-    amount = duration.amount
-    shown = formatting.large(amount) if amount >= 1e6 else f"{amount:,g}"
-    return f"{shown} {UNITS[duration.unit].removesuffix('s' if amount == 1 else '')}"
-
-
-def _amounts(history: History) -> list[KeyNumber]:
-    sequences = formatting.large(history.last("samples"))
-    return [
-        KeyNumber("step", formatting.number(history.last("step")), f"{sequences} sequences"),
-        KeyNumber("real tokens", formatting.large(history.last("tokens"))),
-    ]
-
-
-def _quality(history: History) -> list[KeyNumber]:
-    recent = history.column("loss")[-_RECENT_ROWS:]
+def _quality(run: History) -> list[KeyNumber]:
+    recent = run.column("loss")[-_RECENT_ROWS:]
     recent = recent[np.isfinite(recent)]
     mean = float(recent.mean()) if len(recent) else None
-    found = [
-        KeyNumber(
-            "training loss", formatting.number(mean, 4), f"mean of the last {len(recent)} rows"
-        )
-    ]
-    last = history.evaluations[-1] if history.evaluations else {}
-    score = history.score or "masked_accuracy"
-    for key in ("loss", score):
-        name = history.held_out_key(key)
-        label = f"held-out {(name or key).removeprefix('eval_').replace('_', ' ')}"
-        value = last.get(name)
-        shown = formatting.number(value, 4) if key == "loss" else formatting.share(value)
+    found = [KeyNumber("training loss", number(mean, 4), f"mean of the last {len(recent)} rows")]
+    last = run.evaluations[-1] if run.evaluations else {}
+    at = f"step {number(last['step'])}" if last else "no evaluation yet"
+    for key in ("loss", run.score or "masked_accuracy"):
         if "accuracy" in key or key == "loss":
-            at = f"step {formatting.number(last['step'])}" if last else "no evaluation yet"
-            found.append(KeyNumber(label, shown, at))
+            name = run.held_out_key(key)
+            label = (name or key).removeprefix("eval_").replace("_", " ")
+            shown = number(last.get(name), 4) if key == "loss" else share(last.get(name))
+            found.append(KeyNumber(f"held-out {label}", shown, at))
     return found
 
 
-def _speed(history: History) -> list[KeyNumber]:
-    return [
-        KeyNumber(
-            "real tokens per second",
-            formatting.number(_median(history, "tokens_per_second")),
-            "median",
-        ),
-        KeyNumber(
-            "MFU", formatting.share(_median(history, "mfu")), f"median; {mfu_meaning(history)}"
-        ),
-        KeyNumber(
-            "packing efficiency",
-            formatting.share(_median(history, "packing_efficiency")),
-            "median; share of real tokens",
-        ),
-        KeyNumber(
-            "waiting for data",
-            formatting.share(_median(history, "data_wait_fraction")),
-            "median; share of training time",
-        ),
-    ]
-
-
-def mfu_meaning(history: History) -> str:
+def mfu_meaning(run: History) -> str:
     """What the MFU of a run is relative to."""
-    if history.devices is None:
+    if run.devices is None:
         return "relative to the data sheet's peak or a measured one"
-    if data_sheet_peak(history.devices) is not None:
+    if data_sheet_peak(run.devices) is not None:
         return "relative to the data sheet's bfloat16 peak"
     return "relative to a matrix product measured at the start"
 
 
-def _median(history: History, key: str) -> float | None:
-    values = history.column(key)
+def _median(run: History, key: str) -> float | None:
+    values = run.column(key)
     values = values[np.isfinite(values)]
     return float(np.median(values)) if len(values) else None
 
 
-def _cost(history: History) -> list[KeyNumber]:
-    found = [
-        KeyNumber(
-            "training time",
-            formatting.time(history.last("seconds")),
-            _left(history, formatting.time(history.left("seconds"))),
-        )
-    ]
-    if history.last("dollars") is not None:
-        found.append(
-            KeyNumber(
-                "cost",
-                formatting.money(history.last("dollars")),
-                _left(history, formatting.money(history.left("dollars"))),
-            )
-        )
-    return found
+def _cost(run: History) -> list[KeyNumber]:
+    def spent(label: str, key: str, shown: Callable[[float | None], str]) -> KeyNumber:
+        left = run.left(key)
+        detail = "remainder unknown" if left is None else f"about {shown(left)} left"
+        finished = run.state == State.FINISHED
+        return KeyNumber(label, shown(run.last(key)), "finished" if finished else detail)
+
+    found = [spent("training time", "seconds", duration)]
+    return found if run.last("dollars") is None else [*found, spent("cost", "dollars", money)]
 
 
-def _left(history: History, left: str) -> str:
-    if history.state == State.FINISHED:
-        return "finished"
-    return (
-        "unknown left" if left == formatting.NOT_KNOWN else f"about {left} left at the recent pace"
-    )
-
-
-def state_sentence(history: History, now: datetime.datetime) -> str:
+def state_sentence(run: History, now: datetime.datetime) -> str:
     """The state, the last step, and what to do or when metrics.jsonl was written."""
-    step = history.last("step")
-    at = "before the first row" if step is None else f"at step {formatting.number(step)}"
-    match history.state:
-        case State.RUNNING:
-            ago = "" if history.written is None else _ago(now - history.written)
-            return f"Running, {at}.{ago}"
-        case State.FINISHED:
-            return f"Finished {at}."
-        case State.STOPPED:
-            return f"Stopped {at} with a checkpoint; run the same command to resume."
-        case State.NOT_FINITE:
-            return f"Failed {at}: the loss is not finite."
-    if step is None:
-        return "Not running; no row was written."
-    if not history.events:
-        return f"Not running; last row {at}. The rows do not say why the run ended."
-    return f"Not running; last row {at}. The run was killed or failed."
+    step = run.last("step")
+    at = "before the first row" if step is None else f"at step {number(step)}"
+    if run.state == State.RUNNING:
+        if run.written is None:
+            return f"Running, {at}."
+        ago = duration(max((now - run.written).total_seconds(), 0.0))
+        return f"Running, {at}. The last row was written {ago} before this page."
+    if run.state == State.NOT_RUNNING:
+        if step is None:
+            return "Not running; no row was written."
+        why = "was killed or failed" if run.events else "ended without a recorded reason"
+        return f"Not running; last row {at}. The run {why}."
+    return {
+        State.FINISHED: f"Finished {at}.",
+        State.STOPPED: f"Stopped {at} with a checkpoint; run the same command to resume.",
+        State.NOT_FINITE: f"Failed {at}: the loss is not finite.",
+    }[run.state]
 
 
-def _ago(passed: datetime.timedelta) -> str:
-    seconds = max(passed.total_seconds(), 0.0)
-    return f" The last row was written {formatting.time(seconds)} before this page."
-
-
-def remarks(history: History) -> list[str]:
+def remarks(run: History) -> list[str]:
     """What is missing from the curves."""
     found = []
-    rows = history.training + history.evaluations
+    rows = run.training + run.evaluations
     for key in sorted({key for row in rows for key, value in row.items() if value is None}):
         steps = [row["step"] for row in rows if key in row and row[key] is None]
         found.append(
-            f"{key} is not finite in {formatting.number(len(steps))} rows, first at step "
-            f"{formatting.number(steps[0])}; its curve has a gap there."
+            f"{key} is not finite in {number(len(steps))} rows, first at step "
+            f"{number(steps[0])}; its curve has a gap there."
         )
-    if history.unread:
-        found.append(f"{formatting.number(history.unread)} lines of metrics.jsonl are invalid.")
+    if run.unread:
+        found.append(f"{number(run.unread)} lines of metrics.jsonl are invalid.")
     return found

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from mosaicbert_jax.data.markdown import printable
-from mosaicbert_jax.reporting import formatting
 from mosaicbert_jax.reporting.charts import (
     COLORS,
     MOST_CIRCLES,
@@ -20,7 +19,7 @@ from mosaicbert_jax.reporting.charts import (
     curves_of,
     draw,
 )
-from mosaicbert_jax.reporting.formatting import text
+from mosaicbert_jax.reporting.formatting import NOT_KNOWN, duration, large, number, share, text
 from mosaicbert_jax.reporting.history import History, is_number
 from mosaicbert_jax.reporting.overview import key_numbers, mfu_meaning, remarks, state_sentence
 from mosaicbert_jax.reporting.script import SCRIPT, SCRIPT_HASH
@@ -47,17 +46,20 @@ def page(runs: Sequence[History], suites: Sequence[Suite], now: datetime.datetim
     """
     names = [one.name for one in (*runs, *suites)]
     title = names[0] if len(names) == 1 else f"{len(names)} runs"
-    parts = [_title(title, runs, suites)]
-    when = now.strftime("%Y-%m-%d %H:%M:%S")
-    parts.append(f'<p class="quiet">Written {when} UTC by mosaicbert_jax.</p>')
-    parts += [_suite(suite, alone=len(names) == 1, now=now) for suite in suites]
+    state = f'<span class="state">{text(runs[0].state)}</span>' if names == [title] and runs else ""
+    parts = [f"<h1>{text(title)}{state}</h1>"]
+    parts.append(f'<p class="quiet">Written {now:%Y-%m-%d %H:%M:%S} UTC by mosaicbert_jax.</p>')
+    parts += [_suite(suite, alone=len(names) == 1) for suite in suites]
     if len(runs) == 1:
-        parts += [_bar(runs[0]), _sentences(runs[0], now), _setup(runs[0]), _tiles(runs[0])]
+        parts.append(_one(runs[0], now))
     elif runs:
         parts += [_side_by_side(runs, now), _differences(runs)]
     if any(run.training for run in runs):
         parts.append(_curves(runs))
-    parts += [_evaluations(runs), _scores(runs)]
+    evaluations = [run.evaluations[-1] if run.evaluations else {} for run in runs]
+    parts.append(_values("Last evaluation on held-out data", runs, evaluations))
+    scores = [run.scores if isinstance(run.scores, dict) else {} for run in runs]
+    parts.append(_values("Scores in results.json", runs, scores))
     parts += [_events(runs), _configs(runs)] if runs else []
     body = "\n".join(part for part in parts if part)
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src '{SCRIPT_HASH}'"
@@ -78,32 +80,22 @@ def page(runs: Sequence[History], suites: Sequence[Suite], now: datetime.datetim
 """
 
 
-def _title(title: str, runs: Sequence[History], suites: Sequence[Suite]) -> str:
-    alone = len(runs) == 1 and not suites
-    state = f'<span class="state">{text(runs[0].state)}</span>' if alone else ""
-    return f"<h1>{text(title)}{state}</h1>"
-
-
-def _bar(run: History) -> str:
-    share = run.last("share")
-    if share is None:
-        return ""
-    return f'<div class="bar"><div style="width: {100 * min(max(share, 0), 1):.1f}%"></div></div>'
-
-
-def _sentences(run: History, now: datetime.datetime) -> str:
+def _one(run: History, now: datetime.datetime) -> str:
+    """A bar for the progress, sentences, the setup and the key numbers."""
+    done = run.last("share")
+    width = f"{100 * min(max(done or 0.0, 0.0), 1.0):.1f}%"
+    bar = "" if done is None else f'<div class="bar"><div style="width: {width}"></div></div>'
     on = f" On {run.devices}." if run.devices else ""
     lines = [f"{state_sentence(run, now)}{on}", *remarks(run)]
-    return "".join(f"<p>{text(line)}</p>" for line in lines)
-
-
-def _tiles(run: History) -> str:
-    tiles = [
+    sentences = "".join(f"<p>{text(line)}</p>" for line in lines)
+    rows = [[label, text(value)] for label, value in setup(run).items()]
+    rows.append(["settings (default)", _changed(run.record["config"])])
+    tiles = "".join(
         f'<div class="tile"><small>{text(one.label)}</small><b>{text(one.value)}</b>'
         f"<small>{text(one.detail)}</small></div>"
         for one in key_numbers(run)
-    ]
-    return f'<div class="tiles">{"".join(tiles)}</div>'
+    )
+    return f'{bar}{sentences}{_table((), rows, "setup")}<div class="tiles">{tiles}</div>'
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "numbers") -> str:
@@ -125,12 +117,6 @@ def _headers(runs: Sequence[History]) -> list[str]:
     if len(runs) == 1:
         return ["", text(runs[0].name)]
     return ["", *(f"{_swatch(index)}{text(run.name)}" for index, run in enumerate(runs))]
-
-
-def _setup(run: History) -> str:
-    rows = [[label, text(value)] for label, value in setup(run).items()]
-    rows.append(["settings (default)", _changed(run.record["config"])])
-    return _table((), rows, "setup")
 
 
 def _changed(config: dict[str, Any], *, is_suite: bool = False) -> str:
@@ -169,7 +155,7 @@ def _differences(runs: Sequence[History]) -> str:
         values = [column.get(key) for column in columns]
         twin = key.replace("model as built.", "model.")  # says the same, mostly
         if len(set(values)) > 1 and (twin == key or values != [c.get(twin) for c in columns]):
-            shown = [formatting.NOT_KNOWN if value is None else text(value) for value in values]
+            shown = [NOT_KNOWN if value is None else text(value) for value in values]
             rows.append([text(key), *shown])
     if not rows:
         rows = [["no setting", *("" for _ in runs)]]
@@ -202,29 +188,24 @@ def _curves(runs: Sequence[History]) -> str:
 
 
 def _data(runs: Sequence[History], drawn: dict[Chart, list[Curve]]) -> str:
-    """The points of all curves, for the script."""
+    """The points of all curves as JSON, for the script."""
 
     def values(array: np.ndarray) -> list[float | None]:
         return [float(f"{x:.5g}") if np.isfinite(x) else None for x in array]
 
-    last = [curve.last_K for curve in next(iter(drawn.values()))]  # the same rows in every chart
-    return json.dumps(
-        {
-            "names": [printable(run.name) for run in runs],
-            "runs": [
-                {over: values(run.column(over)[last_K]) for over in ("tokens", "seconds")}
-                for run, last_K in zip(runs, last, strict=True)
-            ],
-            "charts": {
-                chart.key: {
-                    "isShare": chart.is_share,
-                    "values": [values(curve.y_K) for curve in curves],
-                }
-                for chart, curves in drawn.items()
-            },
+    points = zip(runs, next(iter(drawn.values())), strict=True)  # the same rows in every chart
+    found = {
+        "names": [printable(run.name) for run in runs],
+        "runs": [
+            {over: values(run.column(over)[curve.last_K]) for over in ("tokens", "seconds")}
+            for run, curve in points
+        ],
+        "charts": {
+            chart.key: {"isShare": chart.is_share, "values": [values(c.y_K) for c in curves]}
+            for chart, curves in drawn.items()
         },
-        separators=(",", ":"),
-    ).replace("<", "\\u003c")
+    }
+    return json.dumps(found, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def _caption(chart: Chart, runs: Sequence[History]) -> str:
@@ -244,55 +225,31 @@ def _how_to_read(runs: Sequence[History], drawn: dict[Chart, list[Curve]]) -> li
     lines = [
         "Strong line: exponential moving average of the training rows, with a span of "
         f"{SPAN:.0%} of the rows so far (learning rate: the value itself). Faint: the rows; "
-        "single outliers are cut off."
+        "single outliers are cut off.",
+        "Time is training time, without pauses between stopping and resuming. Vertical dashed "
+        "lines are events: stopped, resumed, or others in the table of events.",
     ]
     for run, curve in zip(runs, next(iter(drawn.values())), strict=True):
         whose = f"{run.name}: " if len(runs) > 1 else ""
-        rows, count = len(run.training), len(curve.last_K)
-        if rows > count:
+        rows, points, evaluations = len(run.training), len(curve.last_K), len(run.evaluations)
+        if rows > points:
             lines.append(
-                f"{whose}{rows:,} rows are drawn as {count} points; the faint band is from the "
+                f"{whose}{rows:,} rows are drawn as {points} points; the faint band is from the "
                 "lowest to the highest row of each."
             )
-        if len(run.evaluations) > MOST_CIRCLES:
-            lines.append(
-                f"{whose}{MOST_CIRCLES} of {len(run.evaluations):,} evaluations are drawn."
-            )
-    lines.append(
-        "Time is training time, without pauses between stopping and resuming. Vertical dashed "
-        "lines are events: stopped, resumed, or others in the table of events."
-    )
+        if evaluations > MOST_CIRCLES:
+            lines.append(f"{whose}{MOST_CIRCLES} of {evaluations:,} evaluations are drawn.")
     return lines
 
 
-def _evaluations(runs: Sequence[History]) -> str:
-    """The last one of each run."""
-    columns = [run.evaluations[-1] if run.evaluations else {} for run in runs]
-    if not any(columns):
-        return ""
-    keys = dict.fromkeys(key for column in columns for key in column)
-    rows = [
-        [text(key.removeprefix("eval_").replace("_", " ")), *(_value(c.get(key)) for c in columns)]
-        for key in keys
-    ]
-    return f"<h2>Last evaluation on held-out data</h2>{_table(_headers(runs), rows)}"
-
-
-def _scores(runs: Sequence[History]) -> str:
-    """Of finished finetuning runs."""
-    columns = [run.scores if isinstance(run.scores, dict) else {} for run in runs]
-    keys = dict.fromkeys(key for column in columns for key in column)
-    if not keys:
-        return ""
-    rows = [
-        [text(key.replace("_", " ")), *(_value(column.get(key)) for column in columns)]
-        for key in keys
-    ]
-    return f"<h2>Scores in results.json</h2>{_table(_headers(runs), rows)}"
-
-
-def _value(value: Any) -> str:
-    return formatting.number(value, 5) if is_number(value) else formatting.NOT_KNOWN
+def _values(title: str, runs: Sequence[History], columns: Sequence[dict[str, Any]]) -> str:
+    """A table of what each run has by the same keys."""
+    rows = []
+    for key in dict.fromkeys(key for column in columns for key in column):
+        values = [column.get(key) for column in columns]
+        shown = (number(value, 5) if is_number(value) else NOT_KNOWN for value in values)
+        rows.append([text(key.removeprefix("eval_").replace("_", " ")), *shown])
+    return f"<h2>{title}</h2>{_table(_headers(runs), rows)}" if rows else ""
 
 
 def _events(runs: Sequence[History]) -> str:
@@ -309,23 +266,17 @@ def _events(runs: Sequence[History]) -> str:
 
 def _event(group: Sequence[dict[str, Any]]) -> list[str]:
     """A row for consecutive events of one kind, such as saves."""
-    first, last = group[0], group[-1]
-
-    def when(event: dict[str, Any]) -> str:
-        return text(
-            str(event.get("time", formatting.NOT_KNOWN)).replace("T", " ").removesuffix("Z")
-        )
-
-    more = {
-        key: value for key, value in last.items() if key not in ("event", "step", "time")
-    }  # of an event of any kind
+    ends = group[:1] if len(group) == 1 else (group[0], group[-1])
+    times = [
+        str(event.get("time", NOT_KNOWN)).replace("T", " ").removesuffix("Z") for event in ends
+    ]
+    more = {k: v for k, v in group[-1].items() if k not in ("event", "step", "time")}
     detail = "".join(f"<small>{text(key)}: {text(value)}</small>" for key, value in more.items())
-    if len(group) == 1:
-        return [text(first["event"]) + detail, formatting.number(first["step"]), when(first)]
+    count = f" × {len(group):,}" if len(group) > 1 else ""
     return [
-        f"{text(first['event'])} × {len(group):,}{detail}",
-        f"{formatting.number(first['step'])} to {formatting.number(last['step'])}",
-        f"{when(first)} to {when(last)}",
+        f"{text(group[0]['event'])}{count}{detail}",
+        " to ".join(number(event["step"]) for event in ends),
+        text(" to ".join(times)),
     ]
 
 
@@ -340,18 +291,17 @@ def _configs(runs: Sequence[History]) -> str:
     return "".join(parts)
 
 
-def _suite(suite: Suite, *, alone: bool, now: datetime.datetime) -> str:
+def _suite(suite: Suite, *, alone: bool) -> str:
     parts = [] if alone else [f"<h2>{text(suite.name)}</h2>"]
     if suite.settings:
-        parts.append(
-            _table((), [["settings (default)", _changed(suite.settings, is_suite=True)]], "setup")
-        )
+        rows = [["settings (default)", _changed(suite.settings, is_suite=True)]]
+        parts.append(_table((), rows, "setup"))
     if suite.steps:
         rows = [
             [
-                formatting.number(row["step"]),
-                formatting.large(row["tokens"]),
-                formatting.time(row["seconds"]),
+                number(row["step"]),
+                large(row["tokens"]),
+                duration(row["seconds"]),
                 _percent(row["mean"]),
             ]
             for row in suite.steps
@@ -359,25 +309,17 @@ def _suite(suite: Suite, *, alone: bool, now: datetime.datetime) -> str:
         header = ("pretraining step", "real tokens", "training time", "GLUE mean")
         parts.append(f"<h2>Score over pretraining</h2>{_table(header, rows)}")
     if suite.runs or not suite.parts:
-        parts += [_suite_scores(suite), _suite_runs(suite, now)]
-    return "".join(parts + [_suite(part, alone=False, now=now) for part in suite.parts])
+        parts += [_suite_scores(suite), _suite_runs(suite)]
+    return "".join(parts + [_suite(part, alone=False) for part in suite.parts])
 
 
 def _suite_scores(suite: Suite) -> str:
     if not suite.tasks:
         return "<h3>Scores</h3><p>No task has finished.</p>"
-    rows = [
-        [
-            text(task.name),
-            f"{task.seeds}",
-            _percent(task.score),
-            ", ".join(
-                f"{text(key.replace('_', ' '))} {_percent(value)}"
-                for key, value in task.metrics.items()
-            ),
-        ]
-        for task in suite.tasks
-    ]
+    rows = []
+    for task in suite.tasks:
+        means = (f"{text(k.replace('_', ' '))} {_percent(v)}" for k, v in task.metrics.items())
+        rows.append([text(task.name), f"{task.seeds}", _percent(task.score), ", ".join(means)])
     of = "all of GLUE" if suite.is_complete else f"{len(suite.tasks)} of GLUE's tasks"
     rows.append(["<b>mean</b>", "", f"<b>{_percent(suite.mean)}</b>", of])
     header = ("task", "seeds", "score, %", "means over the seeds, %")
@@ -385,20 +327,15 @@ def _suite_scores(suite: Suite) -> str:
 
 
 def _percent(value: Any) -> str:
-    return f"{100 * value:.2f}" if is_number(value) else formatting.NOT_KNOWN
+    return f"{100 * value:.2f}" if is_number(value) else NOT_KNOWN
 
 
-def _suite_runs(suite: Suite, now: datetime.datetime) -> str:
-    rows = [
-        [
-            text(run.name),
-            "finished" if run.name in suite.done else text(run.state),
-            formatting.number(run.last("step")),
-            formatting.share(run.last("share")),
-            formatting.time(run.last("seconds")),
-        ]
-        for run in suite.runs
-    ]
+def _suite_runs(suite: Suite) -> str:
+    rows = []
+    for run in suite.runs:
+        state = "finished" if run.name in suite.done else text(run.state)
+        step, done, seconds = (run.last(key) for key in ("step", "share", "seconds"))
+        rows.append([text(run.name), state, number(step), share(done), duration(seconds)])
     if not rows:
         return "<h3>Runs</h3><p>No run has started.</p>"
     header = ("run", "state", "step", "progress", "training time")

@@ -37,7 +37,7 @@ def test_a_number_has_sensible_digits(value, digits, shown):
     ],
 )
 def test_time_in_its_two_largest_units(seconds, shown):
-    assert formatting.time(seconds) == shown
+    assert formatting.duration(seconds) == shown
 
 
 def test_large_counts_and_money():
