@@ -1,8 +1,7 @@
-"""What a run was started with: its model, its data, and its settings beside the defaults."""
+"""What a run was started with: its model, its data, and settings that are not the defaults."""
 
 import functools
 import json
-import math
 from typing import Any
 
 import jax
@@ -12,95 +11,83 @@ from mosaicbert_jax.data.dataset import DatasetMetadata
 from mosaicbert_jax.errors import UserError
 from mosaicbert_jax.finetuning.configuration import finetuning, glue
 from mosaicbert_jax.modeling.config import BertConfig
-from mosaicbert_jax.reporting import formatting
+from mosaicbert_jax.reporting.formatting import NOT_KNOWN, large
 from mosaicbert_jax.reporting.history import History
 from mosaicbert_jax.training.checkpoints import build_model
 from mosaicbert_jax.training.configuration import pretraining
+from mosaicbert_jax.training.workdir import CLASSIFIER
 
-_MODELS = {
+_NAMES = {
     "MosaicBERT-Base": BertConfig.mosaicbert_base(),
     "MosaicBERT-Large": BertConfig.mosaicbert_large(),
     "BERT-Base": BertConfig.bert_base(),
     "BERT-Large": BertConfig.bert_large(),
 }
-_ARCHITECTURE = (
-    "num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size",
-    "position_embedding", "feed_forward",
-)  # fmt: skip
-_DATA = ("data.path", "data.mixture")  # no run has the defaults of these
+_SIZES = {
+    "num_hidden_layers": "layers",
+    "hidden_size": "hidden size",
+    "num_attention_heads": "heads",
+    "intermediate_size": "feed-forward size",
+    "vocab_size": "vocabulary",
+}
+_KIND = (*list(_SIZES)[:4], "position_embedding", "feed_forward")  # what has a name
+_DATA = ("data.path", "data.mixture")  # every run sets one of them
 
 
-def flat(value: Any, key: str = "") -> dict[str, Any]:
+def _flat(value: Any, key: str = "") -> dict[str, Any]:
     """The leaves of nested dicts, by keys with dots."""
     if not isinstance(value, dict) or not value:
         return {key: value}
-    found = {}
-    for name, inner in value.items():
-        found |= flat(inner, f"{key}.{name}" if key else str(name))
-    return found
+    inner = (_flat(part, f"{key}.{name}" if key else str(name)) for name, part in value.items())
+    return functools.reduce(dict.__or__, inner)
+
+
+def _as_json(leaves: dict[str, Any]) -> dict[str, str]:
+    return {key: json.dumps(value, ensure_ascii=False) for key, value in leaves.items()}
 
 
 def all_settings(run: History) -> dict[str, str]:
     """Everything in config.json, each value as JSON."""
     rest = {key: value for key, value in run.record.items() if key != "config"}
     rest["model as built"] = rest.pop("model")
-    found = flat(run.record["config"]) | flat(rest)
-    return {key: _json(value) for key, value in found.items()}
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
-
-
-@functools.cache
-def _defaults(kind: str) -> dict[str, Any]:
-    made = {
-        "pretraining": lambda: pretraining(BertConfig()),
-        "finetuning": finetuning,
-        "GLUE": glue,
-    }
-    return flat(json.loads(made[kind]().to_json()))
+    return _as_json(_flat(run.record["config"]) | _flat(rest))
 
 
 def changed(config: dict[str, Any], *, is_suite: bool = False) -> dict[str, tuple[str, str]]:
-    """The settings that differ from the defaults of that kind of run, and the defaults, as JSON.
+    """Settings as JSON, each with its default, where they differ.
 
-    The defaults of pretraining are MosaicBERT-Base's.
+    The defaults are those of GLUE suites, of finetuning, or of pretraining MosaicBERT-Base.
     """
-    kind = "GLUE" if is_suite else "finetuning" if "task" in config else "pretraining"
-    defaults = _defaults(kind)
+    kind = glue() if is_suite else finetuning() if "task" in config else pretraining(BertConfig())
+    found, defaults = _as_json(_flat(config)), _as_json(_flat(json.loads(kind.to_json())))
     return {
-        key: (_json(value), _json(defaults[key]) if key in defaults else formatting.NOT_KNOWN)
-        for key, value in flat(config).items()
-        if key not in _DATA and (key not in defaults or value != defaults[key])
+        key: (value, defaults.get(key, NOT_KNOWN))
+        for key, value in found.items()
+        if key not in _DATA and value != defaults.get(key)
     }
 
 
 def setup(run: History) -> dict[str, str]:
-    """The model, its parameters and the data, as plain text."""
+    """The model, its number of parameters and the data."""
+    model, identity = run.record["model"], run.record["dataset"]
+    sizes = ", ".join(f"{shown} {model.get(key, NOT_KNOWN)}" for key, shown in _SIZES.items())
+    names = [
+        f"{name}: "
+        for name, known in _NAMES.items()
+        if all(model.get(key) == getattr(known, key) for key in _KIND)
+    ]
+    built = {key: run.record.get(key) for key in ("model", CLASSIFIER)}
+    data = run.record["config"].get("data", {})
+    parts = identity.get("mixture", {})
+    mixture = [
+        f"{weight:g} × {_source(path, parts.get(str(number), {}))}"
+        for number, (path, weight) in enumerate(data.get("mixture") or ())
+    ]
     return {
-        "model": _model(run.record["model"]),
-        "parameters": _parameters(json.dumps(run.record)),
-        "data": _data(run),
+        "model": f"{''.join(names)}{sizes}",
+        "parameters": _parameters(json.dumps(built)),
+        "data": "; ".join(mixture) or _source(data.get("path"), identity),
     }
-
-
-def _model(fields: dict[str, Any]) -> str:
-    """The name, if it has one, and the sizes."""
-
-    def of(name: str) -> str:
-        value = fields.get(name)
-        return f"{value:,}" if isinstance(value, int) else formatting.NOT_KNOWN
-
-    sizes = (
-        f"{of('num_hidden_layers')} layers, hidden size {of('hidden_size')}, "
-        f"{of('num_attention_heads')} heads, feed-forward size {of('intermediate_size')}, "
-        f"vocabulary {of('vocab_size')}"
-    )
-    for name, model in _MODELS.items():
-        if all(fields.get(key) == getattr(model, key) for key in _ARCHITECTURE):
-            return f"{name}: {sizes}"
-    return sizes
 
 
 @functools.cache  # the runs of a page are often of one model
@@ -109,32 +96,18 @@ def _parameters(record: str) -> str:
     try:
         model = nnx.eval_shape(lambda: build_model(json.loads(record), 0))
     except (UserError, LookupError, TypeError):  # the record of another release
-        return formatting.NOT_KNOWN
-    leaves = jax.tree.leaves(nnx.state(model, nnx.Param))
-    return f"{sum(math.prod(leaf.shape) for leaf in leaves):,}"
-
-
-def _data(run: History) -> str:
-    """The folders or the file, the digests, and the sequences of folders that are still there."""
-    data, identity = run.record["config"].get("data", {}), run.record["dataset"]
-    mixture = data.get("mixture") or ()
-    parts = identity.get("mixture", {})
-    if not mixture:
-        return _source(data.get("path"), identity)
-    return "; ".join(
-        f"{weight:g} × {_source(path, parts.get(str(number), {}))}"
-        for number, (path, weight) in enumerate(mixture)
-    )
+        return NOT_KNOWN
+    return f"{sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))):,}"
 
 
 def _source(path: str | None, identity: dict[str, Any]) -> str:
-    digest = identity.get("digest")
-    told = [f"digest {str(digest)[:12]}"] if digest else []
-    if path:
-        try:
-            found = DatasetMetadata.load(path)
-        except (UserError, OSError):  # moved since, or a file to finetune on
-            found = None
-        if found is not None and found.digest == digest and "train" in found.splits:
-            told.append(f"{formatting.large(found.splits['train'].sequences)} training sequences")
-    return f"{path or formatting.NOT_KNOWN} ({', '.join(told)})" if told else str(path)
+    """A folder or file, its digest, and its sequences if the folder is still there."""
+    digest = str(identity.get("digest"))
+    try:
+        found = DatasetMetadata.load(path) if path else None
+    except (UserError, OSError):  # moved since, or a file to finetune on
+        found = None
+    size = ""
+    if found is not None and found.digest == digest:
+        size = f", {large(found.splits['train'].sequences)} training sequences"
+    return f"{path or NOT_KNOWN} (digest {digest[:12]}{size})"
