@@ -103,7 +103,8 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "nu
     lines = [f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows]
     if header:
         lines.insert(0, f"<tr>{''.join(f'<th>{cell}</th>' for cell in header)}</tr>")
-    return f'<div class="wide"><table class="{kind}">{"".join(lines)}</table></div>'
+    width = f"min-width: {7.5 * max(map(len, [header, *rows]))}rem"
+    return f'<div class="wide"><table class="{kind}" style="{width}">{"".join(lines)}</table></div>'
 
 
 def _swatch(number: int) -> str:
@@ -137,7 +138,6 @@ def _side_by_side(runs: Sequence[History], now: datetime.datetime) -> str:
         cells = [column.get(label) for column in columns]
         shown = (f"{text(c.value)}<small>{text(c.detail)}</small>" if c else "" for c in cells)
         rows.append([text(label), *shown])
-    rows.append(["settings (default)", *(_changed(run.record["config"]) for run in runs)])
     told = "".join(
         f"<p>{text(run.name)}: {text(line)}</p>"
         for run in runs
@@ -147,19 +147,22 @@ def _side_by_side(runs: Sequence[History], now: datetime.datetime) -> str:
 
 
 def _differences(runs: Sequence[History]) -> str:
-    """The settings that are not the same in all runs."""
+    """The settings that are not the defaults or not the same in all runs."""
     columns = [all_settings(run) for run in runs]
-    keys = dict.fromkeys(itertools.chain.from_iterable(columns))
+    defaults = {}
+    for run in runs:
+        defaults |= {key: default for key, (_, default) in changed(run.record["config"]).items()}
     rows = []
-    for key in keys:
+    for key in dict.fromkeys(itertools.chain.from_iterable(columns)):
         values = [column.get(key) for column in columns]
         twin = key.replace("model as built.", "model.")  # says the same, mostly
-        if len(set(values)) > 1 and (twin == key or values != [c.get(twin) for c in columns]):
-            shown = [NOT_KNOWN if value is None else text(value) for value in values]
-            rows.append([text(key), *shown])
-    if not rows:
-        rows = [["no setting", *("" for _ in runs)]]
-    return f"<h2>Settings that differ between the runs</h2>{_table(_headers(runs), rows, 'config')}"
+        is_told = twin != key and values == [column.get(twin) for column in columns]
+        if key in defaults or (len(set(values)) > 1 and not is_told):
+            shown = [NOT_KNOWN if value is None else value for value in values]
+            rows.append([text(cell) for cell in (key, defaults.get(key, NOT_KNOWN), *shown)])
+    header = ["", "default", *_headers(runs)[1:]]
+    title = "Settings that differ from the defaults or between the runs"
+    return f"<h2>{title}</h2>{_table(header, rows, 'config')}"
 
 
 def _curves(runs: Sequence[History]) -> str:

@@ -11,8 +11,8 @@ from mosaicbert_jax.data.dataset import DatasetMetadata
 from mosaicbert_jax.errors import UserError
 from mosaicbert_jax.finetuning.configuration import finetuning, glue
 from mosaicbert_jax.modeling.config import BertConfig
-from mosaicbert_jax.reporting.formatting import NOT_KNOWN, large
-from mosaicbert_jax.reporting.history import History
+from mosaicbert_jax.reporting.formatting import NOT_KNOWN, large, number
+from mosaicbert_jax.reporting.history import History, is_number
 from mosaicbert_jax.training.checkpoints import build_model
 from mosaicbert_jax.training.configuration import pretraining
 from mosaicbert_jax.training.workdir import CLASSIFIER
@@ -70,18 +70,19 @@ def changed(config: dict[str, Any], *, is_suite: bool = False) -> dict[str, tupl
 def setup(run: History) -> dict[str, str]:
     """The model, its number of parameters and the data."""
     model, identity = run.record["model"], run.record["dataset"]
-    sizes = ", ".join(f"{shown} {model.get(key, NOT_KNOWN)}" for key, shown in _SIZES.items())
+    known = {key: number(value) for key, value in model.items() if is_number(value)}
+    sizes = ", ".join(f"{shown} {known.get(key, NOT_KNOWN)}" for key, shown in _SIZES.items())
     names = [
         f"{name}: "
-        for name, known in _NAMES.items()
-        if all(model.get(key) == getattr(known, key) for key in _KIND)
+        for name, one in _NAMES.items()
+        if all(model.get(key) == getattr(one, key) for key in _KIND)
     ]
     built = {key: run.record.get(key) for key in ("model", CLASSIFIER)}
     data = run.record["config"].get("data", {})
     parts = identity.get("mixture", {})
     mixture = [
-        f"{weight:g} × {_source(path, parts.get(str(number), {}))}"
-        for number, (path, weight) in enumerate(data.get("mixture") or ())
+        f"{weight:g} × {_source(path, parts.get(str(index), {}))}"
+        for index, (path, weight) in enumerate(data.get("mixture") or ())
     ]
     return {
         "model": f"{''.join(names)}{sizes}",

@@ -53,7 +53,7 @@ small, figcaption span { font-size: .8125rem; font-weight: normal; line-height: 
   color: inherit; font: inherit; text-align: left; cursor: pointer; overflow-wrap: anywhere }
 .legend button:hover, .legend button[aria-pressed=true] { background: var(--grid) }
 .faint { opacity: .08 }
-.choices { display: flex; flex-wrap: wrap; gap: .25rem 2rem }
+.choices { display: flex; flex-wrap: wrap; gap: .25rem 2rem; margin-bottom: .75rem }
 fieldset { margin: 0; padding: 0; border: 0 }
 fieldset legend { float: left; margin-right: .6rem; color: var(--quiet) }
 fieldset label { margin-right: .8rem }
@@ -83,11 +83,11 @@ th, td { padding: .3rem .9rem .3rem 0; border-bottom: 1px solid var(--grid); tex
   vertical-align: top; overflow-wrap: anywhere }
 th { font-weight: 600; min-width: 6rem }
 td small { display: block }
-table.numbers td { min-width: 6.5rem }
 code, .config td { font: .8125rem/1.45 ui-monospace, "Liberation Mono", monospace }
 .config td:first-child { white-space: nowrap }
 table.setup td:first-child, i { color: var(--quiet); font-style: normal }
-.setup td:first-child { white-space: nowrap }
+.setup { width: 100%; table-layout: fixed }
+.setup tr > :first-child { width: 11rem; overflow-wrap: normal }
 .setup code { display: inline-block; margin-right: 1rem }
 summary { cursor: pointer; margin: .4rem 0; overflow-wrap: anywhere }
 @media (max-width: 40rem) {
@@ -95,12 +95,14 @@ summary { cursor: pointer; margin: .4rem 0; overflow-wrap: anywhere }
   .tiles { grid-template-columns: 1fr 1fr }
   .tile b { font-size: 1.1rem }
   .config td:first-child { white-space: normal; min-width: 9rem }
+  .setup tr > :first-child { width: 6.5rem }
 }
 @media print {
   @page { margin: 14mm }
   body { padding: 0; max-width: none; font-size: 10.5pt }
   h2, h3 { break-after: avoid }
   .legend { position: static }
+  .choices { display: none }
   .charts { grid-template-columns: 1fr 1fr }
   .tiles { grid-template-columns: repeat(4, 1fr) }
   .tile { border: 1px solid var(--grid); break-inside: avoid }
