@@ -73,7 +73,7 @@ class History:
         # Before the rows: if the run ends in between, its last row says so.
         is_running = workdir.is_locked(folder)
         rows, unread, written = _read_rows(folder / METRICS_FILE)
-        results = read_results(folder)
+        results = read_json(folder / workdir.RESULTS_FILE)
         return cls(
             name=name,
             record=record,
@@ -167,21 +167,20 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def read_results(folder: pathlib.Path) -> dict[str, Any] | None:
-    """results.json; None if there is none.
+def read_json(path: pathlib.Path) -> dict[str, Any] | None:
+    """The object in a file such as results.json; None if there is no file.
 
     Raises:
       UserError: it cannot be read.
     """
-    path = folder / workdir.RESULTS_FILE
     try:
         found = json.loads(path.read_text(errors="replace"))
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise UserError(f"{path} cannot be read as a run's results ({error})") from error
+        raise UserError(f"{path} cannot be read: {error}") from error
     if not isinstance(found, dict):
-        raise UserError(f"{path} cannot be read as a run's results: it holds no object")
+        raise UserError(f"{path} cannot be read: it holds no JSON object")
     return found
 
 

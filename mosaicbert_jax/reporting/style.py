@@ -1,33 +1,21 @@
-"""How the page looks: light or dark, wide or narrow, on paper."""
+"""The style sheet: light or dark, wide or narrow, on screen or on paper."""
 
-# Light and dark: ink, secondary ink, paper, panels, lines, then one color a run.
-_LIGHT = ("#1b1f24", "#5b6470", "#ffffff", "#f5f6f8", "#dfe3e8")
-_DARK = ("#e6e9ed", "#9aa4b0", "#14171b", "#1d2126", "#343a42")
-_LIGHT_RUNS = (
-    "#1f6fb4", "#d1590a", "#1b8a5a", "#b0307f", "#7a5af0", "#8a6d00", "#008c9e", "#5d6670",
-)  # fmt: skip
-_DARK_RUNS = (
-    "#5aaaf0", "#ff9350", "#4cc98f", "#ef7fc0", "#a896ff", "#d8b840", "#3fc6d8", "#aab4bf",
-)  # fmt: skip
-
-
-def _variables(colors: tuple[str, ...], runs: tuple[str, ...]) -> str:
-    names = ("ink", "quiet", "paper", "panel", "grid")
-    named = [f"--{name}: {color}" for name, color in zip(names, colors, strict=True)]
-    return "; ".join(named + [f"--run-{index}: {color}" for index, color in enumerate(runs)])
-
-
-_LIGHT_PAGE, _DARK_PAGE = _variables(_LIGHT, _LIGHT_RUNS), _variables(_DARK, _DARK_RUNS)
+# Ink, secondary ink, paper, panels, lines; then a color for each run.
+_LIGHT = """--ink: #1b1f24; --quiet: #5b6470; --paper: #ffffff; --panel: #f5f6f8; --grid: #dfe3e8;
+  --run-0: #1f6fb4; --run-1: #d1590a; --run-2: #1b8a5a; --run-3: #b0307f;
+  --run-4: #7a5af0; --run-5: #8a6d00; --run-6: #008c9e; --run-7: #5d6670"""
+_DARK = """--ink: #e6e9ed; --quiet: #9aa4b0; --paper: #14171b; --panel: #1d2126; --grid: #343a42;
+  --run-0: #5aaaf0; --run-1: #ff9350; --run-2: #4cc98f; --run-3: #ef7fc0;
+  --run-4: #a896ff; --run-5: #d8b840; --run-6: #3fc6d8; --run-7: #aab4bf"""
 
 _COLORS = f"""
-:root {{ color-scheme: light dark; {_LIGHT_PAGE} }}
-@media screen and (prefers-color-scheme: dark) {{ :root {{ {_DARK_PAGE} }} }}
+:root {{ color-scheme: light dark; {_LIGHT} }}
+@media screen and (prefers-color-scheme: dark) {{ :root {{ {_DARK} }} }}
 """
 
 STYLE = (
     _COLORS
-    + """
-* { box-sizing: border-box }
+    + """* { box-sizing: border-box }
 body { margin: 0 auto; padding: 1.5rem; max-width: 76rem; background: var(--paper);
   color: var(--ink); font: 16px/1.5 system-ui, "Segoe UI", "Liberation Sans", Arial, sans-serif }
 h1 { margin: 0; font-size: 1.75rem; line-height: 1.2; overflow-wrap: anywhere }

@@ -1,12 +1,11 @@
 """Reads the folder of a GLUE suite, also while it is running."""
 
 import dataclasses
-import json
 import pathlib
 from typing import Any
 
 from mosaicbert_jax.errors import UserError
-from mosaicbert_jax.reporting.history import History, read_results
+from mosaicbert_jax.reporting.history import History, read_json
 from mosaicbert_jax.training import workdir
 
 
@@ -58,7 +57,7 @@ class Suite:
         Raises:
           UserError: results.json, or a run, cannot be read.
         """
-        results = read_results(folder) or {}
+        results = read_json(folder / workdir.RESULTS_FILE) or {}
         places = [path.parent for path in folder.glob(f"*/*/{workdir.CONFIG_FILE}")]
         places = [place for place in places if place.name.isdecimal()]
         places.sort(key=lambda place: (place.parent.name, int(place.name)))
@@ -81,7 +80,7 @@ class Suite:
             done={run.name for run in runs if run.scores is not None},
             steps=steps,
             parts=[cls.read(part, part.name) for part in _parts(folder)],
-            settings=_settings(folder),
+            settings=read_json(folder / workdir.SUITE_FILE) or {},
         )
 
 
@@ -93,14 +92,6 @@ def is_suite(folder: pathlib.Path) -> bool:
 def _parts(folder: pathlib.Path) -> list[pathlib.Path]:
     found = [place for place in folder.glob("step-*") if (place / workdir.SUITE_FILE).exists()]
     return sorted(found, key=lambda place: (len(place.name), place.name))
-
-
-def _settings(folder: pathlib.Path) -> dict[str, Any]:
-    try:
-        found = json.loads((folder / workdir.SUITE_FILE).read_text())
-    except (FileNotFoundError, ValueError):  # the parts of a folder of suites have their own
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _task(name: str, found: dict[str, Any]) -> Task:

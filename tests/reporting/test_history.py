@@ -98,7 +98,7 @@ def test_values_between_rows(tmp_path):
 def test_results_that_cannot_be_read(tmp_path, results):
     folder = write_run(tmp_path / "run", [row(1)])
     (folder / "results.json").write_text(results)
-    with pytest.raises(UserError, match=r"results\.json cannot be read as a run's results"):
+    with pytest.raises(UserError, match=r"results\.json cannot be read: "):
         read(folder)
 
 
