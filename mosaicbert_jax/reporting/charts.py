@@ -269,6 +269,7 @@ def _svg(figure: Figure, name: str) -> str:
         svg = svg.replace(mark, f"var(--{color})")
     svg = re.sub(r"#0001(0\d)", lambda found: f"var(--run-{int(found[1])})", svg)
     svg = re.sub(r'id="(run\d+)"', r'class="run \1"', svg)  # of several elements, so no id
+    svg = re.sub(r'<g id="[^"]*"/>\s*|(?<=<g) id="[^"]*"| transform="rotate\(-0 [^"]*"', "", svg)
     svg = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", svg)
     return re.sub(r'\bd="[^"]*"', _rounded, re.sub(r"\n\s*", "\n", svg))
 

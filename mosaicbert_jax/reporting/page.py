@@ -194,7 +194,7 @@ def _data(runs: Sequence[History], drawn: dict[Chart, list[Curve]]) -> str:
     """The points of all curves as JSON, for the script."""
 
     def values(array: np.ndarray) -> list[float | None]:
-        return [float(f"{x:.5g}") if np.isfinite(x) else None for x in array]
+        return [float(f"{x:.4g}") if np.isfinite(x) else None for x in array]
 
     points = zip(runs, next(iter(drawn.values())), strict=True)  # the same rows in every chart
     found = {

@@ -4,6 +4,7 @@ import datetime
 import json
 import os
 import pathlib
+import re
 import sys
 import time
 from unittest import mock
@@ -132,8 +133,19 @@ def test_several_runs_share_their_charts(tmp_path):
     assert "stroke: var(--run-0)" in curves
     assert "stroke: var(--run-1)" in curves
     assert "stroke: var(--run-2)" not in curves
+    assert set(re.findall(r'class="run (\w+)"', curves)) == {"run0", "run1"}  # to highlight
     alike = write_run(tmp_path / "c", [row(1)])
     assert " seed 17 " not in page_of(first, alike).text.split("Loss and accuracy")[0]
+
+
+def test_a_run_without_rows_beside_another(tmp_path):
+    empty = write_run(tmp_path / "empty", [event(0, "started")])
+    found = page_of(write_run(tmp_path / "run", [row(1), row(2)]), empty)
+    assert found.data["runs"] == [
+        {"tokens": [1000, 2000], "seconds": [2, 4]},
+        {"tokens": [], "seconds": []},
+    ]
+    assert found.data["charts"]["loss"] == {"isShare": False, "values": [[8.99, 8.98], []]}
 
 
 def test_more_runs_than_colors(tmp_path, capsys):
