@@ -26,18 +26,19 @@ def draw(plan: Plan, path: str | pathlib.Path) -> None:
             published = [one.published * scale for one in values]
             axis.plot(nodes, published, "o--", label="as fast as the published runs")
         ideal = [fast[0] * (nodes[0] / n if axis is left else n / nodes[0]) for n in nodes]
-        axis.plot(nodes, ideal, ":", color="gray", label="as many times faster as there are nodes")
+        axis.plot(nodes, ideal, ":", color="gray", label="perfect scaling")
         axis.set(
-            xlabel=f"nodes of {plan.workload.devices}", ylabel=name, xscale="log", yscale="log"
+            xlabel=f"nodes of {plan.workload.devices} GPUs", ylabel=name, xscale="log", yscale="log"
         )
         axis.set_xticks(nodes, [str(n) for n in nodes])
         axis.minorticks_off()
         axis.spines[["top", "right"]].set_visible(False)
-    left.legend(frameon=False)
+    handles, labels = left.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     links = plan.workload.links
     figure.suptitle(
-        f"{plan.parameters / 1e6:,.0f} M parameters, {plan.duration}, {plan.workload.kind.name}; "
-        f"{links.inside / 1e9:.0f} GB/s inside a node, {links.between / 1e9:.0f} GB/s between",
+        f"{plan.parameters:,} parameters, {plan.duration}, {plan.workload.kind.name}; "
+        f"{links.inside / 1e9:.0f} GB/s within a node, {links.between / 1e9:.0f} between nodes",
         fontsize=10,
     )
     figure.savefig(path, dpi=120)

@@ -1,1 +1,1 @@
-"""A page about runs: what they did, what they cost, and what is left of them."""
+"""A self-contained HTML page on one or several runs or GLUE suites."""

@@ -13,11 +13,11 @@ from mosaicbert_jax.reporting.suites import Suite, is_suite
 
 
 def report(folders: Sequence[pathlib.Path], output: pathlib.Path) -> str:
-    """Writes the page, in place of one that is there; returns a line for the terminal.
+    """Writes the page, replacing an old one; returns a line for the terminal.
 
     Raises:
-      UserError: a folder is neither a run nor a suite, or comes twice; there are more runs than
-        can be told apart; or the output's name does not end in .html.
+      UserError: a folder is neither a run nor a suite, or is given twice; there are too many runs
+        to tell apart; or the output's name does not end in .html.
     """
     if output.suffix != ".html":
         raise UserError(f"--output {output} must end in .html")
@@ -28,14 +28,14 @@ def report(folders: Sequence[pathlib.Path], output: pathlib.Path) -> str:
         else:
             runs.append(History.read(folder, name))
     if len(runs) > MOST_RUNS:
-        raise UserError(f"{len(runs)} runs cannot be told apart in a chart; give up to {MOST_RUNS}")
+        raise UserError(f"{len(runs)} runs are too many for a chart; give at most {MOST_RUNS}")
     html = page(runs, suites, datetime.datetime.now(datetime.UTC))
     write_atomically(output, html)
-    return f"{output}: {len(html) / 1e3:,.0f} kB; open it in a browser."
+    return f"Wrote {output} ({len(html) / 1e3:,.0f} kB). Open it in a browser."
 
 
 def _names(folders: Sequence[pathlib.Path]) -> list[str]:
-    """The last parts of the paths, as few as tell them apart."""
+    """The shortest ends of the paths that are all different."""
     paths = [folder.resolve() for folder in folders]
     twice = next((f for f, p in zip(folders, paths, strict=True) if paths.count(p) > 1), None)
     if twice is not None:

@@ -1,33 +1,21 @@
-"""How the page looks: light or dark, wide or narrow, on paper."""
+"""The style sheet: light or dark, wide or narrow, on screen or on paper."""
 
-# Light and dark: ink, secondary ink, paper, panels, lines, then one colour a run.
-_LIGHT = ("#1b1f24", "#5b6470", "#ffffff", "#f5f6f8", "#dfe3e8")
-_DARK = ("#e6e9ed", "#9aa4b0", "#14171b", "#1d2126", "#343a42")
-_LIGHT_RUNS = (
-    "#1f6fb4", "#d1590a", "#1b8a5a", "#b0307f", "#7a5af0", "#8a6d00", "#008c9e", "#5d6670",
-)  # fmt: skip
-_DARK_RUNS = (
-    "#5aaaf0", "#ff9350", "#4cc98f", "#ef7fc0", "#a896ff", "#d8b840", "#3fc6d8", "#aab4bf",
-)  # fmt: skip
+# Ink, secondary ink, paper, panels, lines; then a color for each run.
+_LIGHT = """--ink: #1b1f24; --quiet: #5b6470; --paper: #ffffff; --panel: #f5f6f8; --grid: #dfe3e8;
+  --run-0: #1f6fb4; --run-1: #d1590a; --run-2: #1b8a5a; --run-3: #b0307f;
+  --run-4: #7a5af0; --run-5: #8a6d00; --run-6: #008c9e; --run-7: #5d6670"""
+_DARK = """--ink: #e6e9ed; --quiet: #9aa4b0; --paper: #14171b; --panel: #1d2126; --grid: #343a42;
+  --run-0: #5aaaf0; --run-1: #ff9350; --run-2: #4cc98f; --run-3: #ef7fc0;
+  --run-4: #a896ff; --run-5: #d8b840; --run-6: #3fc6d8; --run-7: #aab4bf"""
 
-
-def _variables(colours: tuple[str, ...], runs: tuple[str, ...]) -> str:
-    names = ("ink", "quiet", "paper", "panel", "grid")
-    named = [f"--{name}: {colour}" for name, colour in zip(names, colours, strict=True)]
-    return "; ".join(named + [f"--run-{index}: {colour}" for index, colour in enumerate(runs)])
-
-
-_LIGHT_PAGE, _DARK_PAGE = _variables(_LIGHT, _LIGHT_RUNS), _variables(_DARK, _DARK_RUNS)
-
-_COLOURS = f"""
-:root {{ color-scheme: light dark; {_LIGHT_PAGE} }}
-@media screen and (prefers-color-scheme: dark) {{ :root {{ {_DARK_PAGE} }} }}
+_COLORS = f"""
+:root {{ color-scheme: light dark; {_LIGHT} }}
+@media screen and (prefers-color-scheme: dark) {{ :root {{ {_DARK} }} }}
 """
 
 STYLE = (
-    _COLOURS
-    + """
-* { box-sizing: border-box }
+    _COLORS
+    + """* { box-sizing: border-box }
 body { margin: 0 auto; padding: 1.5rem; max-width: 76rem; background: var(--paper);
   color: var(--ink); font: 16px/1.5 system-ui, "Segoe UI", "Liberation Sans", Arial, sans-serif }
 h1 { margin: 0; font-size: 1.75rem; line-height: 1.2; overflow-wrap: anywhere }
@@ -49,7 +37,25 @@ small, figcaption span { font-size: .8125rem; font-weight: normal; line-height: 
   white-space: nowrap }
 .legend { position: sticky; top: 0; z-index: 1; display: flex; flex-wrap: wrap; gap: .25rem 1.25rem;
   margin: .5rem 0; padding: .4rem 0; background: var(--paper) }
-.legend > span { overflow-wrap: anywhere }
+.legend button { padding: .1rem .4rem; border: 0; border-radius: .3rem; background: none;
+  color: inherit; font: inherit; text-align: left; cursor: pointer; overflow-wrap: anywhere }
+.legend button:hover, .legend button[aria-pressed=true] { background: var(--grid) }
+.faint { opacity: .08 }
+.choices { display: flex; flex-wrap: wrap; gap: .25rem 2rem; margin-bottom: .75rem }
+fieldset { margin: 0; padding: 0; border: 0 }
+fieldset legend { float: left; margin-right: .6rem; color: var(--quiet) }
+fieldset label { margin-right: .8rem }
+.chosen svg:not(.tokens.linear), :root:has(#over-seconds:checked) .chosen svg.tokens,
+:root:has(#scale-log:checked) .chosen svg.linear { display: none }
+:root:has(#over-tokens:checked):has(#scale-log:checked) .chosen svg.tokens.log,
+:root:has(#over-seconds:checked):has(#scale-linear:checked) .chosen svg.seconds.linear,
+:root:has(#over-seconds:checked):has(#scale-log:checked) .chosen svg.seconds.log { display: block }
+figure > div { position: relative }
+.pointer { position: absolute; top: 0; bottom: 3rem; border-left: 1px solid var(--quiet);
+  pointer-events: none }
+.values { position: absolute; top: 1rem; z-index: 1; max-width: 70%; padding: .25rem .5rem;
+  border: 1px solid var(--grid); border-radius: .3rem; background: var(--panel);
+  font-size: .8125rem; pointer-events: none; overflow-wrap: anywhere }
 .swatch { display: inline-block; width: 1.6rem; margin-right: .4rem; vertical-align: middle;
   border-top: 3px solid }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(27rem, 100%), 1fr));
@@ -65,21 +71,26 @@ th, td { padding: .3rem .9rem .3rem 0; border-bottom: 1px solid var(--grid); tex
   vertical-align: top; overflow-wrap: anywhere }
 th { font-weight: 600; min-width: 6rem }
 td small { display: block }
-table.numbers td { min-width: 6.5rem }
 code, .config td { font: .8125rem/1.45 ui-monospace, "Liberation Mono", monospace }
 .config td:first-child { white-space: nowrap }
+table.setup td:first-child, i { color: var(--quiet); font-style: normal }
+.setup { width: 100%; table-layout: fixed }
+.setup tr > :first-child { width: 11rem; overflow-wrap: normal }
+.setup code { display: inline-block; margin-right: 1rem }
 summary { cursor: pointer; margin: .4rem 0; overflow-wrap: anywhere }
 @media (max-width: 40rem) {
   body { padding: 1rem }
   .tiles { grid-template-columns: 1fr 1fr }
   .tile b { font-size: 1.1rem }
   .config td:first-child { white-space: normal; min-width: 9rem }
+  .setup tr > :first-child { width: 6.5rem }
 }
 @media print {
   @page { margin: 14mm }
   body { padding: 0; max-width: none; font-size: 10.5pt }
   h2, h3 { break-after: avoid }
   .legend { position: static }
+  .choices { display: none }
   .charts { grid-template-columns: 1fr 1fr }
   .tiles { grid-template-columns: repeat(4, 1fr) }
   .tile { border: 1px solid var(--grid); break-inside: avoid }

@@ -1,17 +1,17 @@
-"""Reads the folder of a GLUE suite, also while it is going on."""
+"""Reads the folder of a GLUE suite, also while it is running."""
 
 import dataclasses
 import pathlib
 from typing import Any
 
 from mosaicbert_jax.errors import UserError
-from mosaicbert_jax.reporting.history import History, read_results
+from mosaicbert_jax.reporting.history import History, read_json
 from mosaicbert_jax.storage import workdir
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A task whose runs are all done.
+    """A task whose runs are all finished.
 
     Attributes:
       score: the mean over seeds and metrics.
@@ -27,16 +27,17 @@ class Task:
 
 @dataclasses.dataclass(frozen=True)
 class Suite:
-    """What is known of a suite, or of one for each of several checkpoints of a pretraining run.
+    """What the folder of a suite holds, or of a suite per checkpoint of a pretraining run.
 
     Attributes:
-      tasks: those that are done.
-      mean: of their scores; None: none is.
+      tasks: the finished ones.
+      mean: of their scores; None if no task is finished.
       is_complete: whether they are all of GLUE.
-      runs: what has begun.
-      done: the names of those of the runs that have their results.
-      steps: a row for each checkpoint that is done, with step, tokens, seconds and mean.
+      runs: those that have started.
+      done: the names of the runs that have results.
+      steps: a row for each finished checkpoint, with step, tokens, seconds and mean.
       parts: the suites of the checkpoints.
+      settings: of suite.json.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Suite:
     done: set[str]
     steps: list[dict[str, Any]]
     parts: list["Suite"]
+    settings: dict[str, Any]
 
     @classmethod
     def read(cls, folder: pathlib.Path, name: str) -> "Suite":
@@ -55,7 +57,7 @@ class Suite:
         Raises:
           UserError: results.json, or a run, cannot be read.
         """
-        results = read_results(folder) or {}
+        results = read_json(folder / workdir.RESULTS_FILE) or {}
         places = [path.parent for path in folder.glob(f"*/*/{workdir.CONFIG_FILE}")]
         places = [place for place in places if place.name.isdecimal()]
         places.sort(key=lambda place: (place.parent.name, int(place.name)))
@@ -78,11 +80,12 @@ class Suite:
             done={run.name for run in runs if run.scores is not None},
             steps=steps,
             parts=[cls.read(part, part.name) for part in _parts(folder)],
+            settings=read_json(folder / workdir.SUITE_FILE) or {},
         )
 
 
 def is_suite(folder: pathlib.Path) -> bool:
-    """Whether a folder holds a suite, or one for each of several checkpoints."""
+    """Whether a folder holds a suite, or a suite per checkpoint."""
     return (folder / workdir.SUITE_FILE).exists() or bool(_parts(folder))
 
 

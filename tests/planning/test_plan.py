@@ -315,6 +315,8 @@ def test_the_picture_has_a_line_a_figure(gpu, monkeypatch, capsys, tmp_path):
     def look(figure, *where, **how):
         labels.extend(line.get_label() for line in figure.axes[0].lines)
         plot(figure, *where, **how)
+        legend = figure.legends[0].get_window_extent()
+        assert not any(axis.get_tightbbox().overlaps(legend) for axis in figure.axes)
 
     monkeypatch.setattr(picture.Figure, "savefig", look)
     drawn = str(tmp_path / "plan.png")

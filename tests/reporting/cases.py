@@ -9,9 +9,11 @@ from typing import Any
 
 from configs import tiny
 from mosaicbert_jax import __main__ as commands
+from mosaicbert_jax.reporting.script import SCRIPT, SCRIPT_HASH
 
 CONFIG = json.loads(tiny.get_config().to_json())
-_VOID = {"meta"}
+DIGEST = "0123456789abcdef" * 4
+_VOID = {"meta", "input"}
 
 
 def row(step: int, **values: Any) -> dict[str, Any]:
@@ -40,7 +42,8 @@ def write_run(
 ) -> pathlib.Path:
     """A workdir with these rows of metrics.jsonl."""
     folder.mkdir(parents=True)
-    record = {"config": config, "model": {"hidden_size": 32}, "dataset": {"digest": "abc"}}
+    model = config["model"] | {"vocab_size": 64, "dtype": "float32"}
+    record = {"config": config, "model": model, "dataset": {"digest": DIGEST}}
     (folder / "config.json").write_text(json.dumps(record))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
     return folder
@@ -56,24 +59,31 @@ def report(*arguments) -> int:
 
 
 class Page(html.parser.HTMLParser):
-    """A page that has been checked: all closed, nothing fetched, nothing run, no id twice.
+    """A page that has been checked: all closed, nothing fetched, one known script, no id twice.
 
     Attributes:
       text: what is read, all on one line.
       tags: how often each occurs.
+      data: what the script is given; None without charts.
+      charts: the attributes of each svg element.
     """
 
     def __init__(self, source: str):
         super().__init__()
         self._open, self._read, ids = [], [], re.findall(r'\bid="([^"]*)"', source)
         self.tags: dict[str, int] = {}
+        self.charts: list[dict[str, str]] = []
+        self._scripts: list[str] = []
         assert len(ids) == len(set(ids))
         links = re.findall(r"url\(([^)]*)\)", source)
         assert all(link.startswith("#") and link[1:] in ids for link in links)
         self.feed(source)
         self.close()
         assert self._open == []
-        assert not {"script", "img", "link", "iframe", "object"} & self.tags.keys()
+        assert not {"img", "link", "iframe", "object"} & self.tags.keys()
+        assert f"script-src '{SCRIPT_HASH}'" in source
+        assert self._scripts[1:] in ([], [SCRIPT])
+        self.data = json.loads(self._scripts[0]) if self._scripts else None
         self.text = " ".join(" ".join(self._read).split())
 
     def handle_starttag(self, tag, attrs):
@@ -83,6 +93,8 @@ class Page(html.parser.HTMLParser):
 
     def handle_startendtag(self, tag, attrs):
         self.tags[tag] = self.tags.get(tag, 0) + 1
+        if tag == "svg":
+            self.charts.append(dict(attrs))
         for name, value in attrs:
             assert not name.startswith("on")
             assert name not in ("src", "href", "xlink:href") or value.startswith("#")
@@ -91,5 +103,7 @@ class Page(html.parser.HTMLParser):
         assert self._open.pop() == tag
 
     def handle_data(self, data):
-        if self._open[-1:] != ["style"]:
+        if self._open[-1:] == ["script"]:
+            self._scripts.append(data)
+        elif self._open[-1:] != ["style"]:
             self._read.append(data)

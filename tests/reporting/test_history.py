@@ -8,14 +8,7 @@ import numpy as np
 import pytest
 
 from mosaicbert_jax import UserError
-from mosaicbert_jax.reporting.history import (
-    BROKEN,
-    COMPLETE,
-    ENDED,
-    GOING_ON,
-    INTERRUPTED,
-    History,
-)
+from mosaicbert_jax.reporting.history import History, State
 from mosaicbert_jax.storage.workdir import is_locked, locked
 from tests.reporting.cases import evaluation, event, row, write_run
 
@@ -52,29 +45,35 @@ def test_a_half_written_last_line_is_normal_and_others_are_counted(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "state"),
     [
-        ([], ENDED),
-        ([event(0, "started"), row(1)], ENDED),
-        ([event(0, "started"), row(50), event(50, "saving"), event(50, "stopped")], INTERRUPTED),
-        ([event(0, "started"), event(50, "stopped"), event(50, "resumed"), row(51)], ENDED),
-        ([event(0, "started"), row(50, loss=None)], BROKEN),
-        ([event(0, "started"), row(100), event(100, "saving"), event(100, "finished")], COMPLETE),
-        ([row(100)], COMPLETE),
+        ([], State.NOT_RUNNING),
+        ([event(0, "started"), row(1)], State.NOT_RUNNING),
+        ([event(0, "started"), row(50), event(50, "saving"), event(50, "stopped")], State.STOPPED),
+        (
+            [event(0, "started"), event(50, "stopped"), event(50, "resumed"), row(51)],
+            State.NOT_RUNNING,
+        ),
+        ([event(0, "started"), row(50, loss=None)], State.NOT_FINITE),
+        (
+            [event(0, "started"), row(100), event(100, "saving"), event(100, "finished")],
+            State.FINISHED,
+        ),
+        ([row(100)], State.FINISHED),
     ],
 )
 def test_how_a_run_ended(tmp_path, rows, state):
     assert read(write_run(tmp_path / "run", rows)).state == state
 
 
-def test_a_run_that_is_going_on_holds_its_lock_and_keeps_it(tmp_path):
+def test_a_running_run_holds_its_lock_and_keeps_it(tmp_path):
     folder = write_run(tmp_path / "run", [event(50, "stopped")])
-    assert read(folder).state == INTERRUPTED
+    assert read(folder).state == State.STOPPED
     assert not (folder / ".lock").exists()  # looking leaves no trace
     with locked(folder):
-        assert read(folder).state == GOING_ON
+        assert read(folder).state == State.RUNNING
         assert is_locked(folder)
         with pytest.raises(UserError, match="in use"), locked(folder):
             pass
-    assert read(folder).state == INTERRUPTED
+    assert read(folder).state == State.STOPPED
     with locked(folder):  # nor does looking keep a run out
         pass
 
@@ -99,7 +98,7 @@ def test_values_between_rows(tmp_path):
 def test_results_that_cannot_be_read(tmp_path, results):
     folder = write_run(tmp_path / "run", [row(1)])
     (folder / "results.json").write_text(results)
-    with pytest.raises(UserError, match=r"results\.json cannot be read as a run's results"):
+    with pytest.raises(UserError, match=r"results\.json cannot be read: "):
         read(folder)
 
 

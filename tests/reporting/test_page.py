@@ -4,21 +4,46 @@ import datetime
 import json
 import os
 import pathlib
+import re
 import sys
 import time
 from unittest import mock
 
+import jax
 import pytest
+from flax import nnx
 
 from mosaicbert_jax.commands.train import main
+from mosaicbert_jax.data.dataset import DatasetMetadata
 from mosaicbert_jax.reporting.history import History
 from mosaicbert_jax.reporting.page import page
+from mosaicbert_jax.storage.opening import load_run
 from mosaicbert_jax.storage.workdir import locked
 from tests.conftest import run_train
 from tests.reporting.cases import CONFIG, Page, evaluation, event, report, row, write_run
 
 NOW = datetime.datetime(2026, 11, 22, 18, 0, tzinfo=datetime.UTC)
 HOSTILE = "<img src=x onerror=alert(1)> & \"'\u202e"
+
+
+# With the choices of the horizontal axis, or the only one.
+PRETRAINING_CHARTS = {
+    "loss": {"tokens linear", "tokens log", "seconds linear", "seconds log"},
+    "masked_accuracy": {"tokens linear", "tokens log", "seconds linear", "seconds log"},
+    "learning_rate": {"tokens linear"},
+    "grad_norm": {"tokens linear"},
+    "tokens_per_second": {"seconds linear"},
+    "mfu": {"seconds linear"},
+    "packing_efficiency": {"seconds linear"},
+    "data_wait_fraction": {"seconds linear"},
+}
+
+
+def drawn(found: Page) -> dict[str, set[str]]:
+    """The axes that each chart is drawn with; no chart comes twice."""
+    kinds = [(chart["data-key"], chart["class"]) for chart in found.charts]
+    assert len(set(kinds)) == len(kinds)
+    return {key: {kind for k, kind in kinds if k == key} for key, _ in kinds}
 
 
 def page_of(*folders: pathlib.Path) -> Page:
@@ -39,7 +64,7 @@ def real(dataset, tmp_path_factory):
     return workdir
 
 
-def test_a_run_of_train_py(real):
+def test_a_run_of_train_py(real, dataset):
     events = [
         (row["event"], row["step"])
         for row in map(json.loads, (real / "metrics.jsonl").read_text().splitlines())
@@ -48,17 +73,20 @@ def test_a_run_of_train_py(real):
     assert events == [("started", 0), ("saving", 3), ("saving", 6), ("finished", 6)]
     found = page_of(real)
     assert found.text.startswith("tiny tiny finished Written")
-    assert "It came to its end, at step 6. On 2 x cpu." in found.text
-    assert "completed 100 % of 6 steps" in found.text
-    assert "of a matrix product's speed, measured at the start" in found.text
-    assert "nothing left" in found.text
+    assert "Finished at step 6. On 2 x cpu." in found.text
+    assert "progress 100% of 6 steps" in found.text
     assert "saving × 2" in found.text
-    assert "always the commonest token" in found.text
-    assert "train.duration" in found.text
-    assert found.tags["svg"] == 10
+    assert "dotted: most common token" in found.text
+    assert 'train.duration = "6ba" ("286720000sp")' in found.text
+    assert drawn(found) == PRETRAINING_CHARTS
+    metadata = DatasetMetadata.load(dataset)
+    sequences = f"{metadata.splits['train'].sequences:,} training sequences"
+    assert f"{dataset} (digest {metadata.digest[:12]}, {sequences})" in found.text
+    parameters = sum(x.size for x in jax.tree.leaves(nnx.state(load_run(real))))
+    assert f"parameters {parameters:,} data" in found.text
 
 
-def test_a_run_that_is_going_on(tmp_path):
+def test_a_running_run(tmp_path):
     rows = [event(0, "started", devices="8 x NVIDIA A100-SXM4-80GB")]
     rows += [row(step, dollars=0.05 * step) for step in range(1, 26)]
     folder = write_run(tmp_path / "run", rows)
@@ -66,15 +94,15 @@ def test_a_run_that_is_going_on(tmp_path):
         file.write('{"step": 26, "sam')
     with locked(folder):
         found = page_of(folder)
-    assert "It is going on, at step 25; metrics.jsonl was last written 0" in found.text
+    assert "Running, at step 25. The last row was written 0" in found.text
     assert "On 8 x NVIDIA A100-SXM4-80GB." in found.text
-    assert "median; of the data sheet's bfloat16 peak" in found.text
-    assert "completed 25.0 % of 30 steps" in found.text
-    assert "50 s about 2 min 30 s left, at the pace of the last half" in found.text
-    assert "1.25 $ about 3.75 $ left" in found.text
-    assert "are no rows" not in found.text
+    assert "relative to the data sheet's bfloat16 peak" in found.text
+    assert "progress 25.0% of 30 steps" in found.text
+    assert "50 s about 2 min 30 s left" in found.text
+    assert "$1.25 about $3.75 left" in found.text
+    assert "are invalid" not in found.text
     # Without the lock nobody trains there, whatever the last row says.
-    assert "No process trains there, and its last row is at step 25" in page_of(folder).text
+    assert "Not running; last row at step 25" in page_of(folder).text
 
 
 @pytest.mark.parametrize("rows", [[], [event(0, "started")]])
@@ -83,10 +111,10 @@ def test_a_run_without_a_row(tmp_path, rows):
     if not rows:
         (folder / "metrics.jsonl").unlink()
     found = page_of(folder)
-    assert "it has not written a row" in found.text
+    assert "Not running; no row was written." in found.text
     assert "svg" not in found.tags
     with locked(folder):
-        assert "It is going on, without a row yet" in page_of(folder).text
+        assert "Running, before the first row" in page_of(folder).text
 
 
 def test_several_runs_share_their_charts(tmp_path):
@@ -97,32 +125,47 @@ def test_several_runs_share_their_charts(tmp_path):
     assert report(first, second, "--output", source) == 0
     found = Page(source.read_text())
     assert found.text.count("a/run") > 3
-    assert "Settings that differ a/run b/run seed 17 23 Curves" in found.text
-    assert found.tags["svg"] == 10
+    assert "between the runs default a/run b/run seed 17 17 23 model" in found.text
+    assert drawn(found) == PRETRAINING_CHARTS
+    assert found.data["names"] == ["a/run", "b/run"]
+    assert found.tags["button"] == 2
     curves = source.read_text().split("<svg ")[1]  # of the loss
     assert "stroke: var(--run-0)" in curves
     assert "stroke: var(--run-1)" in curves
     assert "stroke: var(--run-2)" not in curves
+    assert set(re.findall(r'class="run (\w+)"', curves)) == {"run0", "run1"}  # to highlight
     alike = write_run(tmp_path / "c", [row(1)])
-    assert "None: the runs have the same settings" in page_of(first, alike).text
+    assert " seed 17 " not in page_of(first, alike).text.split("Loss and accuracy")[0]
 
 
-def test_more_runs_than_colours(tmp_path, capsys):
+def test_a_run_without_rows_beside_another(tmp_path):
+    empty = write_run(tmp_path / "empty", [event(0, "started")])
+    found = page_of(write_run(tmp_path / "run", [row(1), row(2)]), empty)
+    assert found.data["runs"] == [
+        {"tokens": [1000, 2000], "seconds": [2, 4]},
+        {"tokens": [], "seconds": []},
+    ]
+    assert found.data["charts"]["loss"] == {"isShare": False, "values": [[8.99, 8.98], []]}
+
+
+def test_more_runs_than_colors(tmp_path, capsys):
     folders = [write_run(tmp_path / f"run{i}", [row(1), row(2)]) for i in range(25)]
     curves = page_of(*folders[:24])
-    assert curves.tags["svg"] == 10
+    assert drawn(curves) == PRETRAINING_CHARTS
     assert report(*folders, "--output", tmp_path / "report.html") == 2
-    assert "25 runs cannot be told apart in a chart; give up to 24" in capsys.readouterr().err
+    assert "25 runs are too many for a chart; give at most 24" in capsys.readouterr().err
 
 
 def test_values_that_are_not_finite_are_gaps_and_are_told(tmp_path):
     rows = [row(step, loss=None if step in (4, 5) else 3.0) for step in range(1, 10)]
     folder = write_run(tmp_path / "run", rows)
     found = page_of(folder)
-    assert "loss is not finite in 2 of the rows, first at step 4: a gap" in found.text
+    assert "loss is not finite in 2 rows, first at step 4" in found.text
+    assert found.data["charts"]["loss"]["values"] == [[3, 3, 3, None, None, 3, 3, 3, 3]]
     svg = (tmp_path / "report.html").read_text().split("<svg ")[1]
-    paths = [path for path in svg.split("<path ")[1:] if "var(--run-0)" in path.split("/>")[0]]
-    assert paths[0].count("M ") == 2  # the pen is lifted
+    paths = [path.split("/>")[0] for path in svg.split("<path ")[1:]]
+    lines = [path for path in paths if "stroke: var(--run-0)" in path and "fill: none" in path]
+    assert [line.count("M ") for line in lines] == [2]  # the pen is lifted
 
 
 def test_text_of_others_is_only_text(tmp_path):
@@ -150,9 +193,11 @@ def test_a_long_run_is_thinned_and_says_so(tmp_path):
     begun = time.process_time()  # of other processes on the machine, nothing
     found = page_of(folder)
     assert time.process_time() - begun < 10
-    assert (tmp_path / "report.html").stat().st_size < 2e6
-    assert "100,000 rows are drawn as means of 800 rows a point" in found.text
-    assert "125 of 1,000 evaluations are drawn" in found.text
+    assert (tmp_path / "report.html").stat().st_size < 6e5
+    points = len(found.data["runs"][0]["tokens"])
+    assert 100 < points <= 200
+    assert f"100,000 rows are drawn as {points} points" in found.text
+    assert "50 of 1,000 evaluations are drawn" in found.text
 
 
 def test_the_same_input_gives_the_same_bytes(tmp_path):
@@ -181,8 +226,8 @@ def glue_suite(folder: pathlib.Path) -> pathlib.Path:
 def test_a_glue_suite(tmp_path):
     found = page_of(glue_suite(tmp_path / "glue"))
     assert "cola 2 55.00 matthews 55.00 mean 55.00 1 of GLUE's tasks" in found.text
-    assert "cola/19 done 100 100 %" in found.text
-    assert "rte/19 stopped 40 40.0 %" in found.text
+    assert "cola/19 finished 100 100%" in found.text
+    assert "rte/19 stopped 40 40.0%" in found.text
     (tmp_path / "glue" / "results.json").write_text('{"tasks": {"cola": {"seeds": {}}}}')
     assert report(tmp_path / "glue", "--output", tmp_path / "report.html") == 2
 
@@ -197,7 +242,7 @@ def test_glue_over_the_checkpoints_of_a_pretraining_run(tmp_path):
     assert "500 2.50 million 1 min 30 s 55.00" in found.text
     assert found.text.index("step-500") < found.text.index("step-2000")
     both = page_of(folder, write_run(tmp_path / "run", [row(1)]))
-    assert both.tags["svg"] == 10
+    assert drawn(both) == PRETRAINING_CHARTS
 
 
 def test_scores_of_a_finetuning_run(tmp_path):
@@ -206,8 +251,8 @@ def test_scores_of_a_finetuning_run(tmp_path):
     folder = write_run(tmp_path / "run", rows)
     (folder / "results.json").write_text('{"scores": {"accuracy_matched": 0.81234}}')
     found = page_of(folder)
-    assert "Scores of results.json run accuracy matched 0.8123" in found.text
-    assert "held-out accuracy matched 81.2 % step 3" in found.text
+    assert "Scores in results.json run accuracy matched 0.8123" in found.text
+    assert "held-out accuracy matched 81.2% step 3" in found.text
 
 
 @pytest.mark.parametrize(
@@ -223,7 +268,7 @@ def test_scores_of_a_finetuning_run(tmp_path):
             lambda folder: (write_run(folder, []) / "config.json").write_text(
                 '{"config": {}, "model": {}, "dataset": {}, "converted_from": "x"}'
             ),
-            "holds a converted model, and no run to report on",
+            "holds a converted model, not a run",
         ),
     ],
 )

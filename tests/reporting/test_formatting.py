@@ -2,7 +2,7 @@
 
 import pytest
 
-from mosaicbert_jax.reporting import figures
+from mosaicbert_jax.reporting import formatting
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ from mosaicbert_jax.reporting import figures
     ],
 )
 def test_a_number_has_sensible_digits(value, digits, shown):
-    assert figures.number(value, digits) == shown
+    assert formatting.number(value, digits) == shown
 
 
 @pytest.mark.parametrize(
@@ -37,15 +37,22 @@ def test_a_number_has_sensible_digits(value, digits, shown):
     ],
 )
 def test_time_in_its_two_largest_units(seconds, shown):
-    assert figures.time(seconds) == shown
+    assert formatting.duration(seconds) == shown
 
 
 def test_large_counts_and_money():
-    assert figures.large(999_999) == "999,999"
-    assert figures.large(20_000_417) == "20.00 million"
-    assert figures.large(33.5e9) == "33.50 billion"
-    assert figures.money(1234.5) == "1,234.50 $"
+    assert formatting.large(999_999) == "999,999"
+    assert formatting.large(20_000_417) == "20.00 million"
+    assert formatting.large(33.5e9) == "33.50 billion"
+    assert formatting.money(1234.5) == "$1,234.50"
+
+
+@pytest.mark.parametrize(("value", "shown"), [(None, "—"), (1.0, "100%"), (0.366, "36.6%")])
+def test_shares_in_percent(value, shown):
+    assert formatting.share(value) == shown
 
 
 def test_text_is_escaped_and_cannot_turn_around():
-    assert figures.text("<a href='x'>&\u202e\n") == "&lt;a href=&#x27;x&#x27;&gt;&amp;\ufffd\ufffd"
+    assert (
+        formatting.text("<a href='x'>&\u202e\n") == "&lt;a href=&#x27;x&#x27;&gt;&amp;\ufffd\ufffd"
+    )

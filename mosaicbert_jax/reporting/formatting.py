@@ -1,4 +1,4 @@
-"""Numbers as people read them."""
+"""Values as text of the page."""
 
 import html
 from typing import Any
@@ -9,12 +9,12 @@ NOT_KNOWN = "—"
 
 
 def text(value: Any) -> str:
-    """Anything as text of a page: escaped, and without characters that could reorder it."""
+    """Any value escaped for HTML, without characters that could reorder the text."""
     return html.escape(printable(str(value)))
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """With thousands separators; the decimals that the size leaves of `digits` significant ones."""
+    """With thousands separators and about `digits` significant digits."""
     if value is None:
         return NOT_KNOWN
     if isinstance(value, int) or abs(value) >= 10**digits:
@@ -26,7 +26,7 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def large(value: float | None) -> str:
-    """A count that is long when written out: 1.49 million."""
+    """A count, shortened from a million on: 1.49 million."""
     if value is None:
         return NOT_KNOWN
     for size, name in ((1e9, "billion"), (1e6, "million")):
@@ -37,10 +37,10 @@ def large(value: float | None) -> str:
 
 def share(value: float | None) -> str:
     """In percent."""
-    return NOT_KNOWN if value is None else percent(value)
+    return NOT_KNOWN if value is None else percent(value).replace(" %", "%")
 
 
-def time(seconds: float | None) -> str:
+def duration(seconds: float | None) -> str:
     """In the two largest units."""
     if seconds is None:
         return NOT_KNOWN
@@ -57,4 +57,4 @@ def time(seconds: float | None) -> str:
 
 def money(dollars: float | None) -> str:
     """Dollars and cents."""
-    return NOT_KNOWN if dollars is None else f"{dollars:,.2f} $"
+    return NOT_KNOWN if dollars is None else f"${dollars:,.2f}"
