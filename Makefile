@@ -69,7 +69,7 @@ $(BIN)/docs-installed: $(BIN)/installed
 docs: $(BIN)/docs-installed
 	@$(BIN)/python -m docs.config_reference docs/config.md
 	@$(BIN)/python -m docs.layout docs/layout.svg
-	@$(BIN)/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "The site is in site/: $(BIN)/python -m http.server --directory site"
 
 notebooks: $(BIN)/torch-installed

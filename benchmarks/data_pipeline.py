@@ -2,7 +2,7 @@
 
     python -m benchmarks.data_pipeline [--data DIR] [--rounds 9] [--output FILE]
 
-Speed: the batches of the base recipe (524,288 slots; 30 % masking) as the training loop takes them,
+Speed: the batches of the base recipe (524,288 slots; 30% masking) as the training loop takes them,
 made by its thread and placed on the device, all on one core. Real tokens are counted, padding is
 not. Two data sets are generated, with lengths like those of web text cut at 128 tokens; --data adds
 one of yours. In each round all cases take turns with a plain copy of 256 MB.

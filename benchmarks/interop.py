@@ -5,7 +5,7 @@
 A checkpoint of the published layout (pytorch_model.bin, model_type bert, vocabulary 30,528) with
 random weights is compared with the original's list of names and shapes, read, converted to a
 workdir and from there to a Hugging Face folder, and loaded by transformers. Then the forward pass
-of 8 x 128 tokens, 60 % of them real, in PyTorch: with padding removed around all but attention, as
+of 8 x 128 tokens, 60% of them real, in PyTorch: with padding removed around all but attention, as
 the exported model does it, and with padding computed, as it does when it is traced. The two take
 turns.
 """

@@ -121,9 +121,9 @@ def report(found: list[Round], picture: str) -> str:
         f"{ROWS} real texts (embedded corpus, at most {LENGTH} tokens each), padded to the "
         f"longest: {real[HF_BERT]:.0%} of the slots are real tokens. Here they are packed into "
         f"{ROWS * LENGTH // PACKED_LENGTH} rows of {PACKED_LENGTH}: {real[OURS]:.0%}. "
-        "Training: forward, backward and AdamW, each with its own dropout; 30 % masked, BERT "
-        "15 %. "
-        "Inference: 15 % masked; logits of the masked tokens here, of all tokens in PyTorch, whose "
+        "Training: forward, backward and AdamW, each with its own dropout; 30% masked, BERT "
+        "15%. "
+        "Inference: 15% masked; logits of the masked tokens here, of all tokens in PyTorch, whose "
         f"models know no other. Medians of {len(found)} rounds in which all took turns.",
         "",
         "| | " + " | ".join(_titles()) + " | most memory |",

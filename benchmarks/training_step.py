@@ -2,7 +2,7 @@
 
     python -m benchmarks.training_step [--rounds 9] [--output benchmarks/results/training_step.md]
 
-One step is forward, backward and update of 8 rows of 128 real tokens, float32, dropout 0.1, 30 %
+One step is forward, backward and update of 8 rows of 128 real tokens, float32, dropout 0.1, 30%
 masking. Its rate is 737 MFLOP a token (the fixed numerator of MFU) over its time. In each round the
 matrix product and the step take turns, and their ratio is taken within the round, since a shared
 machine's speed drifts.
@@ -34,7 +34,7 @@ ROWS, LENGTH, MASKING_RATE, MATRIX = 8, 128, 0.3, 4096
 
 
 def make_batch(config: BertConfig) -> dict[str, jax.Array]:
-    """Random tokens in full rows, 30 % of them predicted; unused prediction slots stand at 0."""
+    """Random tokens in full rows, 30% of them predicted; unused prediction slots stand at 0."""
     rng = np.random.default_rng(0)
     slots = predictions_per_row(LENGTH, MASKING_RATE)
     positions_BP = np.zeros((ROWS, slots), np.int32)

@@ -1,6 +1,6 @@
 """The BERT-Base baseline on C4: what MosaicBERT is compared with.
 
-Learned positions, a plain GELU feed-forward, dropout in attention too, float32 LayerNorm, 15 %
+Learned positions, a plain GELU feed-forward, dropout in attention too, float32 LayerNorm, 15%
 masking, and one sequence a row with its padding.
 
 Command:   python train.py --config=configs/bert_base.py --workdir=runs/bert_base \\

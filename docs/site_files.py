@@ -32,7 +32,7 @@ def on_files(files: Files, *, config, **_: object) -> Files:
 def on_page_markdown(markdown: str, *, page, **_: object) -> str:
     """Rewrites the links that lead out of docs/."""
     if page.file.generated_by:
-        return markdown
+        return markdown.replace("](docs/", "](")
 
     def rewritten(link: re.Match[str]) -> str:
         mark, text, path, anchor = link[1], link[2], link[4], link[5] or ""

@@ -129,7 +129,7 @@ def table(config: ConfigDict, found: Found, seconds: StepSeconds, picture: str) 
         f"{one.model.num_attention_heads} heads on the embedded corpus, "
         f"{one.train.batch_tokens:,} slots a step, float32. Steps a second: with all variants "
         f"taking turns, data and all ({seconds.machine}; median). Each run has the whole schedule "
-        f"in {first.budget} at this speed. Held out: masked at 15 %. Mean of the seeds (lowest to "
+        f"in {first.budget} at this speed. Held out: masked at 15%. Mean of the seeds (lowest to "
         "highest).",
         "",
         "| turned off | steps/s | steps | seeds | held-out loss | held-out masked accuracy |",

@@ -56,7 +56,7 @@ def _logits(model: torch.nn.Module, examples: EncodedExamples, length: int) -> n
 def finetune_in_torch(run: Finetuning, epochs: int) -> dict[str, float]:
     """Trains BERT from a Hugging Face folder on a run's examples; returns its held-out scores.
 
-    AdamW whose decay follows the schedule's shape, warmup over 6 % and then linear to 0, N(0, 0.02)
+    AdamW whose decay follows the schedule's shape, warmup over 6% and then linear to 0, N(0, 0.02)
     for the classifier, the model's own pooler and dropout.
     """
     config = run.config

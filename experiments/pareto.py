@@ -80,14 +80,14 @@ def table(config: ConfigDict, found: Found, seconds: StepSeconds, picture: str) 
         f"Both have {one.model.num_hidden_layers} layers of {one.model.hidden_size} with "
         f"{one.model.num_attention_heads} heads, the same text, tokenizer, optimizer and schedule, "
         f"and {one.train.batch_tokens:,} slots a step. MosaicBERT packs its sequences and masks "
-        "30 %; BERT has learned positions, GELU, dropout in attention, 15 % masking, and a "
+        "30%; BERT has learned positions, GELU, dropout in attention, 15% masking, and a "
         "sequence a row with its padding. Time is steps times the step's time, data and all, "
         "which was measured with both taking turns "
         f"({seconds.machine}; median): "
         + ", ".join(
             f"{label} {1000 * seconds.seconds[name]:.1f} ms" for name, label in LABELS.items()
         )
-        + ". Each budget is a run of its own with the whole schedule. Held out: masked at 15 %. "
+        + ". Each budget is a run of its own with the whole schedule. Held out: masked at 15%. "
         "Finetuned: accuracy on held-out labelled texts (GLUE's mean at the true sizes), with the "
         f"learning rate of {', '.join(f'{rate:g}' for rate in config.finetune_rates)} that is "
         "best, for each run, on a part of the training texts. Mean of the seeds (lowest to "

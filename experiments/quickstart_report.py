@@ -49,8 +49,8 @@ def draw(training: list[dict], evaluations: list[dict], path: pathlib.Path) -> N
         (left, "loss", "eval_loss"),
         (right, "masked_accuracy", "eval_masked_accuracy"),
     ):
-        axis.plot(minutes, smooth([r[name] for r in training]), label="training, 30 % masked")
-        axis.plot(marks, [r[held_out] for r in evaluations], "o-", label="held out, 15 % masked")
+        axis.plot(minutes, smooth([r[name] for r in training]), label="training, 30% masked")
+        axis.plot(marks, [r[held_out] for r in evaluations], "o-", label="held out, 15% masked")
         axis.set(xlabel="minutes", ylabel=name.replace("_", " "))
         axis.spines[["top", "right"]].set_visible(False)
     right.axhline(
@@ -83,7 +83,7 @@ def table(workdir: pathlib.Path, training: list[dict], evaluations: list[dict]) 
 | training | {last["seconds"]:.0f} s, {last["step"]:,} steps, {last["tokens"]:,} tokens |
 | median speed | {speed:,.0f} real tokens/s |
 | held-out loss | {evaluation["eval_loss"]:.3f} |
-| held-out masked accuracy, 15 % masked | {evaluation["eval_masked_accuracy"]:.3f} over \
+| held-out masked accuracy, 15% masked | {evaluation["eval_masked_accuracy"]:.3f} over \
 {evaluation["eval_predictions"]:,} predictions |
 | always guessing the commonest token | {evaluation["eval_commonest_accuracy"]:.3f} |
 

@@ -8,14 +8,14 @@ WIDTH = 100  # columns
 def percent(share: float) -> str:
     """A share with one decimal, never rounded to none or to all; two digits where it is small."""
     if share in (0, 1):
-        return f"{100 * share:.0f} %"
+        return f"{100 * share:.0f}%"
     if 0 < share < 1e-5:
-        return "< 0.001 %"
+        return "< 0.001%"
     if 0 < share < 1e-3:
-        return f"{100 * share:.3f} %"
+        return f"{100 * share:.3f}%"
     if 0.9995 <= share < 1:
-        return "> 99.9 %"
-    return f"{100 * share:,.1f} %"
+        return "> 99.9%"
+    return f"{100 * share:,.1f}%"
 
 
 def counted(number: int, noun: str) -> str:

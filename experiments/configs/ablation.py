@@ -22,7 +22,7 @@ OFF = {
     "nothing": {},
     "ALiBi": {"model.position_embedding": "learned"},
     "GeGLU": {"model.feed_forward": "gelu"},
-    "30 % masking": {"data.masking_rate": 0.15},
+    "30% masking": {"data.masking_rate": 0.15},
     "packing": {"data.packing": False},
     WHOLE_LAST_LAYER: {},
 }

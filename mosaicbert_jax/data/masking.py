@@ -41,7 +41,7 @@ def counter_hash(*words: int | Int[np.ndarray, "..."]) -> UInt64[np.ndarray, "..
 class TokenMasking:
     """Chooses each ordinary token with probability `rate`, independently of all others.
 
-    Of the chosen, 80 % become [MASK], 10 % an ordinary token drawn uniformly, 10 % stay. The five
+    Of the chosen, 80% become [MASK], 10% an ordinary token drawn uniformly, 10% stay. The five
     special ids are neither chosen nor drawn, wherever they stand; nor are the ids from
     `vocab_size` on, which only pad the vocabulary.
 
@@ -122,7 +122,7 @@ def predictions_per_row(row_length: int, rate: float) -> int:
     """P, the slots for predicted tokens in a row: a static shape on every mesh and host count.
 
     The smallest multiple of 8 that `row_length` independent choices exceed with probability below
-    1e-3 (exact binomial tail), and at most `row_length`. 512 tokens at 30 % give 192.
+    1e-3 (exact binomial tail), and at most `row_length`. 512 tokens at 30% give 192.
 
     Raises:
         UserError: the rate isn't in (0, 1].

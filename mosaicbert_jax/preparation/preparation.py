@@ -64,7 +64,7 @@ class PrepareOptions:
       output: the folder of the data set.
       field: the key or column that holds the text, where there are such.
       max_seq_len: most tokens of a sequence, [CLS] and [SEP] included.
-      validation_fraction: the share of documents held out, drawn by the digest of their text. 5 %
+      validation_fraction: the share of documents held out, drawn by the digest of their text. 5%
         gives a small corpus enough for a steady loss; a large one needs less. 0: no such split.
       tokenizer: a vocab.txt, a tokenizer.json or a Hugging Face folder; None trains one, on at
         most 100 MB of the training documents, drawn by digest.

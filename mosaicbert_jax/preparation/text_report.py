@@ -234,7 +234,7 @@ def _text_table(metadata: DatasetMetadata, splits: dict[str, _SplitFigures]) -> 
             *(f"{split.tokens / split.sequences:,.1f}" for split in figures),
         ],
         ["… half have at most", *(f"{split.length_at(50):,}" for split in figures)],
-        ["… 90 % have at most", *(f"{split.length_at(90):,}" for split in figures)],
+        ["… 90% have at most", *(f"{split.length_at(90):,}" for split in figures)],
         [
             f"real tokens in rows of {longest:,}, one sequence each",
             *(percent(split.tokens / (split.sequences * longest)) for split in figures),

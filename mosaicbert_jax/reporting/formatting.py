@@ -37,7 +37,7 @@ def large(value: float | None) -> str:
 
 def share(value: float | None) -> str:
     """In percent."""
-    return NOT_KNOWN if value is None else percent(value).replace(" %", "%")
+    return NOT_KNOWN if value is None else percent(value)
 
 
 def duration(seconds: float | None) -> str:

@@ -39,7 +39,7 @@ def model_flops_per_token(
 
     6 for each weight of the layers, 12 for each layer, hidden unit and key of the attention, and
     the masked-language-model head on the masked share: 737 MFLOP for MosaicBERT-Base at 128
-    tokens and 30 %. Fixed by the architecture: what is skipped or computed twice does not count.
+    tokens and 30%. Fixed by the architecture: what is skipped or computed twice does not count.
     """
     hidden, feed_forward = config.hidden_size, config.intermediate_size
     feed_forward_matrices = 3 if config.feed_forward == "geglu" else 2

@@ -28,7 +28,7 @@ from pallas_kernels.tokens import Tile, dropout_words
 
 WIDTH_STEP, WIDEST = 64, 4096
 _ELEMENTS = 2048  # T · W: 8 a thread, which in bfloat16 are one load of 16 bytes
-_TOKENS_OF_A_PROGRAM = 64  # backward; the sums for scale and biases are then 5 % of what it moves
+_TOKENS_OF_A_PROGRAM = 64  # backward; the sums for scale and biases are then 5% of what it moves
 _LAUNCH = plgpu.CompilerParams(num_warps=8, num_stages=1)
 
 

@@ -63,7 +63,7 @@ def test_figures_of_the_text_are_exact(tmp_path, tokenizer, texts, monkeypatch):
             "tokens, with": f"{lengths.sum()}",
             "tokens a sequence: mean": f"{lengths.mean():.1f}",
             "… half have": f"{np.quantile(lengths, 0.5, method='inverted_cdf')}",
-            "… 90 %": f"{np.quantile(lengths, 0.9, method='inverted_cdf')}",
+            "… 90%": f"{np.quantile(lengths, 0.9, method='inverted_cdf')}",
         }.items():
             assert cells(report, label)[column] == expected
         for label, expected in {
@@ -82,7 +82,7 @@ def test_figures_of_the_text_are_exact(tmp_path, tokenizer, texts, monkeypatch):
 def test_packed_rows_are_as_long_as_sequences(tmp_path, tokenizer):
     a_data_set(tmp_path / "d", tokenizer, max_seq_len=1000, train=["the " * 598, "the " * 498])
     report = text_report(tmp_path / "d", [])
-    assert cells(report, "real tokens in rows of 1,000, packed") == ["55.0 %"]
+    assert cells(report, "real tokens in rows of 1,000, packed") == ["55.0%"]
 
 
 def test_unreadable_inputs_are_told(tmp_path, tokenizer):
@@ -131,7 +131,7 @@ def test_quantiles_at_the_boundary(tmp_path, tokenizer):
     a_data_set(tmp_path / "d", tokenizer, 128, train=["a " * n for n in range(1, 101)])
     report = text_report(tmp_path / "d", [])
     assert cells(report, "… half have") == ["52"]  # [CLS], 50 tokens and [SEP]
-    assert cells(report, "… 90 %") == ["92"]
+    assert cells(report, "… 90%") == ["92"]
 
 
 def test_figures_of_the_tokenizer_are_exact(tmp_path, tokenizer, texts):
@@ -254,8 +254,8 @@ def test_two_tokenizers_side_by_side(tmp_path, tokenizer):
     assert "| a ##c ##e ##t ##y ##l … (17) |" in report
     fewer, more = 100 * (1 - theirs / ours), 100 * (ours / theirs - 1)
     assert (
-        f"For the same text, mine | theirs needs {fewer:.1f} % fewer tokens than this tokenizer:\n"
-        f"128 tokens hold {more:.1f} % more of it, "
+        f"For the same text, mine | theirs needs {fewer:.1f}% fewer tokens than this tokenizer:\n"
+        f"128 tokens hold {more:.1f}% more of it, "
         f"{126 * 12 / theirs:.0f} words instead of {126 * 12 / ours:.0f}.\n"
     ) in report
     assert "losing words" not in report
@@ -272,7 +272,7 @@ def test_unknown_words_are_no_merit(tmp_path, tokenizer):
     other = a_tokenizer(tmp_path / "other", ["cat"])
     a_data_set(tmp_path / "d", tokenizer, train=["the"])
     report = text_report(tmp_path / "d", ["xyz xyz the cat"], other, "few")
-    assert "few needs 50.0 % fewer tokens" in report
+    assert "few needs 50.0% fewer tokens" in report
     assert "Mind that few saves tokens by losing words" in report
     assert "Words in which the two" not in report  # xyz is [UNK] to one
 
@@ -317,17 +317,17 @@ def test_words_without_tokens(tmp_path, tokenizer):
     a_data_set(tmp_path / "d", tokenizer, train=["the cat"])
     report = text_report(tmp_path / "d", ["\u0301"], tokenizer)
     assert cells(report, "tokens a word") == ["0.000", "0.000"]
-    assert cells(report, "words of one piece") == ["0 %", "0 %"]
+    assert cells(report, "words of one piece") == ["0%", "0%"]
 
 
 def test_all_unknown(tmp_path):
     tokenizer = a_tokenizer(tmp_path / "tokenizer", [])
     a_data_set(tmp_path / "d", tokenizer, train=["xyz", "x y"])
     report = text_report(tmp_path / "d", ["xyz x y y"])
-    assert cells(report, "share of [UNK]") == ["100 %"]
-    assert cells(report, "words with [UNK]") == ["100 %"]
-    assert cells(report, "words of one piece") == ["0 %"]
-    assert "**Warning:** 100 % of the tokens of train are [UNK]" in report
+    assert cells(report, "share of [UNK]") == ["100%"]
+    assert cells(report, "words with [UNK]") == ["100%"]
+    assert cells(report, "words of one piece") == ["0%"]
+    assert "**Warning:** 100% of the tokens of train are [UNK]" in report
     assert block_below(report, "Longest pieces") == "none"
     assert block_below(report, "Words with [UNK]") == "y (2)  x (1)  xyz (1)"
     assert "Frequent words" not in report
@@ -351,7 +351,7 @@ def test_ids_that_no_entry_has(tmp_path):
     a_data_set(tmp_path / "d", tokenizer, train=["the the"])
     report = text_report(tmp_path / "d", ["the"])
     assert cells(report, "entries") == ["2"]
-    assert cells(report, "… that occur in the data set") == ["50.0 %"]
+    assert cells(report, "… that occur in the data set") == ["50.0%"]
 
 
 @pytest.mark.parametrize(
@@ -359,11 +359,11 @@ def test_ids_that_no_entry_has(tmp_path):
     [
         (["the a b aa"] * 4, []),
         (["the a b aa", "the a b"] * 2 + ["a " * 15], []),
-        (["the a b aa"] * 3 + ["a " * 15], ["25.0 % of the documents of train are cut at 16"]),
-        (["the a b"], ["25.0 % of the vocabulary never occurs"]),
+        (["the a b aa"] * 3 + ["a " * 15], ["25.0% of the documents of train are cut at 16"]),
+        (["the a b"], ["25.0% of the vocabulary never occurs"]),
         (["the a b aa"] * 19 + ["the the the the ж"], []),
-        (["the a b aa ж"], ["16.7 % of the tokens of train are [UNK]"]),
-        (["ж " * 15], ["100 % of the tokens", "100 % of the documents", "100 % of the voc"]),
+        (["the a b aa ж"], ["16.7% of the tokens of train are [UNK]"]),
+        (["ж " * 15], ["100% of the tokens", "100% of the documents", "100% of the voc"]),
     ],
 )
 def test_warnings(tmp_path, texts, warnings):
@@ -418,16 +418,16 @@ def test_a_vocabulary_moves_no_cursor(tmp_path):
 
 def test_percent():
     for value, text in {
-        0: "0 %",
-        1e-6: "< 0.001 %",
-        1e-5: "0.001 %",
-        0.00049: "0.049 %",
-        0.001: "0.1 %",
-        0.12345: "12.3 %",
-        0.9994: "99.9 %",
-        0.9999: "> 99.9 %",
-        1: "100 %",
-        1.5: "150.0 %",
+        0: "0%",
+        1e-6: "< 0.001%",
+        1e-5: "0.001%",
+        0.00049: "0.049%",
+        0.001: "0.1%",
+        0.12345: "12.3%",
+        0.9994: "99.9%",
+        0.9999: "> 99.9%",
+        1: "100%",
+        1.5: "150.0%",
     }.items():
         assert percent(value) == text
 

@@ -98,4 +98,4 @@ def block_below(report: str, line: str) -> str:
 
 
 def share(cell: str) -> float:
-    return float(cell.removesuffix(" %")) / 100
+    return float(cell.removesuffix("%")) / 100

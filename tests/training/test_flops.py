@@ -11,7 +11,7 @@ from mosaicbert_jax.training.flops import data_sheet_peak, measure_matmul, model
 
 
 def test_base_at_128_tokens():
-    """737 MFLOP: layers 679.5, attention 14.2, head on 30 % 43.3."""
+    """737 MFLOP: layers 679.5, attention 14.2, head on 30% 43.3."""
     base = BertConfig.mosaicbert_base()
     total = model_flops_per_token(base, sequence_length=128, masking_rate=0.3)
     assert total == pytest.approx(737e6, rel=1e-3)
