@@ -74,6 +74,20 @@ def place_edges() -> set[tuple[str, str]]:
     return {(one, other) for one, other in pairs if one and other and one != other}
 
 
+def direct_edges() -> set[tuple[str, str]]:
+    """The edges between packages that no path of others makes superfluous."""
+    edges = place_edges()
+
+    def reaches(one: str, other: str) -> bool:
+        return any(n == other or reaches(n, other) for m, n in edges - DECLARED if m == one)
+
+    return DECLARED | {
+        (one, other)
+        for one, other in edges - DECLARED
+        if not any(reaches(n, other) for m, n in edges - DECLARED if m == one and n != other)
+    }
+
+
 def upward() -> list[tuple[str, str]]:
     """Imports of a package of the same layer or a higher one, which there must be none of."""
     layer = {name: number for number, names in enumerate(LAYERS) for name in names}
@@ -94,7 +108,7 @@ def circles() -> list[str]:
 
 
 def draw(path: pathlib.Path) -> None:
-    """Writes the picture: a row for each layer, an arrow for each import of a package."""
+    """Writes the picture: a row for each layer, an arrow for each import that no others imply."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -110,9 +124,7 @@ def draw(path: pathlib.Path) -> None:
         for number, name in enumerate(names)
     }
     figure, axes = pyplot.subplots(figsize=(11, 8), layout="constrained")
-    for one, other in sorted(place_edges()):
-        if other in ("errors", *LAYERS[1]):
-            continue  # which nearly all import
+    for one, other in sorted(direct_edges()):
         axes.annotate(
             "", places[other], places[one],
             arrowprops={
