@@ -124,22 +124,26 @@ def draw(path: pathlib.Path) -> None:
         for number, name in enumerate(names)
     }
     figure, axes = pyplot.subplots(figsize=(11, 8), layout="constrained")
+    axes.set(xlim=(0, 1), ylim=(-0.6, len(LAYERS) - 0.4))
+    axes.axis("off")
+    boxes = {
+        name: axes.text(
+            x, y, f"{name}\n{lines[name]:,} lines", ha="center", va="center", fontsize=9, zorder=3,
+            bbox={"boxstyle": "round,pad=0.4", "facecolor": "#eef3fb", "edgecolor": "#5b7db1"},
+        )
+        for name, (x, y) in places.items()
+    }  # fmt: skip
+    figure.canvas.draw()  # places the boxes, at which arrows end
     for one, other in sorted(direct_edges()):
         axes.annotate(
-            "", places[other], places[one],
+            "", places[other], places[one], zorder=1,
             arrowprops={
-                "arrowstyle": "->", "shrinkA": 16, "shrinkB": 16, "color": "#8894a8",
+                "arrowstyle": "-|>", "color": "#8894a8", "shrinkA": 0, "shrinkB": 1,
+                "patchA": boxes[one].get_bbox_patch(), "patchB": boxes[other].get_bbox_patch(),
                 "linestyle": "--" if (one, other) in DECLARED else "-",
                 "connectionstyle": "arc3,rad=0.08",
             },
         )  # fmt: skip
-    for name, (x, y) in places.items():
-        axes.text(
-            x, y, f"{name}\n{lines[name]:,} lines", ha="center", va="center", fontsize=9,
-            bbox={"boxstyle": "round,pad=0.4", "facecolor": "#eef3fb", "edgecolor": "#5b7db1"},
-        )  # fmt: skip
-    axes.set(xlim=(0, 1), ylim=(-0.6, len(LAYERS) - 0.4))
-    axes.axis("off")
     figure.savefig(path, metadata={"Date": None})
 
 
