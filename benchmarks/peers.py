@@ -38,6 +38,7 @@ from benchmarks.peer_worker import (
     ROWS,
 )
 from benchmarks.preparation import processor
+from benchmarks.records import dumps
 from experiments.finetuning_tasks import package_folder
 from mosaicbert_jax import BertConfig, BertForMaskedLM
 from mosaicbert_jax.data.masking import predictions_per_row
@@ -233,6 +234,10 @@ def _shown(ratios: list[float]) -> str:
     return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
+def _fastest(found: list[Round], task: str, kind: str) -> str:
+    return max(PEERS, key=lambda name: statistics.median(_speeds(found, name, task, kind)))
+
+
 def draw(found: list[Round], path: pathlib.Path) -> None:
     """A group of bars a case; a whisker from the slowest to the fastest round."""
     figure = Figure(figsize=(10, 3.8), layout="constrained")
@@ -251,7 +256,9 @@ def draw(found: list[Round], path: pathlib.Path) -> None:
                     capsize=2,
                 )
         axis.set_xticks((0, 1), ("full batches", "real lengths"))
-        axis.set_title("training step" if task == "train" else "masked-LM inference", fontsize=10)
+        what = "training step" if task == "train" else "masked-LM inference"
+        full, real = (_fastest(found, task, kind) for kind in ("full", "real"))
+        axis.set_title(f"{what}\nfastest: {full} (full), {real} (real)", fontsize=10)
         axis.set_ylabel("real tokens/s")
         axis.spines[["top", "right"]].set_visible(False)
     handles, names = axis.get_legend_handles_labels()
@@ -290,9 +297,7 @@ def main() -> None:
     text = report(found, arguments.output.name)
     print(text)
     arguments.output.with_suffix(".md").write_text(text)
-    arguments.output.with_suffix(".json").write_text(
-        json.dumps([_records(one) for one in found], indent=1) + "\n"
-    )
+    arguments.output.with_suffix(".json").write_text(dumps([_records(one) for one in found]))
     draw(found, arguments.output.with_suffix(".png"))
 
 

@@ -46,6 +46,7 @@ import orbax.checkpoint as ocp
 from tqdm import tqdm
 
 from benchmarks.preparation import processor
+from benchmarks.records import dumps
 from campaigns import fault_worker
 from campaigns.fault_worker import Fault
 from mosaicbert_jax.errors import TRY_AGAIN
@@ -465,8 +466,8 @@ def main() -> None:
     text = table(outcomes, command)
     options.output.with_suffix(".md").write_text(text)
     records: list[dict[str, Any]] = [dataclasses.asdict(outcome) for outcome in outcomes]
-    told = json.dumps(records, indent=1).replace(str(folder), "FOLDER")
-    options.output.with_suffix(".json").write_text(told + "\n")
+    text = dumps(records).replace(str(folder), "FOLDER")
+    options.output.with_suffix(".json").write_text(text)
     print(text)
     if any(outcome.found == WRONG for outcome in outcomes):
         raise SystemExit(1)

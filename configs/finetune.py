@@ -1,4 +1,4 @@
-"""Classification or regression of one's own, from a pretrained model.
+"""Classification, regression or token classification on your own file, from a pretrained model.
 
 Command:   python train.py --config=configs/finetune.py --workdir=runs/reviews \\
                --config.init_from=runs/mine --config.data.path=reviews.csv \\
@@ -13,5 +13,5 @@ from mosaicbert_jax.finetuning.configuration import finetuning
 
 
 def get_config():
-    """SST-2's recipe, of the tasks of GLUE the one that most resembles a task of one's own."""
+    """SST-2's recipe, the task of GLUE that most resembles a labeled file of your own."""
     return finetuning().lock()

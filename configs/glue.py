@@ -5,7 +5,7 @@ Command:   python train.py --config=configs/glue.py --workdir=runs/glue \\
            GLUE: the folder of GLUE's archive (MNLI/train.tsv, …), or tfds:glue for what
            tensorflow-datasets has prepared. --config.tasks=rte,cola for some;
            --config.recipes.rte.seeds='(19,)' and the like for another recipe.
-Hardware:  one GPU or several: all share each run, or with --config.processes=8 eight runs go on
+Hardware:  one GPU or several: all share each run, or with --config.processes=8 eight runs go
            side by side, each on a GPU of its own.
 Quoted:    the original PyTorch implementation, MosaicBERT-Base after 70,000 batches: mean 84.28;
            83.2 after 4.6 h of pretraining on 8 A100-80GB, to which BERT-Base takes 11.5 h.

@@ -121,7 +121,9 @@ def draw(found: Sequence[Found], path: pathlib.Path) -> None:
     """A panel for each task and size: a dot for each seed, a line at the mean."""
     settings = list(dict.fromkeys(one.setting for one in found))
     columns = -(-len(settings) // 2)
-    figure, axes = plt.subplots(2, columns, figsize=(4.6 * columns, 6.8), layout="constrained")
+    figure, axes = plt.subplots(
+        2, columns, figsize=(4.6 * columns, 6.8), layout="constrained", sharey=True
+    )
     starts = list(dict.fromkeys(one.start for one in found))
     for setting, axis in zip(settings, axes.flat, strict=False):
         here = [one for one in found if one.setting == setting]
@@ -137,10 +139,11 @@ def draw(found: Sequence[Found], path: pathlib.Path) -> None:
             )
         axis.set_title(f"{setting.task.title}, {here[0].examples[0]:,} labels", fontsize=10)
         axis.set_ylabel(f"held-out {metric}")
+        axis.yaxis.set_tick_params(labelleft=True)
         labels = [one.start.replace(" ", "\n") for one in here]
         axis.set_xticks(range(len(here)), labels, fontsize=8)
         axis.set_xlim(-0.6, len(here) - 0.4)
-        axis.margins(y=0.2)
+        axis.set_ylim(0, 1)
         axis.grid(axis="y", alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
     for axis in axes.flat[len(settings) :]:

@@ -1,4 +1,4 @@
-"""Real labelled texts for experiments/finetuning.py, in files that configs/finetune.py reads.
+"""Real labeled texts for experiments/finetuning.py, in files that configs/finetune.py reads.
 
     python -m experiments.finetuning_tasks reviews --ratings FILE --output DIR [--most 2000]
 

@@ -9,7 +9,6 @@ See experiments/configs/pareto.py. Writes OUTPUT.md, OUTPUT.png and OUTPUT.json 
 
 import datetime
 import functools
-import json
 import pathlib
 import platform
 import statistics
@@ -21,6 +20,7 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from benchmarks.preparation import processor
+from benchmarks.records import dumps
 from experiments.comparison import (
     Job,
     StepSeconds,
@@ -43,7 +43,7 @@ LABELS = {"mosaicbert": "MosaicBERT", "bert": "BERT"}
 
 
 def finetuned(config: ConfigDict, job: Job, folder: pathlib.Path) -> dict[str, Any]:
-    """The score of a run's model on labelled texts, with the run's seed; or GLUE's mean.
+    """The score of a run's model on labeled texts, with the run's seed; or GLUE's mean.
 
     The learning rate is that of `finetune_rates` which is best on a part of the training texts.
     """
@@ -88,7 +88,7 @@ def table(config: ConfigDict, found: Found, seconds: StepSeconds, picture: str) 
             f"{label} {1000 * seconds.seconds[name]:.1f} ms" for name, label in LABELS.items()
         )
         + ". Each budget is a run of its own with the whole schedule. Held out: masked at 15%. "
-        "Finetuned: accuracy on held-out labelled texts (GLUE's mean at the true sizes), with the "
+        "Finetuned: accuracy on held-out labeled texts (GLUE's mean at the true sizes), with the "
         f"learning rate of {', '.join(f'{rate:g}' for rate in config.finetune_rates)} that is "
         "best, for each run, on a part of the training texts. Mean of the seeds (lowest to "
         "highest).",
@@ -112,7 +112,7 @@ def table(config: ConfigDict, found: Found, seconds: StepSeconds, picture: str) 
 
 def curves(config: ConfigDict, found: Found) -> list[dict[str, Any]]:
     """A record for each model and budget: seconds, and the results of each seed."""
-    keys = ("steps", "eval_loss", "eval_masked_accuracy", "finetuned")
+    keys = ("steps", "eval_loss", "eval_masked_accuracy", "eval_commonest_accuracy", "finetuned")
     return [
         {
             "model": LABELS[variant],
@@ -145,13 +145,19 @@ def draw(records: list[dict[str, Any]], path: pathlib.Path) -> None:
             axis.errorbar(
                 times, means, spread, marker="o", capsize=4, label=model, color=f"C{color}"
             )
+        if key == "eval_masked_accuracy":
+            baseline = [value for record in records for value in record["eval_commonest_accuracy"]]
+            if baseline:
+                label = "always the commonest token"
+                axis.axhline(statistics.fmean(baseline), color="gray", linestyle=":", label=label)
         ticks = sorted({record["seconds"] for record in records})
         axis.set(xlabel="seconds of pretraining", ylabel=name, xscale="log")
         axis.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
         axis.minorticks_off()
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
-        axis.legend(frameon=False)
+        axis.set_ylim(bottom=0)
+        axis.legend(frameon=False, loc="lower right")
     figure.savefig(path, dpi=120)
 
 
@@ -164,7 +170,7 @@ def main() -> None:
         for found in run(jobs(config), config, folder, seconds, after=after):
             records = curves(config, found)
             if records:
-                target.with_suffix(".json").write_text(json.dumps(records, indent=1) + "\n")
+                target.with_suffix(".json").write_text(dumps(records))
                 target.with_suffix(".md").write_text(table(config, found, seconds, target.name))
                 draw(records, target.with_suffix(".png"))
         print(target.with_suffix(".md").read_text())

@@ -98,7 +98,7 @@ def _texts(folder: pathlib.Path, digest: str) -> list[str] | None:
     return [
         ", ".join(
             [f"`{source.name}`: {source.documents:,} documents"]
-            + ([f"licence {source.license}"] if source.license else [])
+            + ([f"license {source.license}"] if source.license else [])
             + ([source.attribution] if source.attribution else [])
         )
         for source in metadata.sources

@@ -1,4 +1,4 @@
-"""What becomes of a mistake that its reader can mend: one line, no traceback."""
+"""User mistakes: one line, no traceback."""
 
 import contextlib
 import os

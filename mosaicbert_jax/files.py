@@ -68,7 +68,7 @@ def new_folder(path: Path) -> Iterator[Path]:
             for name in names:
                 sync(Path(folder) / name)
             sync(Path(folder))
-        temporary.rename(path)  # which fails if anything has come to be there meanwhile
+        temporary.rename(path)  # which fails if anything is there by now
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     sync(path.parent)

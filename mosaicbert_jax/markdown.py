@@ -57,7 +57,7 @@ def wrapped(items: list[str]) -> str:
 
 
 def shortened(text: str, width: int) -> str:
-    """Text of at most `width` columns, with … where something is left out."""
+    """Text of at most `width` columns, with … where something is omitted."""
     if columns(text) <= width:
         return text
     while columns(text) >= width:

@@ -42,7 +42,7 @@ def ordered_map(
         return
     with contextlib.ExitStack() as stack:
         # Through a file: Python hands arguments to a new process by a pipe, and waits for ever once
-        # that is full if the process has died meanwhile.
+        # that is full if the process has died by then.
         file = stack.enter_context(tempfile.NamedTemporaryFile())
         pickle.dump(function, file)
         file.flush()

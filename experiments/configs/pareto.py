@@ -2,7 +2,7 @@
 
 Command:   python -m experiments.pareto --config=experiments/configs/pareto.py \\
                --workdir=runs/pareto --config.data.path=DIR --config.finetune.data.path=FILE
-           DIR: text prepared by `prepare`; FILE: labelled texts for configs/finetune.py's recipe.
+           DIR: text prepared by `prepare`; FILE: labeled texts for configs/finetune.py's recipe.
            experiments/configs/pareto.py:base: the true sizes on GPUs; FILE is GLUE's folder.
            A budget is turned into steps by each model's own step time, which is measured first.
            Interrupted, the same command goes on; started twice, two processes share the runs.

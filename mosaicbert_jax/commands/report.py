@@ -10,7 +10,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
     parser.add_argument(
         "workdirs", type=pathlib.Path, nargs="+", metavar="WORKDIR",
-        help="of train.py; also of a run that is going on, or of a GLUE suite. Several runs share "
+        help="of a run, which may be in progress, or of a GLUE suite. Several runs share "
         "their charts",
     )  # fmt: skip
     parser.add_argument("--output", type=pathlib.Path, required=True, metavar="FILE.html")

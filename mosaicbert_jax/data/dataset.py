@@ -87,7 +87,7 @@ class TokenizerRecord:
 class DatasetMetadata:
     """dataset.json, field by field; `folder` is where it lies and no part of it.
 
-    `skipped` counts by kind what could not be read and was left out.
+    `skipped` counts by kind what could not be read and was skipped.
     """
 
     folder: Path
@@ -221,13 +221,13 @@ class TokenDataset:
     Args:
       folder: of the data set.
       split: which of its parts.
-      without: names of shards that are left out, as they are damaged. Their sequences keep their
+      without: names of shards to skip, as they are damaged. Their sequences keep their
         indices, and `is_there` tells them apart.
 
     Attributes:
       metadata: what dataset.json says.
       without: as given.
-      missing: how many sequences are left out.
+      missing: how many sequences are skipped.
 
     Raises:
       UserError: no data set, no such split, or a file that is missing or of another size than
@@ -275,7 +275,7 @@ class TokenDataset:
         return TokenDataset, (self.metadata.folder, self._split, self.without)
 
     def is_there(self, indices_S: Integer[np.ndarray, "S"]) -> Bool[np.ndarray, "S"]:
-        """Which sequences are in shards that are not left out. No index may be outside."""
+        """Which sequences are in shards that are not skipped. No index may be out of range."""
         if not self.missing:
             return np.ones(len(indices_S), bool)
         return self._is_there[np.searchsorted(self._starts, indices_S, side="right") - 1]
@@ -284,7 +284,7 @@ class TokenDataset:
         """The number of tokens of each sequence, int32[S], [CLS] and [SEP] included.
 
         Reads offsets alone. Raises IndexError for an index outside 0 … len - 1, or of a sequence
-        that is left out.
+        that is skipped.
         """
         return self._locate(indices_S)[1].astype(np.int32)
 

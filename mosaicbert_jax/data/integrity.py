@@ -113,7 +113,7 @@ def refuse(damaged: Mapping[Shard, str], of: int) -> None:
         lost = sum(shard.sequences for shard in damaged)
         raise UserError(
             f"{describe_damage(damaged)}. Restore the files or prepare the data set again; or give "
-            f"--config.data.on_error={SKIP} to go on without them, {lost:,} of {of:,} sequences"
+            f"--config.data.on_error={SKIP} to train without them, {lost:,} of {of:,} sequences"
         )
 
 

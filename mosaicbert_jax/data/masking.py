@@ -34,7 +34,7 @@ def counter_hash(*words: int | Int[np.ndarray, "..."]) -> UInt64[np.ndarray, "..
     """
     state = np.zeros(1, np.uint64)  # an array, because numpy warns when a scalar wraps around
     for word in words:
-        state = _finalise(state + (_as_uint64(word) + np.uint64(1)) * _GOLDEN_GAMMA)
+        state = _finalize(state + (_as_uint64(word) + np.uint64(1)) * _GOLDEN_GAMMA)
     return state
 
 
@@ -95,7 +95,7 @@ class TokenMasking:
         columns_T = np.arange(len(tokens_T)) - np.repeat(
             np.cumsum(lengths_S) - lengths_S, lengths_S
         )
-        bits_T = _finalise(
+        bits_T = _finalize(
             np.repeat(keys_S, lengths_S) + (_as_uint64(columns_T) + np.uint64(1)) * _GOLDEN_GAMMA
         )
         chosen_T = (bits_T >> np.uint64(32)) < self._choice_threshold
@@ -111,7 +111,7 @@ class TokenMasking:
         kind_N = (bits_N & _LOW_32_BITS) * (1.0 / 2**32)
         # Multiply and shift maps 32 bits onto the table (Lemire 2019); for a vocabulary of 30,000
         # no id is favoured by more than 1e-5 of its probability.
-        fresh_N = _finalise(bits_N + _GOLDEN_GAMMA) >> np.uint64(32)
+        fresh_N = _finalize(bits_N + _GOLDEN_GAMMA) >> np.uint64(32)
         drawn_N = (fresh_N * np.uint64(len(self._drawable_ids))) >> np.uint64(32)
         random_N = self._drawable_ids[drawn_N.astype(np.int64)]
         kept_or_random_N = np.where(kind_N < _MASKED_SHARE + _RANDOM_SHARE, random_N, tokens_N)
@@ -154,7 +154,7 @@ def _as_uint64(word: int | np.ndarray) -> UInt64[np.ndarray, "..."]:
     return np.full(1, int(word) % 2**64, np.uint64)
 
 
-def _finalise(bits: UInt64[np.ndarray, "..."]) -> UInt64[np.ndarray, "..."]:
+def _finalize(bits: UInt64[np.ndarray, "..."]) -> UInt64[np.ndarray, "..."]:
     bits = (bits ^ (bits >> np.uint64(30))) * _MIX_1
     bits = (bits ^ (bits >> np.uint64(27))) * _MIX_2
     return bits ^ (bits >> np.uint64(31))

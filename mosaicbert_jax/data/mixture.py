@@ -22,7 +22,7 @@ class Mixture:
 
     An epoch has as many places as there are sequences. Each data set has its share of the places,
     rounded by largest remainder and spread evenly over the epoch. It fills them with passes over
-    its own sequences, each pass in another order, which go on from one epoch into the next. So a
+    its own sequences, each pass in another order, continuing from one epoch into the next. So a
     sequence is read again only after all of its data set were (its neighbours in a window of
     `RowPlanner` aside, which packing reorders), and what is drawn at a place is known without the
     places before it.
@@ -70,7 +70,7 @@ class Mixture:
 
         Args:
             shares: a folder and its weight each.
-            without: by folder, shards to leave out; see `TokenDataset`.
+            without: by folder, shards to skip; see `TokenDataset`.
 
         Raises:
             UserError: as the class and `TokenDataset`, and for a share that is no sequence at all.
@@ -103,7 +103,7 @@ class Mixture:
 
     @property
     def missing(self) -> int:
-        """How many sequences are left out, of all data sets."""
+        """How many sequences are skipped, of all data sets."""
         return sum(dataset.missing for dataset in self.datasets)
 
     def is_there(self, indices_S: Integer[np.ndarray, "S"]) -> Bool[np.ndarray, "S"]:

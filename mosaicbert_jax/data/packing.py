@@ -136,7 +136,7 @@ class RowPlanner:
     def plan(self, epoch: int, window: int) -> Rows:
         """The rows of one window; without packing, a row for each sequence.
 
-        Sequences that the data set leaves out make their window shorter, maybe empty, and no other
+        Sequences that the data set skips make their window shorter, maybe empty, and no other
         window changes.
         """
         sequences_S, epochs_S = self._drawn(epoch, window)

@@ -174,7 +174,7 @@ def batches(
     """The batches from `position` on, `prefetch` of them made ahead.
 
     Each batch carries the position after it, so what is waiting in a queue never matters to a
-    checkpoint, and a position that was saved with some workers goes on with any others. What goes
+    checkpoint, and a position that was saved with some workers resumes with any others. What goes
     wrong in a thread or a worker is raised here, at the batch that it concerns. `close()`, or
     `contextlib.closing`, ends them.
 
@@ -219,7 +219,7 @@ class _BatchIterator(grain.DatasetIterator):
         if self._ended(self._position):
             raise StopIteration
         parts, after = self._take(self._position, rows_per_batch)
-        if not parts:  # what was left is left out
+        if not parts:  # what was left is skipped
             raise StopIteration
         rows = Rows.joined(parts, rows_per_batch)
         host_rows = self._source._host_rows
@@ -277,7 +277,7 @@ class _BatchIterator(grain.DatasetIterator):
                 raise _not_of_this_data(position, f"{self._planner.num_windows} windows an epoch")
             self._planned = (epoch, window, self._planner.plan(epoch, window))
         planned = self._planned[2]
-        # Where sequences are left out, a window may have fewer rows than when the position was
+        # Where sequences are skipped, a window may have fewer rows than when the position was
         # saved, or none.
         if position.row >= planned.num_rows and not self._planner.dataset.missing:
             raise _not_of_this_data(position, f"{planned.num_rows} rows in that window")
@@ -320,7 +320,8 @@ class _Assembler:
     ) -> tuple[Int64[np.ndarray, "K"], Bool[np.ndarray, "N"]]:
         """Flat prediction slots for the chosen places that fit in their row, and which those are.
 
-        The first P of a row get a slot. What follows is left out: below one row in a thousand.
+        The first P of a row get a slot. Later ones are not predicted, which happens in fewer than
+        one row in a thousand.
         """
         row_N = places_N // self.row_length
         first_of_row_B = np.searchsorted(row_N, np.arange(rows))
@@ -346,7 +347,7 @@ def _check_row_length(row_length: int, max_seq_len: int) -> None:
     if row_length < max_seq_len:
         raise UserError(
             f"row_length {row_length} is below the data set's max_seq_len {max_seq_len}, and a "
-            f"sequence is never cut: set it to {max_seq_len} or more, or prepare the data anew "
+            f"sequence is never cut: set it to {max_seq_len} or more, or prepare the data again "
             "with a smaller max_seq_len"
         )
 

@@ -43,7 +43,7 @@ def packed_batch(
 
     Returns:
       tokens_BL, segment_ids_BL, token_type_ids_BL (int32); first_positions_S (int32, flat),
-      labels_S and weights_S (float32), or where words are labelled labels_BL and weights_BL.
+      labels_S and weights_S (float32), or where words are labeled labels_BL and weights_BL.
     """
     packed = pack(examples.lengths(indices_S), row_length)
     indices_S = np.asarray(indices_S)[packed.order_S]
@@ -82,7 +82,7 @@ def training_batches(
 ) -> Iterator[Batch]:
     """Batches without end; the examples come in another order each epoch.
 
-    Each batch has `size` examples: one that an epoch's last do not fill goes on with the first of
+    Each batch has `size` examples: one that an epoch's last do not fill continues with the first of
     the next. A position's `row` counts the examples of its epoch.
     """
     epoch_size = len(examples)

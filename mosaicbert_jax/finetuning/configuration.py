@@ -128,7 +128,7 @@ def _recipe(
     """A row of GLUE's table.
 
     Args:
-      starts_from: the task whose finetuned model it goes on from; "": init_from.
+      starts_from: the task whose finetuned model it starts from; "": init_from.
     """
     return ConfigDict(
         {

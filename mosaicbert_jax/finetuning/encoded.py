@@ -1,4 +1,4 @@
-"""Labelled examples as tokens: [CLS] text [SEP], or [CLS] text [SEP] other text [SEP]."""
+"""Labeled examples as tokens: [CLS] text [SEP], or [CLS] text [SEP] other text [SEP]."""
 
 import dataclasses
 import hashlib
@@ -25,7 +25,7 @@ class EncodedExamples:
       starts_S: int64, where each begins, and T at the end.
       labels_S: int32 classes or float32 values; zeros where there are no labels.
       pad_id: what stands where nothing does.
-      word_labels_T: int32 where words are labelled: the class of each word at its first token, 0 if
+      word_labels_T: int32 where words are labeled: the class of each word at its first token, 0 if
         it has none, and -1 on all other tokens.
     """
 
@@ -44,7 +44,7 @@ class EncodedExamples:
         return np.diff(self.starts_S)[indices_S]
 
     def words(self, indices_S: Integer[np.ndarray, "S"]) -> Int[np.ndarray, "S"]:
-        """The number of labelled words of each."""
+        """The number of labeled words of each."""
         before = np.concatenate([[0], np.cumsum(self.word_labels_T >= 0)])
         return np.diff(before[self.starts_S])[indices_S]
 
@@ -83,7 +83,7 @@ def encode(
     and then both in turn (BERT's own way).
 
     Raises:
-      UserError: a label that is not the target's, or a labelled text without a token; names the
+      UserError: a label that is not the target's, or a labeled text without a token; names the
         place.
     """
     tokenizer.encode_special_tokens = True  # "[SEP]" in a text is text, as in `prepare`

@@ -1,4 +1,4 @@
-"""Labelled texts from a CSV, TSV or JSON Lines file."""
+"""Labeled texts from a CSV, TSV or JSON Lines file."""
 
 import dataclasses
 import itertools
@@ -12,7 +12,7 @@ from mosaicbert_jax.errors import UserError
 from mosaicbert_jax.text.encoding import document_digest
 from mosaicbert_jax.text.tables import is_table, lines, rows
 
-_AT_ONCE = 1024  # examples that are labelled together
+_AT_ONCE = 1024  # examples that are labeled together
 
 
 @dataclasses.dataclass(frozen=True)

@@ -35,7 +35,7 @@ from mosaicbert_jax.training.run import Run
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Finetuning(Run):
-    """A run on labelled examples.
+    """A run on labeled examples.
 
     Attributes:
       origin: the model that it starts from.
@@ -199,5 +199,5 @@ def _check_same_target(source: pathlib.Path, found: Target, wanted: Target) -> N
     if (found.kind, found.labels) != (wanted.kind, wanted.labels):
         raise UserError(
             f"the classifier in {source} is for {found}, and the labels here are for {wanted}; "
-            "give --config.renew_classifier=True to start it anew"
+            "give --config.renew_classifier=True to train it from scratch"
         )

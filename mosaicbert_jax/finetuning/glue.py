@@ -34,7 +34,7 @@ class GlueTask:
       columns: in its files.
       target: what its labels mean; in the order of tensorflow-datasets' numbers.
       metrics: whose mean is the task's score.
-      beside: further ones that are told.
+      beside: further metrics to report.
       dev: the held-out sets: name -> ending of the files' names.
       has_header: whether train.tsv and dev.tsv have one.
       index: the column of test.tsv that numbers its rows.
@@ -140,7 +140,7 @@ def read_glue_task(name: str, place: str) -> Task:
 
 
 def read_test_set(name: str, place: str, part: str) -> tuple[list[str], list[Example]]:
-    """Index and texts of what the leaderboard wants labelled; nothing if it is not there."""
+    """Index and texts of what the leaderboard wants labeled; nothing if it is not there."""
     task = TASKS[name]
     if place == TFDS:
         columns = dataclasses.replace(task.tfds_columns, label=None)
@@ -154,7 +154,7 @@ def read_test_set(name: str, place: str, part: str) -> tuple[list[str], list[Exa
             if found and column is not None and column not in found[0][1]:
                 raise UserError(f"{found[0][0]}: no column {column!r}")
         indices = [fields[task.index] for _, fields in found]
-    return indices, [_unlabelled(row, columns) for row in found]
+    return indices, [_unlabeled(row, columns) for row in found]
 
 
 def submission_name(name: str, part: str) -> str:
@@ -171,7 +171,7 @@ def submission_text(name: str, indices: list[str], labels: list[str]) -> str:
     return "index\tprediction\n" + "".join(f"{index}\t{label}\n" for index, label in rows)
 
 
-def _unlabelled(row: Row, columns: Columns) -> Example:
+def _unlabeled(row: Row, columns: Columns) -> Example:
     """As the leaderboard has it: a text may be empty, and wants a label all the same."""
     place, fields = row
     second = None if columns.second_text is None else fields[columns.second_text]

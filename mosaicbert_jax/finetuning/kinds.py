@@ -81,7 +81,7 @@ class Classification:
         return dataclasses.replace(example, label=None)
 
     def metrics(self, target: Target) -> tuple[str, ...]:
-        """Names of METRICS, for a task of one's own."""
+        """Names of METRICS, for tasks that name none."""
         return ("accuracy", "f1" if len(target.labels) == 2 else "macro_f1", "matthews")
 
     def score(

@@ -83,7 +83,7 @@ def logits_of(
       size: examples of a batch; the result does not depend on it.
 
     Returns:
-      A row for each example, or where words are labelled for each word.
+      A row for each example, or where words are labeled for each word.
     """
     pending = []
     batches = evaluation_batches(

@@ -105,7 +105,7 @@ def score(
     """The metrics by name, and the loss.
 
     Args:
-      words_S: where words are labelled, how many each example has.
+      words_S: where words are labeled, how many each example has.
     """
     predicted_S = predictions(logits_SC, target)
     if target.kind == REGRESSION:

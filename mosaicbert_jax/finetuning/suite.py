@@ -1,7 +1,7 @@
 """GLUE: every task with each of its seeds, and the mean.
 
 In the workdir, TASK/SEED is the workdir of a run, and done when its results.json is there. What has
-been done is not done again; a run that was interrupted goes on.
+been done is not repeated; an interrupted run resumes.
 """
 
 import contextlib
@@ -179,7 +179,7 @@ def _tasks(config: ConfigDict) -> list[str]:
 def origin_of(
     config: ConfigDict, folder: pathlib.Path, name: str, names: list[str]
 ) -> tuple[str, int | None]:
-    """What a task starts from; init_from itself where the task before it is left out."""
+    """What a task starts from; init_from itself where the task before it is skipped."""
     before = config.recipes[name].starts_from
     if before:
         run = folder / before / str(config.recipes[before].seeds[0])

@@ -30,7 +30,7 @@ class Task:
 
 
 def read_task(config: ConfigDict) -> Task:
-    """The task of one's own that a config describes.
+    """The task that a config describes.
 
     Raises:
       UserError: as `read_examples`; or too few examples, or one class.

@@ -33,7 +33,7 @@ class Source:
     Attributes:
       share: of the sequences.
       digest: sha256 of its dataset.json.
-      texts: its sources, a line each, with licence and attribution where they are known; None if
+      texts: its sources, a line each, with license and attribution where they are known; None if
         the data set is not at hand any more.
     """
 

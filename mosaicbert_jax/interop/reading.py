@@ -124,7 +124,7 @@ def _problem(name: str, tensor: np.ndarray | None, shape: tuple[int, ...]) -> st
 
 
 def _read_tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:
-    """The tensors by their canonical names; the tied decoder is checked and left out."""
+    """The tensors by their canonical names; the tied decoder is checked and dropped."""
     stored = read_weights(folder)
     if not any(name.startswith("bert.") for name in stored):
         stored = {f"bert.{name}": tensor for name, tensor in stored.items()}

@@ -20,7 +20,7 @@ class PretrainedMixin:
 
         Raises:
           UserError: a missing or damaged file, and a missing, unknown or misshapen tensor, listed
-            by name. Tensors of heads that this class has not are left out.
+            by name. Tensors of heads that this class doesn't have are ignored.
         """
         # Here and not above: modeling does not depend on interop, these two methods do.
         from mosaicbert_jax.interop.reading import load_model
@@ -36,7 +36,7 @@ class PretrainedMixin:
         bit for bit.
 
         Args:
-          folder: made, whole or not at all.
+          folder: written atomically.
           tokenizer: to go along: a vocab.txt, a tokenizer.json, or a folder with one of them.
 
         Raises:

@@ -52,7 +52,7 @@ class PlanOptions:
 
 
 def plan(config: ConfigDict, options: PlanOptions) -> Plan:
-    """Compiles and reckons.
+    """Compiles the step and predicts.
 
     Raises:
       UserError: a config or option that cannot be, or no environment to compile in.

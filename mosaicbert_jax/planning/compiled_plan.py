@@ -19,7 +19,7 @@ from mosaicbert_jax.errors import UserError
 
 @contextlib.contextmanager
 def _shown(terminal: TextIO, doing: str) -> Iterator[None]:
-    """Says what is being done; on a terminal with the seconds since, which go on."""
+    """Says what is being done; on a terminal with a running count of seconds."""
     done, began = threading.Event(), time.monotonic()
 
     def tick() -> None:

@@ -1,4 +1,4 @@
-"""What a run will take: memory, time and price, reckoned from one compiled step. All predicted.
+"""Memory, time and price of a run, predicted from one compiled step.
 
 A step's time is the sum of its instructions' (planning/gpu_time.py) and of its collectives' on the
 given links: a range, from fast to slow. Where runs on such GPUs are published, each figure is also
@@ -18,7 +18,7 @@ from mosaicbert_jax.planning.gpus import GPUS, Gpu
 from mosaicbert_jax.planning.profile import StepProfile
 from mosaicbert_jax.training.durations import Duration
 
-MEMORY_FRACTION = 0.75  # of a GPU's memory, which JAX takes unless it is told otherwise
+MEMORY_FRACTION = 0.75  # of a GPU's memory, which JAX takes by default
 # Dollars a GPU-hour: the original's for the A100s, round figures for the others.
 PRICES = {"a100-40gb": 2.0, "a100-80gb": 2.5, "h100": 3.0, "h200": 3.5}
 

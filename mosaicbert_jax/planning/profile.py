@@ -1,4 +1,4 @@
-"""A compiled training step in a few numbers: what a plan reckons with."""
+"""A compiled training step in the few numbers that a plan needs."""
 
 import dataclasses
 import math

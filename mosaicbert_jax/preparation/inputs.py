@@ -25,7 +25,7 @@ class Inputs:
     Attributes:
       sources: one an input as given.
       field: the key or column that holds the text, where there are such.
-      stop_on_error: whether what can't be read ends it all, or is left out.
+      stop_on_error: whether what can't be read ends it all, or is skipped.
       held_out_below: documents with a key below it are held out.
       workers: processes asked for; None: one a core.
     """
@@ -99,7 +99,7 @@ class Inputs:
         return found
 
     def check(self, problems: Sequence[Problem]) -> None:
-        """Raises UserError for the first problem, unless problems are left out."""
+        """Raises UserError for the first problem, unless problems are skipped."""
         if problems and self.stop_on_error:
             raise UserError(f"{problems[0]}")
 

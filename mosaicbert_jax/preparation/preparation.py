@@ -97,13 +97,13 @@ class PrepareOptions:
 
 
 def prepare(options: PrepareOptions, say: Callable[[str], None] = print) -> DatasetMetadata:
-    """Write a data set (see `dataset`), whole or not at all, and tell about it in a few lines.
+    """Write a data set (see `dataset`) atomically, and describe it in a few lines.
 
     Documents without text are dropped and counted, exact duplicates too if asked for. Documents
     are held out by the digest of their text, so that the choice depends on no order and all
     pieces of a document lie in one split; the tokenizer is trained on the others only. Equal
     options and inputs give equal bytes. An output that holds this very data set already is kept.
-    What is finished when the process is interrupted is gone on from by the next call.
+    After an interruption, the next call resumes from what is finished.
 
     Returns:
       The metadata of the data set, new or kept.
@@ -150,7 +150,7 @@ def prepare(options: PrepareOptions, say: Callable[[str], None] = print) -> Data
     except OSError as error:
         raise UserError(
             f"{error.filename or output}: {error.strerror or error}; {output} was not written; "
-            "mend this and run it again to go on from what is finished"
+            "fix this and run it again to resume from what is finished"
         ) from None
     return metadata
 
@@ -175,7 +175,7 @@ def _check(options: PrepareOptions) -> None:
     if options.workers is not None and options.workers < 1:
         raise UserError(f"workers {options.workers}: at least 1 is needed")
     if options.tokenizer is not None and options.vocab_size is not None:
-        raise UserError("vocab_size is for a tokenizer trained here; leave it or tokenizer out")
+        raise UserError("vocab_size is for a tokenizer trained here; give one of them")
     if options.vocab_size is not None:
         check_vocab_size(options.vocab_size)  # before the inputs are read
     output = _output_folder(options.output).resolve()
@@ -259,7 +259,7 @@ def _build(
     path = work.data / TOKENIZER_FILE
     if path.is_file():
         tokenizer = load_tokenizer(path)
-        say(f"going on with the unfinished preparation in {work.folder}")
+        say(f"resuming the unfinished preparation in {work.folder}")
     else:
         tokenizer = given or _trained(inputs, recorded["vocab_size"], options.lowercase, say)
         write_synced(path, tokenizer.to_str(pretty=True).encode() + b"\n")

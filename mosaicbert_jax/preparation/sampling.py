@@ -89,7 +89,7 @@ class Sample:
 
     @property
     def is_whole(self) -> bool:
-        """Whether nothing was left out for lack of room."""
+        """Whether nothing was skipped for lack of room."""
         return self.limit == 2**64
 
 

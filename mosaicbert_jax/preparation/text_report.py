@@ -184,7 +184,7 @@ def _sources(metadata: DatasetMetadata) -> str:
     )
     skipped = ", ".join(f"{kind} ({count:,})" for kind, count in metadata.skipped.items() if count)
     if skipped:
-        dropped += "\n" + textwrap.fill(f"Could not be read and left out: {skipped}.", WIDTH)
+        dropped += "\n" + textwrap.fill(f"Could not be read and was skipped: {skipped}.", WIDTH)
     return f"{sources}\n\n{dropped}"
 
 

@@ -1,4 +1,4 @@
-"""A preparation in the making: what is finished of it, and the folder where that lies.
+"""An unfinished preparation: what is finished of it, and its folder.
 
 Beside the output NAME there is `.NAME.partial` until the data set is whole:
 
@@ -156,7 +156,7 @@ class Workspace:
 
     def _go_on(self) -> None:
         path = self.folder / _PROGRESS_FILE
-        advice = f"remove {self.folder} to start anew"
+        advice = f"remove {self.folder} to start from scratch"
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
             progress = Progress.from_json(record["progress"])
@@ -169,7 +169,7 @@ class Workspace:
                 raise UserError(
                     f"{self.folder}: an unfinished preparation with {name} = "
                     f"{identity.get(name)!r} is there, and {value!r} is asked for; give that "
-                    f"again to go on with it, or {advice}"
+                    f"again to resume it, or {advice}"
                 )
         begun = len(stamps) if identity["tokenizer"] == "trained" else progress.file
         begun += progress.block > 0

@@ -33,7 +33,7 @@ def examine_data(data: ConfigDict, folder: pathlib.Path) -> Findings:
     folders = [path for path, _ in data.mixture] if data.mixture else [data.path]
     shards = [shard for path in folders for shard in shards_of(path)]
     found = examine(shards, read_seen(folder / SEEN_FILE))
-    # All leave out the same, as the rows of a step are planned by each for all.
+    # All hosts skip the same, as each plans the rows of a step for all.
     damaged_here = np.array([shard in found.damaged for shard in shards], np.int32)
     damaged = {
         shard: found.damaged.get(shard, "on another host")
@@ -72,7 +72,7 @@ def open_data(
 
 
 def describe_data(dataset: TokenDataset | Mixture, findings: Findings) -> str:
-    """The number of sequences; before it what is left out, and each data set of a mixture."""
+    """The number of sequences; before it what is skipped, and each data set of a mixture."""
     lines = []
     if findings.damaged:
         lost = sum(shard.sequences for shard in findings.damaged)

@@ -91,7 +91,7 @@ class Pretraining(Run):
         return {SEEN_FILE: seen_text(self.findings.seen)}
 
     def details(self) -> dict[str, str | int]:
-        """Damaged shards that are left out."""
+        """Damaged shards that are skipped."""
         damaged = self.findings.damaged
         if not damaged:
             return {}
@@ -123,7 +123,7 @@ class Pretraining(Run):
 
     @property
     def sequences_per_epoch(self) -> int:
-        """Of the data set, or of all in a mixture, without those that are left out."""
+        """Of the data set, or of all in a mixture, without those that are skipped."""
         return len(self.dataset) - self.dataset.missing
 
     def describe(self) -> str:

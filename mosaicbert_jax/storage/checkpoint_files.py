@@ -107,7 +107,7 @@ def damage_explained(folder: pathlib.Path) -> Iterator[None]:
     except Exception as error:  # it raises many kinds: of JSON, of files, of its own
         raise UserError(
             f"the checkpoint {folder} cannot be read ({type(error).__name__}); if it is damaged, "
-            "move it away to go on from the one before"
+            "move it away to resume from the one before"
         ) from error
 
 

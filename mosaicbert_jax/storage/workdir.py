@@ -147,7 +147,7 @@ def claim(workdir: pathlib.Path, stored: dict[str, Any], tokenizer_files: dict[s
         found = read_record(workdir)
         if CONVERTED_FROM in found:
             raise UserError(
-                f"{workdir} holds a converted model, and no run to go on with; start one from it "
+                f"{workdir} holds a converted model, and no run to resume; start one from it "
                 f"with --config.init_from={workdir} and another --workdir"
             )
         changed = differences(_fixed(found), _fixed(stored))

@@ -197,7 +197,7 @@ def _parse_json(line: bytes, field: str, place: str) -> Document | Problem:
             place,
             "lone surrogate",
             f"field {field!r} has a lone surrogate at character {error.start + 1}; "
-            "mend or drop the line",
+            "fix or drop the line",
         )
     return Document(text, place)
 
@@ -206,7 +206,7 @@ def _not_a_string(place: str, field: str, what: str) -> Problem:
     return Problem(
         place,
         "not a string",
-        f"field {field!r} holds {what}, not a string; name the field that holds the text, or mend "
+        f"field {field!r} holds {what}, not a string; name the field that holds the text, or fix "
         "the line",
     )
 

@@ -46,7 +46,7 @@ class Source:
 
 
 def find_sources(inputs: Iterable[str | os.PathLike]) -> list[Source]:
-    """Finds all inputs before any is read, so that a misspelt name costs no time.
+    """Finds all inputs before any is read, so that a misspelled name costs no time.
 
     An input is one of
       - "embedded": State of the Union speeches (a speech is a document) and lead sections of

@@ -1,6 +1,6 @@
 """BERT's WordPiece tokenizer: trained here, or read from the files that the field passes round.
 
-Normalisation, splitting and matching are those of the original BERT, as the `tokenizers` library
+Normalization, splitting and matching are those of the original BERT, as the `tokenizers` library
 implements them. https://arxiv.org/abs/1810.04805
 """
 
@@ -72,11 +72,11 @@ def check_vocab_size(entries: int) -> None:
     if entries < MIN_VOCAB_SIZE:
         raise UserError(f"vocab_size {entries}: at least {MIN_VOCAB_SIZE} entries are needed")
     if entries > MAX_VOCAB_SIZE:
-        raise UserError(f"vocab_size {entries}: at most {MAX_VOCAB_SIZE:,} entries can be had")
+        raise UserError(f"vocab_size {entries}: at most {MAX_VOCAB_SIZE:,} entries are allowed")
 
 
 def load_tokenizer(path: str | os.PathLike, lowercase: bool | None = None) -> Tokenizer:
-    """Read a WordPiece tokenizer; truncation and padding that the file asks for are left out.
+    """Read a WordPiece tokenizer; truncation and padding that the file asks for are ignored.
 
     Args:
       path: a vocab.txt, a tokenizer.json, or a Hugging Face folder with a tokenizer.json, or with
@@ -279,7 +279,7 @@ def _joined(texts: Iterable[str], chars: int) -> Iterator[str]:
 
 
 def _can_continue(tokenizer: Tokenizer, char: str) -> bool:
-    """Whether a word can go on with `char`: not with punctuation or a Chinese character."""
+    """Whether a word can continue with `char`: not with punctuation or a Chinese character."""
     text = tokenizer.normalizer.normalize_str(f"a{char}")
     return len(tokenizer.pre_tokenizer.pre_tokenize_str(text)) == 1
 

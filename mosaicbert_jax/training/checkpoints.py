@@ -133,7 +133,7 @@ class Checkpoints:
         """
         self._wait()
         if self._failed:
-            raise UserError(f"{self._failed}; the same command does the steps since then again")
+            raise UserError(f"{self._failed}; the same command repeats the steps since then")
 
     def _wait(self) -> None:
         """Until the save that has begun is whole or has failed."""
@@ -224,7 +224,7 @@ class _LastDue(PreservationPolicy):
 
 
 def set_damaged_aside(workdir: pathlib.Path, say: Callable[[str], None]) -> None:
-    """Moves checkpoints newer than the last whole one to DAMAGED, so that a run goes on from that.
+    """Moves checkpoints newer than the last whole one to DAMAGED, so that a run resumes from that.
 
     Args:
       say: takes a line for each.
@@ -243,8 +243,8 @@ def set_damaged_aside(workdir: pathlib.Path, say: Callable[[str], None]) -> None
         if reasons:
             told = "; ".join(f"of step {step}, {reason}" for step, reason in reasons.items())
             raise UserError(
-                f"no checkpoint in {folder} is whole ({told}). Move the folder away to begin "
-                "anew, or put a copy of a whole one there"
+                f"no checkpoint in {folder} is whole ({told}). Move the folder away to train "
+                "from scratch, or put a copy of a whole one there"
             )
     for step, reason in reasons.items():
         aside = workdir / DAMAGED / f"{step}-{time.time_ns()}"

@@ -34,8 +34,8 @@ with launch.hidden("torch"):
 METRICS_FILE = "metrics.jsonl"
 _TENSORBOARD = "tensorboard"
 
-# Kinds of events. A checkpoint is written while training goes on, so that a row can only say that
-# saving has begun; a run that goes on from an earlier one drops the row.
+# Kinds of events. A checkpoint is written while training continues, so a row can only say that
+# saving has begun; a run that resumes from an earlier one drops the row.
 STARTED, RESUMED, SAVING, STOPPED, FINISHED = "started", "resumed", "saving", "stopped", "finished"
 ROLLED_BACK = "rolled back"  # its step is the one that the run went back to
 
@@ -47,7 +47,7 @@ class MetricsWriter:
 
     Args:
       workdir: the run's folder.
-      step: at which the run goes on; rows past it, of steps that are done again, are dropped.
+      step: at which the run resumes; later rows, of steps that are repeated, are dropped.
       say: takes a line for the terminal.
     """
 
@@ -138,7 +138,7 @@ class MetricsWriter:
 
     @contextlib.contextmanager
     def _failure_told(self, name: str) -> Iterator[None]:
-        """Says once that something cannot be written, until it can, and goes on."""
+        """Says once that something cannot be written, until it can, and continues."""
         try:
             yield
             self._failing.discard(name)
@@ -240,7 +240,7 @@ class Reporter:
 
     Args:
       writer: of the process that writes.
-      start: from where the run goes on.
+      start: from where the run resumes.
       peak: FLOP/s of all devices together, the denominator of MFU.
     """
 
@@ -295,7 +295,7 @@ class Reporter:
         """Reports the last step, waiting for it.
 
         Raises:
-          Diverged: training cannot go on from its loss.
+          Diverged: training cannot continue from its loss.
         """
         if self._pending is None:
             return

@@ -1,7 +1,7 @@
-"""What a loss must be for training to go on, and how a run goes on behind one that is not.
+"""When a loss has diverged, and what a run remembers to decide it.
 
 A run whose loss or gradient is not finite, or whose loss lies far above what it has lately been,
-goes back to its last checkpoint and leaves out the data from there to the batch in question. Both
+rolls back to its last checkpoint and skips the data from there to the batch in question. Both
 decisions follow from numbers that are alike in all processes and that checkpoints keep, so that a
 run that is done again, or interrupted, decides alike.
 """
@@ -83,8 +83,8 @@ class Health:
         )
 
 
-class Diverged(Exception):  # noqa: N818  the run may go on
-    """A step whose loss training cannot go on from.
+class Diverged(Exception):  # noqa: N818  the run may continue
+    """A step whose loss training cannot continue from.
 
     Attributes:
       progress: after that step; what it spent is spent.

@@ -24,7 +24,7 @@ Batch = dict[str, jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """What is learnt from a batch.
+    """What is learned from a batch.
 
     Attributes:
       sums: (model, batch, dropout_key) -> float32 sums over the batch: of the losses, and of what
@@ -80,7 +80,7 @@ class TrainState:
 
 
 def compiler_options(*, deterministic: bool, platform: str) -> dict[str, bool]:
-    """What XLA is told of a step that a platform runs.
+    """XLA's options for a step on a platform.
 
     Args:
       deterministic: equal programs on equal GPUs, and so equal bits after a restart. Autotuning

@@ -29,6 +29,6 @@ def test_the_first_commands_run_as_they_stand(dataset, tmp_path):
         },
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    labelled = re.findall(r"^(good|bad)\t0\.\d{4}\t(.*)$", done.stdout, re.M)
-    assert [text for _, text in labelled] == ["great law", "A wonderful film."]
+    labeled = re.findall(r"^(good|bad)\t0\.\d{4}\t(.*)$", done.stdout, re.M)
+    assert [text for _, text in labeled] == ["great law", "A wonderful film."]
     assert (tmp_path / "exported" / "reviews" / "model.safetensors").exists()

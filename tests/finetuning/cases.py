@@ -1,4 +1,4 @@
-"""What the tests of finetuning share: tiny models to start from, labelled files, train.py."""
+"""What the tests of finetuning share: tiny models to start from, labeled files, train.py."""
 
 import csv
 import dataclasses

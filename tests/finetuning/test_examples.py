@@ -1,4 +1,4 @@
-"""Reading labelled files and encoding them, and what is said of files that are wrong."""
+"""Reading labeled files and encoding them, and what is said of files that are wrong."""
 
 import gzip
 import json

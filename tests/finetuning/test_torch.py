@@ -25,10 +25,10 @@ def test_the_same_start_ends_with_the_same_scores(dataset, tmp_path, task, outpu
     model = BertForSequenceClassification(model_config, num_labels=outputs, rngs=nnx.Rngs(3))
     names = {"labels": ("bad", "good")} if outputs == 2 else {}
     save_model(model, tmp_path / "bert", tokenizer=dataset / "tokenizer.json", **names)
-    labelled = [(text, label if outputs == 2 else len(text) / 40) for text, label in sentences(200)]
+    labeled = [(text, label if outputs == 2 else len(text) / 40) for text, label in sentences(200)]
     config = recipe.get_config()
     config.task, config.init_from = task, str(tmp_path / "bert")
-    config.data.path = str(write_csv(tmp_path / "x.csv", labelled))
+    config.data.path = str(write_csv(tmp_path / "x.csv", labeled))
     config.data.max_seq_len, config.data.dev_fraction = 48, 0.2
     config.train.batch_size, config.train.duration = 8, "2ep"
     config.optimizer.learning_rate, config.optimizer.weight_decay = 1e-3, 1e-2

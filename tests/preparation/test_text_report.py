@@ -91,7 +91,9 @@ def test_unreadable_inputs_are_told(tmp_path, tokenizer):
     metadata = DatasetMetadata.load(tmp_path / "d")
     metadata = dataclasses.replace(metadata, skipped={"not JSON": 1200, "bad": 0})
     path.write_text(metadata.to_json())
-    assert "Could not be read and left out: not JSON (1,200).\n" in text_report(tmp_path / "d", [])
+    assert "Could not be read and was skipped: not JSON (1,200).\n" in text_report(
+        tmp_path / "d", []
+    )
 
 
 def test_histogram_is_exact_and_drawn_to_scale(tmp_path, tokenizer, texts):

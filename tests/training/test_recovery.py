@@ -310,7 +310,7 @@ def test_a_run_whose_last_checkpoint_cannot_be_written_fails(dataset, tmp_path, 
         assert train(tmp_path / "run", dataset, *SETTINGS, "train.duration=2ba") == 2
     said = capsys.readouterr()
     assert "the checkpoint of step 2 is not written" in said.err
-    assert "none is there yet; the same command does the steps since then again" in said.err
+    assert "none is there yet; the same command repeats the steps since then" in said.err
     assert not events(tmp_path / "run", "finished")
 
 
