@@ -1,9 +1,8 @@
-"""Reads weights from a file of torch.save, without torch and without executing any of it.
+"""Reads weights from a file of torch.save, without torch and without calling what the file names.
 
 Such a file is a zip archive with a pickle, which can name any function of any module for its reader
-to call, and beside it the bytes of the tensors. Here the pickle may name what a state dict is made
-of, and nothing else: an OrderedDict, the kinds of storage, and two functions that rebuild a tensor,
-in whose place stand our own.
+to call, and beside it the bytes of the tensors. This reader calls collections.OrderedDict and, in
+place of the two functions of torch that rebuild a tensor, our own. Any other name is an error.
 """
 
 import collections
