@@ -235,7 +235,7 @@ def run_words(
     }
     keys = {}
     for name, given in words.items():
-        config, _, _ = config_line.read(["x", f"--config={ROOT}/configs/{name}.py", *given])
+        config, _, _ = config_line.read_flags(["x", f"--config={ROOT}/configs/{name}.py", *given])
         keys[name] = sorted(_flat_keys(config.to_dict()))
     output = folder / "run"
 

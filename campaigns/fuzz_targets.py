@@ -117,7 +117,7 @@ def _use_tables(folder: pathlib.Path, output: pathlib.Path) -> None:
             "x", f"--config={ROOT}/configs/finetune.py", f"--config.data.path={folder / name}",
             f"--config.task={kind}", "--config.data.dev_fraction=0.3",
         ]  # fmt: skip
-        config, _, _ = config_line.read(line)
+        config, _, _ = config_line.read_flags(line)
         task = read_task(config)
         KINDS[kind].encode(task.train, tokenizer, task.target, 32)
 

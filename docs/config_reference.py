@@ -37,7 +37,7 @@ tokens, `3ep` epochs, `90s`, `45m` or `1.13h` of training time, `20usd` dollars 
 # The sources of each kind of config: a group whose function is its own, or "" for the tree itself.
 _SHARED = {
     "optimizer": (shared, "optimizer_settings"),
-    "recovery": (recovery, "settings"),
+    "recovery": (recovery, "recovery_settings"),
 }
 _KINDS = {
     "Pretraining": (lambda: pretraining.pretraining(BertConfig()), pretraining, "pretraining"),

@@ -74,10 +74,12 @@ def read_command(
     """The config, the workdir, and where results go, without an ending; `output` by default.
 
     Raises:
-      UserError: see `config_line.read`; or something is missing or too much.
+      UserError: see `config_line.read_flags`; or something is missing or too much.
     """
     mark = "--output="
-    config, folder, rest = config_line.read([word for word in words if not word.startswith(mark)])
+    config, folder, rest = config_line.read_flags(
+        [word for word in words if not word.startswith(mark)]
+    )
     if config is None or folder is None or rest:
         extra = f"; {' '.join(rest)} is not understood" if rest else ""
         raise UserError(f"give --config=FILE, --workdir=DIR and --config.data.path=DIR{extra}")

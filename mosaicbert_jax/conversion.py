@@ -7,8 +7,8 @@ from typing import Any
 from mosaicbert_jax.data.dataset import DatasetMetadata
 from mosaicbert_jax.errors import UserError
 from mosaicbert_jax.files import new_folder
-from mosaicbert_jax.interop.model_card import Finetuned, Source, Training
-from mosaicbert_jax.interop.reading import load_model
+from mosaicbert_jax.interop.model_card import DataSource, Finetuned, Training
+from mosaicbert_jax.interop.reading import read_model
 from mosaicbert_jax.interop.writing import save_model, write_tokenizer
 from mosaicbert_jax.modeling.heads import BertForMaskedLM
 from mosaicbert_jax.storage import workdir
@@ -56,7 +56,7 @@ def import_folder(
       UserError: weights that are not this model's, no tokenizer or one that does not fit, or an
         output that is there already.
     """
-    model = load_model(BertForMaskedLM, folder, renew=renew)
+    model = read_model(BertForMaskedLM, folder, renew=renew)
     encoder = load_tokenizer(tokenizer or folder)
     check_vocabulary(encoder, model.config.vocab_size, tokenizer or folder)
     with new_folder(output) as unfinished:
@@ -80,7 +80,7 @@ def _training(run: pathlib.Path, record: dict[str, Any], progress: dict[str, Any
         sequences=progress["sequences"],
         tokens=progress["tokens"],
         sources=[
-            Source(part["weight"], part["digest"], _texts(pathlib.Path(folder), part["digest"]))
+            DataSource(part["weight"], part["digest"], _texts(pathlib.Path(folder), part["digest"]))
             for part, folder in zip(parts, folders, strict=True)
         ],
         evaluation=_last_evaluation(run / METRICS_FILE, progress["step"]),

@@ -36,7 +36,7 @@ def _located(word: str) -> str:
     return f"--config={path}{match[2] or ''}"
 
 
-def read(words: list[str]) -> tuple[ConfigDict | None, str | None, list[str]]:
+def read_flags(words: list[str]) -> tuple[ConfigDict | None, str | None, list[str]]:
     """The config with its overrides, the workdir, and what else a command line has.
 
     Args:

@@ -45,13 +45,13 @@ def run(arguments: argparse.Namespace) -> None:
     """Runs the command."""
     import json
 
-    from mosaicbert_jax.commands.config_line import read
+    from mosaicbert_jax.commands.config_line import read_flags
     from mosaicbert_jax.planning.collectives import Links
-    from mosaicbert_jax.planning.command import PlanOptions, plan
     from mosaicbert_jax.planning.plan_report import text
+    from mosaicbert_jax.planning.planner import PlanOptions, plan
 
     words = [f"--config={arguments.config}", *arguments.overrides]
-    config, _, rest = read(["plan", *words])
+    config, _, rest = read_flags(["plan", *words])
     if rest:
         raise UserError(f"{' '.join(rest)} is not recognized")
     made = plan(

@@ -18,6 +18,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Runs the command."""
-    from mosaicbert_jax.reporting.command import report
+    from mosaicbert_jax.reporting.writing import report
 
     print(report(arguments.workdirs, arguments.output))

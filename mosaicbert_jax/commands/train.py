@@ -68,9 +68,9 @@ def parse(words: list[str]) -> tuple[ConfigDict, str]:
       words: the command line; the first is the program.
 
     Raises:
-      UserError: see `config_line.read`; or there is no config or no workdir.
+      UserError: see `config_line.read_flags`; or there is no config or no workdir.
     """
-    config, workdir, rest = config_line.read(words)
+    config, workdir, rest = config_line.read_flags(words)
     if config is None or workdir is None or rest:
         extra = f"; {' '.join(rest)} is not recognized" if rest else ""
         program = pathlib.Path(words[0]).name

@@ -66,7 +66,7 @@ def finetuning() -> ConfigDict:
                 "fsdp": 1,  # devices that divide the rows and the parameters
                 "tensor": 1,  # devices that divide attention heads and the feed-forward
             },
-            "recovery": recovery.settings(max_rollbacks=0, spike=0.0),
+            "recovery": recovery.recovery_settings(max_rollbacks=0, spike=0.0),
             "log": {
                 "every": 10,  # steps between rows of metrics.jsonl
                 "wandb_project": placeholder(str),  # of Weights & Biases, if wandb is installed

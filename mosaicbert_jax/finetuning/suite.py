@@ -112,7 +112,7 @@ def _one_by_one(runs: list[SuiteRun]) -> Iterator[SuiteRun]:
 
 def _tell(config: ConfigDict, folder: pathlib.Path) -> dict[str, Any]:
     """Writes and prints the results so far, and the test labels; returns the results."""
-    results = summary(config, folder)
+    results = suite_results(config, folder)
     write_results(folder, results)
     for name in results["tasks"]:
         _submit(folder, name, results)
@@ -120,7 +120,7 @@ def _tell(config: ConfigDict, folder: pathlib.Path) -> dict[str, Any]:
     return results
 
 
-def summary(config: ConfigDict, folder: pathlib.Path) -> dict[str, Any]:
+def suite_results(config: ConfigDict, folder: pathlib.Path) -> dict[str, Any]:
     """The scores of all runs that are done; a task's score is the mean over seeds and metrics."""
     tasks: dict[str, Any] = {}
     for name in TASKS:

@@ -27,7 +27,7 @@ _ARCHITECTURES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class DataSource:
     """A data set that a model was trained on.
 
     Attributes:
@@ -57,7 +57,7 @@ class Training:
     steps: int
     sequences: int
     tokens: int
-    sources: Sequence[Source]
+    sources: Sequence[DataSource]
     evaluation: dict[str, Any] | None
 
 

@@ -25,7 +25,7 @@ _MOST_LISTED = 20
 
 
 @dataclasses.dataclass(frozen=True)
-class StoredModel:
+class FolderContents:
     """What a folder holds.
 
     Attributes:
@@ -41,12 +41,12 @@ class StoredModel:
     of_tokens: bool
 
 
-def stored_model(folder: pathlib.Path) -> StoredModel:
-    """Describes the model in a folder; raises UserError as `load_model`."""
+def folder_contents(folder: pathlib.Path) -> FolderContents:
+    """Describes the model in a folder; raises UserError as `read_model`."""
     tensors = _read_tensors(folder)
     config, num_labels = read_config(folder, tensors)
     heads = {"pooler": "bert.pooler.dense.weight", "classifier": "classifier.weight"}
-    return StoredModel(
+    return FolderContents(
         config,
         frozenset(head for head, tensor in heads.items() if tensor in tensors),
         read_labels(folder, num_labels or 2),
@@ -54,7 +54,7 @@ def stored_model(folder: pathlib.Path) -> StoredModel:
     )
 
 
-def load_model(cls: type, folder: str | os.PathLike, *, renew: tuple[str, ...] = (), **options):
+def read_model(cls: type, folder: str | os.PathLike, *, renew: tuple[str, ...] = (), **options):
     """A model of class `cls` with the weights in `folder`; see `from_pretrained`."""
     folder = pathlib.Path(folder)
     tensors = _read_tensors(folder)

@@ -23,9 +23,9 @@ class PretrainedMixin:
             by name. Tensors of heads that this class doesn't have are ignored.
         """
         # Here and not above: modeling does not depend on interop, these two methods do.
-        from mosaicbert_jax.interop.reading import load_model
+        from mosaicbert_jax.interop.reading import read_model
 
-        return load_model(cls, folder, **options)
+        return read_model(cls, folder, **options)
 
     def save_pretrained(
         self, folder: str | os.PathLike, tokenizer: str | os.PathLike | None = None

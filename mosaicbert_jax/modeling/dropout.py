@@ -55,7 +55,7 @@ class Dropout:
     def at(cls, keys_B: Key[Array, "B"] | None, rate: float, *, layer: int, site: Site) -> Self:
         """From the rows' keys; no dropout if these are None or the rate is 0."""
         if keys_B is None or not rate:
-            return NO_DROPOUT
+            return cls()
         return cls(rate, site_keys(keys_B, layer, site))
 
 

@@ -24,7 +24,7 @@ PRICES = {"a100-40gb": 2.0, "a100-80gb": 2.5, "h100": 3.0, "h200": 3.5}
 
 
 @dataclasses.dataclass(frozen=True)
-class Figure:
+class Estimate:
     """A predicted figure.
 
     Attributes:
@@ -149,7 +149,7 @@ def _between_nodes(workload: Workload, profile: StepProfile, nodes: int) -> list
     return [Collective("all-reduce", gradients, 1, profile.microbatches, True, False)]
 
 
-def step_seconds(workload: Workload, profile: StepProfile, step: Step) -> Figure:
+def step_seconds(workload: Workload, profile: StepProfile, step: Step) -> Estimate:
     """How long a step takes.
 
     At the published efficiency: that of a step on one node, from which more nodes take it as far as
@@ -161,7 +161,7 @@ def step_seconds(workload: Workload, profile: StepProfile, step: Step) -> Figure
         on_one_node = slots * workload.token_flops / (mfu * workload.kind.peak_flops)
         published_seconds = on_one_node * step.seconds.middle
         published_seconds /= step_on(workload, profile, 1).seconds.middle
-    return Figure(step.seconds.fast, step.seconds.slow, published_seconds)
+    return Estimate(step.seconds.fast, step.seconds.slow, published_seconds)
 
 
 def run_slots(workload: Workload, duration: Duration) -> float | None:
@@ -184,7 +184,7 @@ def run_slots(workload: Workload, duration: Duration) -> float | None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Prediction:
+class RunPrediction:
     """A run on some nodes.
 
     Attributes:
@@ -197,17 +197,17 @@ class Prediction:
     nodes: int
     gpus: int
     step: Step
-    step_seconds: Figure
-    tokens_per_second: Figure
-    mfu: Figure
-    hours: Figure
-    dollars: Figure
-    sequences: Figure
+    step_seconds: Estimate
+    tokens_per_second: Estimate
+    mfu: Estimate
+    hours: Estimate
+    dollars: Estimate
+    sequences: Estimate
 
 
 def predict(
     workload: Workload, profile: StepProfile, duration: Duration, nodes: int
-) -> Prediction | None:
+) -> RunPrediction | None:
     """The whole run on so many nodes; None if the batch does not divide so."""
     step = step_on(workload, profile, nodes)
     if step is None:
@@ -226,7 +226,7 @@ def predict(
         hours = each.map(lambda seconds: steps * seconds / 3600)
         sequences = each.map(lambda _: slots / workload.slots_per_sequence)
     peak = gpus * workload.kind.peak_flops
-    return Prediction(
+    return RunPrediction(
         nodes=nodes,
         gpus=gpus,
         step=step,
@@ -245,11 +245,11 @@ class Bought:
 
     dollars: float
     hours: float
-    tokens: Figure
-    sequences: Figure
+    tokens: Estimate
+    sequences: Estimate
 
 
-def buy(workload: Workload, prediction: Prediction, dollars: float) -> Bought:
+def buy(workload: Workload, prediction: RunPrediction, dollars: float) -> Bought:
     """What a budget buys on the nodes of a prediction."""
     hours = dollars / (workload.price * prediction.gpus)
     tokens = prediction.tokens_per_second.map(lambda rate: rate * hours * 3600)
@@ -257,7 +257,9 @@ def buy(workload: Workload, prediction: Prediction, dollars: float) -> Bought:
     return Bought(dollars, hours, tokens, sequences)
 
 
-def gpu_hours_of(workload: Workload, profile: StepProfile, point: published.Point) -> Figure | None:
+def gpu_hours_of(
+    workload: Workload, profile: StepProfile, point: published.Point
+) -> Estimate | None:
     """What a published run of this model would take here, in hours on its GPUs."""
     nodes = point.gpus // workload.devices
     if point.sequences is None or point.gpus % workload.devices or point.gpu != workload.gpu:

@@ -8,8 +8,8 @@ from mosaicbert_jax.planning.collectives import seconds
 from mosaicbert_jax.planning.gpu_time import Range, timing_of
 from mosaicbert_jax.planning.plan import (
     Bought,
-    Figure,
-    Prediction,
+    Estimate,
+    RunPrediction,
     Workload,
     gpu_hours_of,
 )
@@ -44,11 +44,11 @@ class Plan:
     limit: int
     largest: int | None
     measured: dict[int, int]
-    predictions: dict[int, Prediction | None]
+    predictions: dict[int, RunPrediction | None]
     bought: Bought | None
 
     @property
-    def first(self) -> Prediction:
+    def first(self) -> RunPrediction:
         """On the first number of nodes, which the step was compiled for."""
         first = self.predictions[self.workload.nodes]
         assert first is not None, "the step was compiled for it"
@@ -68,7 +68,7 @@ class Plan:
         ]
         return record
 
-    def points(self) -> list[tuple[published.Point, Figure | None]]:
+    def points(self) -> list[tuple[published.Point, Estimate | None]]:
         """The published runs of this model on this GPU, with the hours predicted for each."""
         return [
             (point, gpu_hours_of(self.workload, self.profile, point))
@@ -242,7 +242,7 @@ def _model_of_time(plan: Plan) -> str:
     )
 
 
-def _ends(heading: str, figure: Figure) -> tuple[str, ...]:
+def _ends(heading: str, figure: Estimate) -> tuple[str, ...]:
     """The heading of a table of figures."""
     return heading, "fast", "slow", *([] if figure.published is None else [_AS_PUBLISHED])
 
@@ -250,7 +250,7 @@ def _ends(heading: str, figure: Figure) -> tuple[str, ...]:
 _AS_PUBLISHED = "as fast as the published runs"
 
 
-def _row(name: str, figure: Figure, shown: str) -> tuple[str, ...]:
+def _row(name: str, figure: Estimate, shown: str) -> tuple[str, ...]:
     ends = (figure.fast, figure.slow, figure.published)
     return name, *(shown.format(end) for end in ends if end is not None)
 
@@ -294,7 +294,7 @@ def scaling(plan: Plan) -> str:
     return f"{_table(*rows)}\n\nFast .. slow; the batch is the same everywhere."
 
 
-def _pair(figure: Figure, scale: float, shown: str) -> str:
+def _pair(figure: Estimate, scale: float, shown: str) -> str:
     return f"{shown.format(figure.fast * scale)} .. {shown.format(figure.slow * scale)}"
 
 

@@ -20,10 +20,10 @@ from mosaicbert_jax.data.dataset import METADATA_FILE, DatasetMetadata, SplitRec
 from mosaicbert_jax.errors import UserError
 from mosaicbert_jax.files import write_atomically, write_synced
 from mosaicbert_jax.parallel import ordered_map
+from mosaicbert_jax.preparation.description import describe_dataset
 from mosaicbert_jax.preparation.duplicates import SeenKeys
 from mosaicbert_jax.preparation.inputs import Inputs, Reading
 from mosaicbert_jax.preparation.shards import ShardWriter
-from mosaicbert_jax.preparation.summary import summary
 from mosaicbert_jax.preparation.text_report import text_report
 from mosaicbert_jax.preparation.unfinished import (
     Workspace,
@@ -141,7 +141,7 @@ def prepare(options: PrepareOptions, say: Callable[[str], None] = print) -> Data
             with workspace(output, recorded, inputs.stamps()) as work:
                 metadata = _build(work, options, recorded, inputs, given, say)
             metadata = dataclasses.replace(metadata, folder=output)
-            for line in summary(metadata, work.progress.skipped_places):
+            for line in describe_dataset(metadata, work.progress.skipped_places):
                 say(line)
         if options.report:
             _report(metadata, inputs, options, other, say)

@@ -3,7 +3,7 @@
 Beside the output NAME there is `.NAME.partial` until the data set is whole:
 
     lock                  held by the process that works there; it goes with the process
-    progress.json         `Progress`, rewritten whole after each pair of shards
+    progress.json         `Finished`, rewritten whole after each pair of shards
     keys-00000.npy        the digests of the documents in these shards
     data/                 the finished shards; becomes NAME
 """
@@ -45,7 +45,7 @@ class SplitProgress:
 
 
 @dataclasses.dataclass
-class Progress:
+class Finished:
     """What is finished, and where the rest begins: at block `block` of file `file`.
 
     Attributes:
@@ -70,7 +70,7 @@ class Progress:
     key_files: int = 0
 
     @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> "Progress":
+    def from_json(cls, record: Mapping[str, Any]) -> "Finished":
         splits = {
             name: SplitProgress(
                 **{**split, "shards": tuple(ShardRecord(**shard) for shard in split["shards"])}
@@ -110,7 +110,7 @@ class Workspace:
     def __init__(self, folder: Path, identity: Mapping[str, Any], stamps: Sequence[FileStamp]):
         self.folder = folder
         self.data = folder / "data"
-        self.progress = Progress()
+        self.progress = Finished()
         self._identity = dict(identity)
         self._stamps = list(stamps)
         if (folder / _PROGRESS_FILE).is_file() and self.data.is_dir():
@@ -159,7 +159,7 @@ class Workspace:
         advice = f"remove {self.folder} to start from scratch"
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
-            progress = Progress.from_json(record["progress"])
+            progress = Finished.from_json(record["progress"])
             stamps = [FileStamp(*stamp) for stamp in record["stamps"]]
             identity = dict(record["identity"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:

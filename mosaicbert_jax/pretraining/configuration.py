@@ -76,7 +76,7 @@ def pretraining(model: BertConfig) -> ConfigDict:
                 "fsdp": 1,  # devices that divide the rows and the parameters
                 "tensor": 1,  # devices that divide attention heads and the feed-forward
             },
-            "recovery": recovery.settings(max_rollbacks=3, spike=10.0),
+            "recovery": recovery.recovery_settings(max_rollbacks=3, spike=10.0),
             "log": {
                 "every": 10,  # steps between rows of metrics.jsonl
                 "wandb_project": placeholder(str),  # of Weights & Biases, if wandb is installed

@@ -14,7 +14,7 @@ from mosaicbert_jax.training.sharding import place_batch
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluation:
+class MaskedLMScores:
     """Means over all predicted tokens.
 
     Attributes:
@@ -50,7 +50,7 @@ def evaluate(
     *,
     vocab_size: int,
     max_tokens: int,
-) -> Evaluation:
+) -> MaskedLMScores:
     """Goes through a stream of batches, or its first `max_tokens` tokens.
 
     Args:
@@ -69,7 +69,7 @@ def evaluate(
     totals = {name: sum(float(s[name]) for s in jax.device_get(sums)) for name in sums[0]}
     predictions = max(totals["predictions"], 1.0)
     label_counts_V = hosts.summed(label_counts_V.astype(np.int32))  # each counted its own rows
-    return Evaluation(
+    return MaskedLMScores(
         loss=totals["loss"] / predictions,
         masked_accuracy=totals["correct"] / predictions,
         commonest_accuracy=float(label_counts_V.max() / predictions),

@@ -18,7 +18,7 @@ from mosaicbert_jax.data.pipeline import Batch, Position, batches
 from mosaicbert_jax.errors import UserError
 from mosaicbert_jax.modeling.config import BertConfig
 from mosaicbert_jax.pretraining import configuration, microbatch
-from mosaicbert_jax.pretraining.evaluation import Evaluation, evaluate
+from mosaicbert_jax.pretraining.evaluation import MaskedLMScores, evaluate
 from mosaicbert_jax.pretraining.opening import (
     SEEN_FILE,
     describe_data,
@@ -198,7 +198,7 @@ class Pretraining(Run):
     def _evaluation_step(self) -> jax.stages.Wrapped:
         return jax.jit(functools.partial(evaluation_step, graph=self.graph))
 
-    def evaluate(self, params: Any) -> Evaluation | None:
+    def evaluate(self, params: Any) -> MaskedLMScores | None:
         """Masked-language-model loss and accuracy on the validation split, if there is one."""
         if self.validation is None:
             return None

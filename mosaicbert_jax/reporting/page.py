@@ -44,7 +44,7 @@ def page(runs: Sequence[History], suites: Sequence[Suite], now: datetime.datetim
     Args:
       now: when it is written.
     """
-    names = [one.name for one in (*runs, *suites)]
+    names = [*(run.name for run in runs), *(suite.name for suite in suites)]
     title = names[0] if len(names) == 1 else f"{len(names)} runs"
     state = f'<span class="state">{text(runs[0].state)}</span>' if names == [title] and runs else ""
     parts = [f"<h1>{text(title)}{state}</h1>"]

@@ -10,7 +10,7 @@ from mosaicbert_jax.storage import workdir
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
+class TaskScores:
     """A task whose runs are all finished.
 
     Attributes:
@@ -41,7 +41,7 @@ class Suite:
     """
 
     name: str
-    tasks: list[Task]
+    tasks: list[TaskScores]
     mean: float | None
     is_complete: bool
     runs: list[History]
@@ -94,11 +94,11 @@ def _parts(folder: pathlib.Path) -> list[pathlib.Path]:
     return sorted(found, key=lambda place: (len(place.name), place.name))
 
 
-def _task(name: str, found: dict[str, Any]) -> Task:
+def _task(name: str, found: dict[str, Any]) -> TaskScores:
     seeds = list(found["seeds"].values())
     metrics = {
         key: sum(scores[key] for scores in seeds) / len(seeds)
         for key in seeds[0]
         if not key.startswith("loss")
     }
-    return Task(name, float(found["score"]), len(seeds), metrics)
+    return TaskScores(name, float(found["score"]), len(seeds), metrics)

@@ -13,7 +13,7 @@ from flax import nnx
 from tokenizers import Tokenizer
 
 from mosaicbert_jax.errors import UserError
-from mosaicbert_jax.interop.reading import load_model, stored_model
+from mosaicbert_jax.interop.reading import folder_contents, read_model
 from mosaicbert_jax.modeling.config import BertConfig, resolved_dtype
 from mosaicbert_jax.modeling.heads import (
     BertForMaskedLM,
@@ -99,7 +99,7 @@ def open_model(place: pathlib.Path | str, step: int | None = None) -> StoredMode
         raise UserError(f"{place} is neither a run nor a Hugging Face folder: no config.json in it")
     if step is not None:
         raise UserError(f"step {step} is given, but {place} has no checkpoints")
-    stored = stored_model(place)
+    stored = folder_contents(place)
     target = None
     if "classifier" in stored.heads:
         target = Target.of_names(stored.labels, of_tokens=stored.of_tokens)
@@ -146,9 +146,9 @@ class _Folder(StoredModel):
     def load(self) -> nnx.Module:
         dtype = resolved_dtype("auto")
         if self.target is None:
-            return load_model(BertForMaskedLM, self.place, dtype=dtype)
+            return read_model(BertForMaskedLM, self.place, dtype=dtype)
         missing = tuple(head for head in heads_of(self.target) if head not in self.heads)
-        return load_model(
+        return read_model(
             model_class(self.target),
             self.place,
             renew=missing,
@@ -158,12 +158,12 @@ class _Folder(StoredModel):
 
     def params(self, abstract: dict[str, Any]) -> dict[str, Any]:
         if "head" in abstract:
-            model = load_model(BertForMaskedLM, self.place)
+            model = read_model(BertForMaskedLM, self.place)
         else:
             target = self.target or Target(CLASSIFICATION, ("0", "1"))
             random = tuple(part for part in heads_of(target) if part not in abstract)
             outputs = target.outputs
-            model = load_model(model_class(target), self.place, renew=random, num_labels=outputs)
+            model = read_model(model_class(target), self.place, renew=random, num_labels=outputs)
         found = nnx.to_pure_dict(nnx.state(model, nnx.Param))
         return jax.tree.map(
             lambda like, x: jax.device_put(np.asarray(x), like.sharding),

@@ -20,7 +20,7 @@ _DECAY = 0.99  # of the running mean and variance
 _FIRST = 100  # losses after which the spread is known well enough to judge by
 
 
-def settings(*, max_rollbacks: int, spike: float) -> dict[str, Any]:
+def recovery_settings(*, max_rollbacks: int, spike: float) -> dict[str, Any]:
     """The group `recovery`."""
     return {
         "max_rollbacks": max_rollbacks,  # of a run before it stops; 0 stops at once

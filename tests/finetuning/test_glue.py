@@ -12,7 +12,7 @@ from mosaicbert_jax import UserError
 from mosaicbert_jax.data.pipeline import Position
 from mosaicbert_jax.finetuning import glue
 from mosaicbert_jax.finetuning.configuration import glue as glue_config
-from mosaicbert_jax.finetuning.suite import origin_of, summary, table
+from mosaicbert_jax.finetuning.suite import origin_of, suite_results, table
 from mosaicbert_jax.storage.opening import load_run
 from mosaicbert_jax.training import checkpoints
 from mosaicbert_jax.training.durations import Progress
@@ -302,7 +302,7 @@ def test_means_over_seeds_and_metrics_and_then_over_tasks(tmp_path):
     done("mrpc", 19, accuracy=0.6, f1=0.8)
     done("mrpc", 717, accuracy=0.8, f1=1.0)
     done("rte", 19, accuracy=1.0)
-    results = summary(config, tmp_path)
+    results = suite_results(config, tmp_path)
     assert {name: task["score"] for name, task in results["tasks"].items()} == {
         "mnli": pytest.approx(0.6), "mrpc": pytest.approx(0.8)
     }  # fmt: skip

@@ -12,7 +12,7 @@ import pytest
 from mosaicbert_jax import BertConfig
 from mosaicbert_jax.commands.cli import main
 from mosaicbert_jax.errors import UserError
-from mosaicbert_jax.planning import command, gpu_time, picture, published
+from mosaicbert_jax.planning import gpu_time, picture, planner, published
 from mosaicbert_jax.planning.collectives import Collective, Links
 from mosaicbert_jax.planning.gpu_time import Range
 from mosaicbert_jax.planning.gpus import GPUS
@@ -283,7 +283,7 @@ def answer_of(order) -> dict:
 
 
 def test_what_does_not_fit_is_said(monkeypatch, capsys):
-    monkeypatch.setattr(command, "_compiled", answer_of)
+    monkeypatch.setattr(planner, "_compiled", answer_of)
     out = run_plan(monkeypatch, capsys, *TINY, "--nodes", "1", "3", "--memory-fraction", "0.5")
     # Half of 85.10 GB, less a tenth.
     assert "| available (does NOT fit)               | 38.30 |" in out
@@ -296,7 +296,7 @@ def test_what_does_not_fit_is_said(monkeypatch, capsys):
 
 
 def test_a_gpu_of_which_nothing_is_published(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(command, "_compiled", answer_of)
+    monkeypatch.setattr(planner, "_compiled", answer_of)
     drawn = tmp_path / "plan.png"
     words = ("--gpu", "h100", "--nodes", "1", "2", "--budget", "5", "--picture", str(drawn))
     out = run_plan(monkeypatch, capsys, *TINY, *words)
@@ -308,7 +308,7 @@ def test_a_gpu_of_which_nothing_is_published(monkeypatch, capsys, tmp_path):
 
 @pytest.mark.parametrize("gpu", ["a100-80gb", "h100"])
 def test_the_picture_has_a_line_a_figure(gpu, monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(command, "_compiled", answer_of)
+    monkeypatch.setattr(planner, "_compiled", answer_of)
     labels = []
     plot = picture.Figure.savefig
 
@@ -327,7 +327,7 @@ def test_the_picture_has_a_line_a_figure(gpu, monkeypatch, capsys, tmp_path):
 
 @pytest.mark.parametrize("gpu", sorted(set(GPUS) - set(PRICES)))
 def test_a_gpu_without_a_default_price_needs_one(gpu, monkeypatch, capsys):
-    monkeypatch.setattr(command, "_compiled", answer_of)
+    monkeypatch.setattr(planner, "_compiled", answer_of)
     with pytest.raises(SystemExit, match="2"):
         main(["plan", *TINY, "--gpu", gpu])
     assert capsys.readouterr().err == (
@@ -366,7 +366,7 @@ def test_the_help_names_every_gpu(capsys):
     ],
 )
 def test_mistakes_are_said_before_anything_is_compiled(words, message, monkeypatch, capsys):
-    monkeypatch.setattr(command, "_compiled", pytest.fail)
+    monkeypatch.setattr(planner, "_compiled", pytest.fail)
     with pytest.raises(SystemExit, match="2"):
         main(["plan", *TINY, *words])
     lines = capsys.readouterr().err.splitlines()
@@ -381,7 +381,7 @@ def test_finetuning_has_no_plan(monkeypatch, capsys):
 
 
 def test_the_answer_of_the_compiler_may_be_an_error(monkeypatch, capsys):
-    monkeypatch.setattr(command, "run_there", lambda *words: 'noise\n{"error": "too wide"}\n')
+    monkeypatch.setattr(planner, "run_there", lambda *words: 'noise\n{"error": "too wide"}\n')
     with pytest.raises(SystemExit, match="2"):
         main(["plan", *TINY])
     assert capsys.readouterr().err == "error: too wide\n"

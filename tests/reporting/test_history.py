@@ -105,7 +105,7 @@ def test_results_that_cannot_be_read(tmp_path, results):
 def test_looking_needs_no_device():
     """A page is written beside a run that has all of a GPU's memory."""
     code = (
-        "import mosaicbert_jax.reporting.command, jax._src.xla_bridge as bridge;"
+        "import mosaicbert_jax.reporting.writing, jax._src.xla_bridge as bridge;"
         "assert not bridge.backends_are_initialized()"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -7,7 +7,7 @@ from mosaicbert_jax.data.dataset import DatasetMetadata
 _SOURCES_SHOWN = 10
 
 
-def summary(metadata: DatasetMetadata, skipped_places: Sequence[str]) -> list[str]:
+def describe_dataset(metadata: DatasetMetadata, skipped_places: Sequence[str]) -> list[str]:
     """What became of the inputs, for the terminal.
 
     Args:
