@@ -7,7 +7,6 @@ the column counted. So no mesh, host count or microbatch changes which elements 
 
 import dataclasses
 import enum
-from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -52,10 +51,12 @@ class Dropout:
     keys_B: Key[Array, "B"] | None = None
 
     @classmethod
-    def at(cls, keys_B: Key[Array, "B"] | None, rate: float, *, layer: int, site: Site) -> Self:
+    def at(
+        cls, keys_B: Key[Array, "B"] | None, rate: float, *, layer: int, site: Site
+    ) -> "Dropout":
         """From the rows' keys; no dropout if these are None or the rate is 0."""
         if keys_B is None or not rate:
-            return cls()
+            return NO_DROPOUT
         return cls(rate, site_keys(keys_B, layer, site))
 
 
