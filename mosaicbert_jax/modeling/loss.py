@@ -79,9 +79,8 @@ def _chunk(hidden_BPE, table_VE, bias_V, labels_BP, weights_BP, with_gradients):
     dtype = hidden_BPE.dtype
     hidden_NE = hidden_BPE.reshape(-1, hidden_BPE.shape[-1])
     labels_N, weights_N = labels_BP.reshape(-1), weights_BP.reshape(-1)
-    # In bfloat16 as their gradient is: that is half of what moves here, and the gradient of the
-    # whole model is no further from float32's for it (benchmarks/results/gpu_roofline.md). Those of
-    # an evaluation are float32, as in bfloat16 two highest logits are often equal.
+    # In bfloat16, as their gradient is, which halves what moves here. Those of an evaluation are
+    # float32, as in bfloat16 two highest logits are often equal.
     logits_dtype = dtype if with_gradients else jnp.float32
     logits_NV = jnp.einsum("ne,ve->nv", hidden_NE, table_VE, preferred_element_type=logits_dtype)
     logits_NV += bias_V.astype(logits_dtype)
