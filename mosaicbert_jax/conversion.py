@@ -22,7 +22,7 @@ def export_run(run: pathlib.Path, output: pathlib.Path, step: int | None = None)
     """Writes a run's model, of its last checkpoint or the one at `step`, as a Hugging Face folder.
 
     Raises:
-      UserError: no run, no such checkpoint, or an output that is there already.
+      UserError: no run, no such checkpoint, or an output that exists.
     """
     stored = open_model(run, step)
     record = workdir.read_record(run)
@@ -54,7 +54,7 @@ def import_folder(
 
     Raises:
       UserError: weights that are not this model's, no tokenizer or one that does not fit, or an
-        output that is there already.
+        output that exists.
     """
     model = read_model(BertForMaskedLM, folder, renew=renew)
     encoder = load_tokenizer(tokenizer or folder)

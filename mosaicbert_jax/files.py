@@ -56,7 +56,7 @@ def new_folder(path: Path) -> Iterator[Path]:
       UserError: there is something at `path` already, other than an empty folder.
     """
     if os.path.lexists(path) and (path.is_symlink() or not path.is_dir() or any(path.iterdir())):
-        raise UserError(f"{path} is there already; give the name of a new folder")
+        raise UserError(f"{path} already exists; give a new folder")
     path = path.absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")

@@ -71,7 +71,7 @@ class FillMask:
         """
         parts = text.split(MASK)
         if len(parts) == 1:
-            raise UserError(f"{text!r} has no {MASK}; put one where a word is to be guessed")
+            raise UserError(f"{text!r} has no {MASK}; put one where a word is to be predicted")
         tokens = [self._ids.cls]
         for index, part in enumerate(encode_texts(self._tokenizer, parts)):
             tokens += ([self._ids.mask] if index else []) + part.tolist()

@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--on-error",
         choices=["stop", "skip"],
         default="stop",
-        help="at input that can't be read: say where and stop, or leave it out and count it",
+        help="at input that can't be read: say where and stop, or skip and count it",
     )
     parser.add_argument("--workers", type=int, help="processes; the default is one a core")
     parser.add_argument(

@@ -85,7 +85,7 @@ class Mixture:
             if not places:
                 raise UserError(
                     f"the share of {folder} is below one of the mixture's {len(mixture):,} "
-                    "sequences: raise its weight or leave it out"
+                    "sequences: raise its weight or remove it"
                 )
         return mixture
 
@@ -197,7 +197,7 @@ def _check(datasets: Sequence[TokenDataset], weights: Sequence[float]) -> None:
             )
         if not len(dataset):
             raise UserError(
-                f"{dataset.metadata.folder}: the data set has no sequences: leave it out, or "
+                f"{dataset.metadata.folder}: the data set has no sequences: remove it, or "
                 "prepare it from a text that has some"
             )
     first = datasets[0].metadata

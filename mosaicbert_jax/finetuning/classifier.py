@@ -36,8 +36,8 @@ class Classifier:
         origin = open_model(folder)
         if origin.target is None:
             raise UserError(
-                f"{folder} has no classifier; finetune it with train.py --config="
-                f"configs/finetune.py --config.init_from={folder}"
+                f"{folder} has no classifier; finetune it with "
+                f"`mosaicbert train --config finetune --config.init_from={folder}`"
             )
         self.target, self.kind = origin.target, KINDS[origin.target.kind]
         self._tokenizer = origin.tokenizer

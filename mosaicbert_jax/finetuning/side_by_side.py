@@ -36,7 +36,7 @@ def side_by_side(runs: Sequence[SuiteRun], processes: int) -> Iterator[SuiteRun]
             while free and (run := _next(left, is_idle=not children)) is not None:
                 left.remove(run)
                 children.append(_Child(run, free.pop(0)))
-                print(f"\n{run}: {children[-1].log} tells how it goes", flush=True)
+                print(f"\n{run}: {children[-1].log} has its output", flush=True)
             ended = [child for child in children if child.process.poll() is not None]
             for child in ended:
                 children.remove(child)
@@ -120,5 +120,5 @@ class _Child:
         last = self.log.read_text(errors="replace").rstrip().rpartition("\n")[2]
         raise UserError(
             f"{self.run.task}, seed {self.run.seed}: {last.removeprefix('error: ')} "
-            f"(status {self.process.returncode}; {self.log} has all that it said)"
+            f"(status {self.process.returncode}; {self.log} has its output)"
         )

@@ -147,8 +147,8 @@ class _Unpickler(pickle.Unpickler):
             case "torch._utils", "_rebuild_tensor_v2" | "_rebuild_parameter":
                 return _Rebuild(name)
         raise UserError(
-            f"{self._archive.path}: names {module}.{name}, which weights do not need; nothing of "
-            "the file was executed. Is it a whole training checkpoint? Save its state dict alone"
+            f"{self._archive.path}: names {module}.{name}, which weights do not need; it was "
+            "not called. Is it a whole training checkpoint? Save its state dict alone"
         )
 
     def persistent_load(self, pid: Any) -> np.ndarray:

@@ -183,9 +183,7 @@ def _compiled(order: Order) -> dict:
             "mosaicbert_jax.planning.compiled_plan", json.dumps(dataclasses.asdict(order))
         )
     except subprocess.CalledProcessError as error:
-        raise UserError(
-            "the step could not be compiled; what the compiler said stands above"
-        ) from error
+        raise UserError("the step could not be compiled; the compiler's output is above") from error
     answer = json.loads(said.splitlines()[-1])
     if "error" in answer:
         raise UserError(answer["error"])

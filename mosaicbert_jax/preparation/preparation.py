@@ -229,7 +229,7 @@ def _existing(output: Path, recorded: dict[str, Any], inputs: Inputs) -> Dataset
         if metadata.options.get(name) != value:
             raise UserError(
                 f"{output}: a data set with {name} = {metadata.options.get(name)!r} is there, and "
-                f"{value!r} is asked for; {advice}"
+                f"{value!r} is given; {advice}"
             )
     there = [source.sha256 for source in metadata.sources]
     asked = inputs.digests()

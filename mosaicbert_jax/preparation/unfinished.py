@@ -168,7 +168,7 @@ class Workspace:
             if identity.get(name) != value:
                 raise UserError(
                     f"{self.folder}: an unfinished preparation with {name} = "
-                    f"{identity.get(name)!r} is there, and {value!r} is asked for; give that "
+                    f"{identity.get(name)!r} is there, and {value!r} is given; give that "
                     f"again to resume it, or {advice}"
                 )
         begun = len(stamps) if identity["tokenizer"] == "trained" else progress.file

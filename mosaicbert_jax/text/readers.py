@@ -45,7 +45,7 @@ def blocks(file: InputFile, field: str, tally: Tally) -> Iterator[Block | Proble
             is_empty = False
             yield block
         if is_empty:
-            yield Problem(str(file.path), "empty file", "no text in it; leave it out or fill it")
+            yield Problem(str(file.path), "empty file", "no text in it; remove it, or add text")
     except BrokenStreamError as error:
         yield Problem(str(file.path), error.kind, str(error))
     except OSError as error:

@@ -52,7 +52,7 @@ def ragged(place: str, record: list[str], header: list[str]) -> Problem:
     return Problem(
         place,
         "ragged row",
-        f"fields: {len(record)} in this row, {len(header)} in the header; mend the row, and quote "
+        f"fields: {len(record)} in this row, {len(header)} in the header; fix the row, and quote "
         "fields that hold the separator",
     )
 

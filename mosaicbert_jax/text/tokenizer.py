@@ -315,7 +315,7 @@ def _load_vocab(path: Path, lowercase: bool | None, **options) -> Tokenizer:
         if not entry:
             raise UserError(f"{path}:{line}: an empty line; a vocab.txt has one entry a line")
         if entry in vocab:
-            raise UserError(f"{path}:{line}: {entry!r} stands on line {vocab[entry] + 1} already")
+            raise UserError(f"{path}:{line}: {entry!r} is already on line {vocab[entry] + 1}")
         vocab[entry] = line - 1
     if lowercase is None:
         lowercase = not any(entry != entry.lower() for entry in entries if entry[0] != "[")

@@ -212,8 +212,8 @@ def test_mistakes_end_with_one_line(run, exported, tmp_path, capsys):
     )
     assert "is a run, which has its" in refused(capsys, run, "--output", out, "--renew-head")
     assert "--step is for runs" in refused(capsys, exported, "--output", out, "--step", 2)
-    assert "is there already" in refused(capsys, run, "--output", exported)
-    assert "is there already" in refused(capsys, exported, "--output", run)
+    assert "already exists" in refused(capsys, run, "--output", exported)
+    assert "already exists" in refused(capsys, exported, "--output", run)
     assert not out.exists()
 
     bare = tmp_path / "bare"

@@ -154,7 +154,7 @@ def test_same_again_is_kept_and_anything_else_refused(tmp_path, options):
     assert prepare(options, said.append) == first
     assert "up to date" in said[0]
     for change, message in (
-        ({"max_seq_len": 64}, "max_seq_len = 128 is there, and 64 is asked for"),
+        ({"max_seq_len": 64}, "max_seq_len = 128 is there, and 64 is given"),
         ({"vocab_size": 99}, "vocab_size = 30522"),
         ({"validation_fraction": 0.1}, "validation_fraction"),
         ({"lowercase": False}, "lowercase"),

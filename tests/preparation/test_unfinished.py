@@ -131,7 +131,7 @@ def test_killed_and_run_again_gives_the_same_bytes(options, expected, where):
     assert contents(options.output) == expected
     assert not partial(options).exists()
     if not was_finished:
-        assert "going on with the unfinished preparation" in said[0]
+        assert "resuming the unfinished preparation" in said[0]
         # What is told counts all, not only what was done since.
         assert any("skipped what can't be read: 3 not JSON" in line for line in said)
     assert_whole(options.output)
@@ -236,7 +236,7 @@ def test_ctrl_c_keeps_what_is_finished(options, expected, monkeypatch):
 
 def test_a_full_disk_is_a_user_error_and_loses_nothing(options, expected, monkeypatch):
     full = OSError(28, "No space left on device")
-    with pytest.raises(UserError, match=r"No space left on device.*run it again to go on"):
+    with pytest.raises(UserError, match=r"No space left on device.*run it again to resume"):
         interrupted(options, monkeypatch, saves=4, error=full)
     prepare(options, silent)
     assert contents(options.output) == expected
@@ -263,7 +263,7 @@ def test_other_options_and_other_inputs_are_refused(options, tmp_path, monkeypat
         interrupted(options, monkeypatch, saves=3)
     before = contents(partial(options) / "data")
     for change, message in (
-        ({"vocab_size": 99}, r"unfinished preparation with vocab_size = 120 .* 99 is asked for"),
+        ({"vocab_size": 99}, r"unfinished preparation with vocab_size = 120 .* 99 is given"),
         ({"on_error": "stop"}, "on_error = 'skip'"),
         ({"inputs": options.inputs * 2}, "of 3 files is there, and 6 are given"),
     ):

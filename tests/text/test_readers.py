@@ -107,7 +107,7 @@ def test_json_lines(tmp_path):
         ("a.jsonl", '{"text": 3}', "not a string", "a.jsonl:1: field 'text' holds int, not"),
         ("a.jsonl", '{"text": null}', "not a string", "a.jsonl:1: field 'text' holds NoneType"),
         ("a.jsonl", '{"text": "a\\ud83d"}', "lone surrogate", "a.jsonl:1: field 'text' has a lone"),
-        ("a.txt", "", "empty file", "a.txt: no text in it; leave it out or fill it"),
+        ("a.txt", "", "empty file", "a.txt: no text in it; remove it, or add text"),
         ("a.txt", " \n\n", "empty file", "a.txt: no text in it"),
         ("a.txt", b"\xef\xbb\xbf\r\n", "empty file", "a.txt: no text in it"),
         ("a.jsonl", "\n", "empty file", "a.jsonl: no text in it"),

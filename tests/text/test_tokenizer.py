@@ -168,7 +168,7 @@ def test_tokenizer_json_that_could_not_encode(tmp_path, uncased):
 def test_damaged_vocab(tmp_path):
     with pytest.raises(UserError, match=r"vocab\.txt:105: an empty line"):
         load_tokenizer(write_vocab(tmp_path / "vocab.txt", ["", "the"]))
-    with pytest.raises(UserError, match=r"vocab\.txt:106: 'the' stands on line 105 already"):
+    with pytest.raises(UserError, match=r"vocab\.txt:106: 'the' is already on line 105"):
         load_tokenizer(write_vocab(tmp_path / "vocab.txt", ["the", "the"]))
 
 
