@@ -120,11 +120,12 @@ def table(config: ConfigDict, known: dict[str, str]) -> str:
     """
     rows, missing = [], []
     for key, value in _leaves(config):
-        if key.startswith("recipes."):
-            continue
-        said = known.get(key, "")
+        is_recipe = key.startswith("recipes.")
+        said = known.get(f"recipes.TASK.{key.rpartition('.')[2]}" if is_recipe else key, "")
         if not said:
             missing.append(key)
+        if is_recipe:
+            continue  # they have a table of their own
         said = (said[:1].upper() + said[1:]).removesuffix(".")
         rows.append(f"| `{key}` | `{value!r}` | {said.replace('|', '/')} |")
     if missing:
@@ -135,7 +136,7 @@ def table(config: ConfigDict, known: dict[str, str]) -> str:
 def _recipes(config: ConfigDict, known: dict[str, str]) -> str:
     names = list(next(iter(config.recipes.values())))
     rows = [
-        f"| `{task}` | {' | '.join(f'`{recipe[name]}`' for name in names)} |"
+        f"| `{task}` | {' | '.join(f'`{recipe[name]!r}`' for name in names)} |"
         for task, recipe in config.recipes.items()
     ]
     said = [f"- `recipes.TASK.{name}`: {known[f'recipes.TASK.{name}']}" for name in names]

@@ -26,16 +26,16 @@ def finetuning() -> ConfigDict:
     return ConfigDict(
         {
             "kind": "finetuning",  # which kind of run `train` starts; can't be changed
-            "seed": 19,  # of new heads, order and dropout
+            "seed": 19,  # seed of new heads, order and dropout
             "init_from": placeholder(str),  # a workdir or Hugging Face folder to start from
-            "init_from_step": placeholder(int),  # of that workdir; None is its last checkpoint
+            "init_from_step": placeholder(int),  # checkpoint of that workdir; None is its last
             "renew_classifier": False,  # train the classifier of a finetuned model from scratch
-            "task": "classification",  # or "regression", or "token_classification"
+            "task": "classification",  # "classification", "regression" or "token_classification"
             "model": {
                 "dtype": "auto",  # of the computation; "auto" is bfloat16 on GPUs, else float32
             },
             "data": {
-                "path": placeholder(str),  # .csv, .tsv or .jsonl, also with .gz or .zst behind
+                "path": placeholder(str),  # .csv, .tsv or .jsonl file, also compressed (.gz, .zst)
                 "dev_path": placeholder(str),  # the file to evaluate on
                 "dev_fraction": 0.1,  # share of the examples to hold out, if dev_path is not set
                 "text": "text",  # column or key of the text
@@ -48,18 +48,18 @@ def finetuning() -> ConfigDict:
                 3e-5, weight_decay=3e-6, final_fraction=0.0
             ),
             "train": {
-                "duration": "3ep",  # of the run; see durations
+                "duration": "3ep",  # how long the run is, as a duration
                 "batch_size": 16,  # examples of a step
                 "deterministic": True,  # on GPUs, compile without autotuning; see pretraining
                 "price_per_gpu_hour": placeholder(float),  # dollars; metrics have what was spent
             },
             "eval": {
-                "every": "1ep",  # between evaluations; there is one at the end too
+                "every": "1ep",  # duration between evaluations; the last one is at the end
                 "batch_size": 64,  # examples evaluated together
             },
             "checkpoint": {
-                "every": "1ep",  # between checkpoints; there is one at the end too
-                "keep": 1,  # how many of the last ones
+                "every": "1ep",  # duration between checkpoints; the last one is at the end
+                "keep": 1,  # how many of the last checkpoints to keep
             },
             "mesh": {
                 "data": -1,  # devices that divide the rows; -1 is all that are left
@@ -69,7 +69,9 @@ def finetuning() -> ConfigDict:
             "recovery": recovery.recovery_settings(max_rollbacks=0, spike=0.0),
             "log": {
                 "every": 10,  # steps between rows of metrics.jsonl
-                "wandb_project": placeholder(str),  # of Weights & Biases, if wandb is installed
+                "wandb_project": placeholder(
+                    str
+                ),  # Weights & Biases project, if wandb is installed
             },
         }
     )
@@ -150,9 +152,9 @@ def glue() -> ConfigDict:
         {
             "kind": "glue",  # which kind of run `train` starts; can't be changed
             "init_from": placeholder(str),  # a workdir or Hugging Face folder to start from
-            "init_from_step": placeholder(int),  # of that workdir; None is its last checkpoint
+            "init_from_step": placeholder(int),  # checkpoint of that workdir; None is its last
             "init_from_steps": (),  # run the suite for each of these steps, in folders of their own
-            "tasks": "mnli,qqp,qnli,sst2,cola,rte,mrpc,stsb",  # which to run
+            "tasks": "mnli,qqp,qnli,sst2,cola,rte,mrpc,stsb",  # tasks to run
             "processes": 1,  # runs side by side, each in a process with a GPU of its own
             "recipes": {
                 "mnli": _recipe(3, 5e-5, 5e-6, 48, 1),

@@ -41,7 +41,8 @@ class BertConfig:
     """Sizes and switches of an encoder; the fields that Hugging Face has keep its names.
 
     Attributes:
-      vocab_size: rows of the embedding table, padding entries included.
+      vocab_size: rows of the embedding table, padding entries included. A run that leaves it
+        unset takes the data set's padded vocabulary.
       hidden_size: E, the width of the residual stream.
       num_hidden_layers: how many layers the encoder has.
       num_attention_heads: H; divides hidden_size.
@@ -57,7 +58,8 @@ class BertConfig:
       position_embedding: "alibi" (a linear bias in attention) or "learned" (a table, restarting
         at each segment).
       feed_forward: "geglu" (gated, dropout before the output projection) or "gelu" (BERT's).
-      dtype: of the computation; parameters are always float32.
+      dtype: of the computation; parameters are always float32. A run's "auto" is bfloat16 on
+        GPUs, else float32.
       layer_norm_dtype: of LayerNorm's input and output, its statistics being float32 always.
         None: the same as dtype ("low precision LayerNorm").
     """

@@ -29,9 +29,9 @@ def pretraining(model: BertConfig) -> ConfigDict:
     config = ConfigDict(
         {
             "kind": "pretraining",  # which kind of run `train` starts; can't be changed
-            "seed": 17,  # of initial weights, order, masks and dropout
+            "seed": 17,  # seed of initial weights, order, masks and dropout
             "init_from": placeholder(str),  # a workdir or Hugging Face folder to start from
-            "init_from_step": placeholder(int),  # of that workdir; None is its last checkpoint
+            "init_from_step": placeholder(int),  # checkpoint of that workdir; None is its last
             "model": architecture,
             "data": {
                 "path": placeholder(str),  # a folder written by `prepare`
@@ -48,7 +48,7 @@ def pretraining(model: BertConfig) -> ConfigDict:
                 5e-4, weight_decay=1e-5, final_fraction=0.02
             ),
             "train": {
-                "duration": "286720000sp",  # of the run; see durations
+                "duration": "286720000sp",  # how long the run is, as a duration
                 "batch_tokens": 524_288,  # slots of a step, on all devices together
                 # Slots that one device holds at a time; "auto" takes the most that fit its memory.
                 "microbatch_tokens": FieldReference(65_536, field_type=object),
@@ -63,13 +63,13 @@ def pretraining(model: BertConfig) -> ConfigDict:
                 "price_per_gpu_hour": placeholder(float),
             },
             "eval": {
-                "every": "2000ba",  # between evaluations; there is one at the end too
+                "every": "2000ba",  # duration between evaluations; the last one is at the end
                 "masking_rate": 0.15,  # share of the tokens that are predicted
-                "max_tokens": 10_000_000,  # of the validation split, at most
+                "max_tokens": 10_000_000,  # most tokens of the validation split to evaluate on
             },
             "checkpoint": {
-                "every": "1000ba",  # between checkpoints; there is one at the end too
-                "keep": 2,  # how many of the last ones
+                "every": "1000ba",  # duration between checkpoints; the last one is at the end
+                "keep": 2,  # how many of the last checkpoints to keep
             },
             "mesh": {
                 "data": -1,  # devices that divide the rows; -1 is all that are left
@@ -79,7 +79,9 @@ def pretraining(model: BertConfig) -> ConfigDict:
             "recovery": recovery.recovery_settings(max_rollbacks=3, spike=10.0),
             "log": {
                 "every": 10,  # steps between rows of metrics.jsonl
-                "wandb_project": placeholder(str),  # of Weights & Biases, if wandb is installed
+                "wandb_project": placeholder(
+                    str
+                ),  # Weights & Biases project, if wandb is installed
             },
         }
     )

@@ -23,7 +23,7 @@ _FIRST = 100  # losses after which the spread is known well enough to judge by
 def recovery_settings(*, max_rollbacks: int, spike: float) -> dict[str, Any]:
     """The group `recovery`."""
     return {
-        "max_rollbacks": max_rollbacks,  # of a run before it stops; 0 stops at once
+        "max_rollbacks": max_rollbacks,  # rollbacks before a run stops; 0 stops at once
         # Standard deviations above the running mean at which a loss is a spike; 0 for none.
         "spike": spike,
         # Seconds without a step after which the run writes what it was doing.
