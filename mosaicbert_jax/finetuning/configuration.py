@@ -69,9 +69,7 @@ def finetuning() -> ConfigDict:
             "recovery": recovery.recovery_settings(max_rollbacks=0, spike=0.0),
             "log": {
                 "every": 10,  # steps between rows of metrics.jsonl
-                "wandb_project": placeholder(
-                    str
-                ),  # Weights & Biases project, if wandb is installed
+                "wandb_project": placeholder(str),  # project of Weights & Biases; needs wandb
             },
         }
     )

@@ -79,9 +79,7 @@ def pretraining(model: BertConfig) -> ConfigDict:
             "recovery": recovery.recovery_settings(max_rollbacks=3, spike=10.0),
             "log": {
                 "every": 10,  # steps between rows of metrics.jsonl
-                "wandb_project": placeholder(
-                    str
-                ),  # Weights & Biases project, if wandb is installed
+                "wandb_project": placeholder(str),  # project of Weights & Biases; needs wandb
             },
         }
     )

@@ -45,7 +45,7 @@ def test_pareto(dataset, tmp_path, capsys, monkeypatch):
     found = {"seconds": {"mosaicbert": 0.5, "bert": 0.25}, "machine": "a test's"}
     (folder / comparison.STEP_SECONDS_FILE).write_text(json.dumps(found))
     words = [
-        f"--config={ROOT}/configs/pareto.py", f"--workdir={folder}",
+        f"--config={ROOT}/experiments/configs/pareto.py", f"--workdir={folder}",
         f"--output={tmp_path}/pareto", f"--config.data.path={dataset}",
         f"--config.finetune.data.path={reviews}", "--config.finetune.train.duration=1ep",
         "--config.budgets=('1s',)", "--config.seeds=(17,)", "--config.finetune_rates=(3e-4, 1e-3)",
