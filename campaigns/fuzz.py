@@ -41,7 +41,7 @@ from mosaicbert_jax.commands import config_line
 from mosaicbert_jax.errors import explained
 
 ACCEPTED, REFUSED = "accepted", "refused"
-_SECONDS = 60
+_SECONDS = 120
 _KEPT_FAILURES = 50
 
 
