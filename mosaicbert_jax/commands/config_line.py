@@ -23,8 +23,15 @@ def _folder() -> pathlib.Path:
     return installed if installed.is_dir() else package.parent / "configs"
 
 
-def _located(word: str) -> str:
-    """--config=NAME with the path of the config of that name; any other word as it is."""
+def _located(words: list[str]) -> list[str]:
+    """A command line with the path of the config that it names, if it names one."""
+    if "--config" in words[:-1]:
+        at = words.index("--config")
+        words = [*words[:at], f"--config={words[at + 1]}", *words[at + 2 :]]
+    return [words[0], *map(_with_path, words[1:])]
+
+
+def _with_path(word: str) -> str:
     match = re.fullmatch(r"--config=(\w+)(:.*)?", word)
     if not match:
         return word
@@ -46,7 +53,7 @@ def read_flags(words: list[str]) -> tuple[ConfigDict | None, str | None, list[st
       UserError: an unknown flag or key (names the nearest), a value of another type, or a config
         file that is not there.
     """
-    words = [words[0], *map(_located, words[1:])]
+    words = _located(words)
     values = flags.FlagValues()
     config_flags.DEFINE_config_file(
         "config",
