@@ -47,7 +47,7 @@ class StoredModel(abc.ABC):
     def load(self) -> nnx.Module:
         """The model with its weights.
 
-        A classifier if there is one, else a BertForMaskedLM; see `Target.model_class`.
+        A classifier if there is one, else a BertForMaskedLM; see `model_class`.
 
         Raises:
           UserError: damaged, missing or unknown weights.
