@@ -1,4 +1,4 @@
-"""Models on their way from a run to a Hugging Face folder, and the other way."""
+"""Converts runs to Hugging Face folders, and such folders to workdirs."""
 
 import json
 import pathlib

@@ -1,4 +1,4 @@
-"""One run on several processes: how they find each other, and how they agree.
+"""A run on several processes: joining, and agreeing on numbers.
 
 A process a host, which has all its devices, or a process a device. All run the same program on the
 same steps; whatever one decides by its own clock or its own files, the first decides for all.

@@ -1,4 +1,4 @@
-"""What a trained model says about a text."""
+"""Masked token prediction with a trained model."""
 
 import dataclasses
 import pathlib

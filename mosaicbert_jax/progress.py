@@ -1,4 +1,4 @@
-"""How far a long job on files is, for people: a bar on a terminal, lines in a log."""
+"""Progress of a long job on files: a bar on a terminal, lines in a log."""
 
 import io
 import sys

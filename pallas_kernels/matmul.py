@@ -1,4 +1,4 @@
-"""A matrix product by the compiler, with its gradients as the products that they are."""
+"""A matrix product by the compiler, with its gradients as matrix products."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""How long a program takes on a device."""
+"""Measures how long a program takes on a device."""
 
 import statistics
 import time

@@ -1,4 +1,4 @@
-"""What kernels that work token by token share: a tile of an array (B, L, E), and its dropout.
+"""A tile of an array (B, L, E) and its dropout, shared by kernels that work token by token.
 
 Shape letters: B rows, L row length, E width, N tokens of all rows, T tokens and W columns of
 a tile.

@@ -1,4 +1,4 @@
-"""Whether the files of data sets are those that `prepare` wrote, by their digests."""
+"""Verifies the files of data sets by the digests that `prepare` wrote."""
 
 import concurrent.futures
 import dataclasses

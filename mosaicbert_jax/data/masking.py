@@ -1,4 +1,4 @@
-"""Which tokens are to be predicted, and what the model sees in their place.
+"""Masking: which tokens are predicted, and what the model sees in their place.
 
 A mask is a function of (seed, epoch, sequence index, column in the sequence), computed by a
 counter-based hash: it depends on neither packing, batch, host nor worker, and any part of it can
@@ -110,7 +110,7 @@ class TokenMasking:
         # The high half of the bits decided the choice; the low half is still free.
         kind_N = (bits_N & _LOW_32_BITS) * (1.0 / 2**32)
         # Multiply and shift maps 32 bits onto the table (Lemire 2019); for a vocabulary of 30,000
-        # no id is favoured by more than 1e-5 of its probability.
+        # no id is favored by more than 1e-5 of its probability.
         fresh_N = _finalize(bits_N + _GOLDEN_GAMMA) >> np.uint64(32)
         drawn_N = (fresh_N * np.uint64(len(self._drawable_ids))) >> np.uint64(32)
         random_N = self._drawable_ids[drawn_N.astype(np.int64)]

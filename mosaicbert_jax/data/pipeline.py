@@ -1,4 +1,4 @@
-"""The batches of a run: order, packing, masking and assembly, resumable at any place.
+"""The batches of a run: order, packing, masking and assembly, resumable anywhere.
 
 Order and packing are global. The shuffled order of an epoch is cut into windows, each window is
 packed from the stored lengths, and a global batch is the next rows of that one stream. Every host

@@ -1,4 +1,4 @@
-"""Batches of exactly so many examples, packed into as few rows as they need.
+"""Batches of a fixed number of examples, packed into as few rows as they need.
 
 The same packing as in pretraining, batch by batch: a row holds several examples as segments, and
 the classifier reads each one's first token, so no computation goes to padding but to the ends of

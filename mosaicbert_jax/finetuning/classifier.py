@@ -1,4 +1,4 @@
-"""What a finetuned model says about texts."""
+"""Predictions of a finetuned model."""
 
 import pathlib
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What a finetuning step learns, and what a model says of a batch; functions for `jax.jit`.
+"""Finetuning objectives, and a model's logits for a batch; functions for `jax.jit`.
 
 Batches are those of `packed_batch`.
 """

@@ -1,4 +1,4 @@
-"""How good predictions are, by scikit-learn and SciPy."""
+"""Finetuning metrics, computed by scikit-learn, SciPy and seqeval."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence

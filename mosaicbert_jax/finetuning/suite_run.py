@@ -1,4 +1,4 @@
-"""One run of a suite, in this process or as a module that is run in one of its own.
+"""One run of a suite, in this process or in one of its own.
 
 Such a process gets its run, pickled, through standard input from the one that started it, and
 stops, as after SIGTERM, when that end is closed, however that came about.

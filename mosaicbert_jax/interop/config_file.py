@@ -1,4 +1,4 @@
-"""config.json, between BertConfig and what Hugging Face's libraries read."""
+"""Converts between BertConfig and the config.json of Hugging Face's libraries."""
 
 import dataclasses
 import pathlib

@@ -1,4 +1,4 @@
-"""The README.md of a saved model: what it is, what is known of its training, how to load it."""
+"""The model card of a saved model: what it is, how it was trained, how to load it."""
 
 import dataclasses
 from collections.abc import Sequence

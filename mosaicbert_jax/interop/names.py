@@ -1,4 +1,4 @@
-"""What the published checkpoints call our parameters."""
+"""Names of our parameters in published checkpoints."""
 
 import re
 

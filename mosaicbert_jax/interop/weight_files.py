@@ -1,4 +1,4 @@
-"""The files in which the field keeps weights, each read into a dict of arrays by name."""
+"""Reads weight files (safetensors, sharded or not, and PyTorch's) into arrays by name."""
 
 import json
 import pathlib

@@ -1,4 +1,4 @@
-"""What every model class can do with files."""
+"""`from_pretrained` and `save_pretrained` of every model class."""
 
 import os
 from typing import Any, Self

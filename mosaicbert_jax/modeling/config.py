@@ -1,4 +1,4 @@
-"""What an encoder is made of."""
+"""The config of an encoder."""
 
 import dataclasses
 import difflib

@@ -1,4 +1,4 @@
-"""What devices say to each other in a compiled program, and how long that takes on given links."""
+"""The collectives of a compiled program, and how long they take on given links."""
 
 import dataclasses
 import itertools

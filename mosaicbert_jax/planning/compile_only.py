@@ -1,4 +1,4 @@
-"""Compiling for GPUs on a machine that has none, and reading what came out.
+"""Compiles for GPUs on a machine that has none, and reads the result.
 
 Needs JAX's CUDA plugin and NVIDIA's compiler, which a CPU environment does without (the plugin
 complains at each start): `make .venv-compile/installed` puts them into an environment of their

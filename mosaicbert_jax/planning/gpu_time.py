@@ -1,4 +1,4 @@
-"""How long an instruction of a compiled program takes on a GPU: a model, as a fast and a slow end.
+"""A model of how long an instruction of a compiled program takes on a GPU: fast and slow ends.
 
 A matrix product is cut into tiles, which the GPU's cores take in waves; a last wave that is not
 full takes as long as a full one. Attention's kernels take the time that their machine instructions

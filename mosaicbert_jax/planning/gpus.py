@@ -1,4 +1,4 @@
-"""The GPUs that programs are compiled for: what XLA must know of them, and how fast they are.
+"""The GPUs that programs are compiled for: what XLA must know, and data-sheet speeds.
 
 Architecture figures are those that XLA publishes with its own target descriptions.
 """

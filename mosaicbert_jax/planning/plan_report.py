@@ -1,4 +1,4 @@
-"""A plan in words: tables for the terminal and for Markdown, or one record for scripts."""
+"""A plan as tables for the terminal and Markdown, or as one record for scripts."""
 
 import dataclasses
 from typing import Any

@@ -1,4 +1,4 @@
-"""From a config and what was asked to a plan: the step is compiled in the compile environment."""
+"""Makes a plan from a config and options; the step is compiled in the compile environment."""
 
 import dataclasses
 import json

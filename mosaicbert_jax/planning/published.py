@@ -1,4 +1,4 @@
-"""What others measured: the original PyTorch implementation of MosaicBERT on A100s.
+"""Published measurements: the original PyTorch implementation of MosaicBERT on A100s.
 
 Hours and prices as published with it (MosaicBERT, Portes et al., 2023, arXiv:2312.17482, and its
 repository). Its training speed follows from the whole run of MosaicBERT-Base: 286,720,000 sequences

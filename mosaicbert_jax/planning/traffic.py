@@ -1,4 +1,4 @@
-"""What a compiled program moves through device memory, read off its optimised HLO.
+"""What a compiled program moves through device memory, read from its optimized HLO.
 
 An instruction reads its operands and writes its results once, as if nothing stayed in a cache
 between two instructions. What is not whole is counted as what is touched:

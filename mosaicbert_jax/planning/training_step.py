@@ -1,4 +1,4 @@
-"""The whole training step, compiled for GPUs that are not there."""
+"""Compiles the whole training step for GPUs that are not there."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""The inputs of a preparation, read from one place on, and a sample of them."""
+"""Reads the inputs of a preparation from a given place, and samples them."""
 
 import collections
 import dataclasses

@@ -1,4 +1,4 @@
-"""A sample of documents that depends on these alone, not on who reads them in what order."""
+"""A sample of documents that doesn't depend on the order in which they are read."""
 
 import dataclasses
 import heapq

@@ -1,4 +1,4 @@
-"""How many rows a device holds at a time: the most that fit, found by compiling, not by trying."""
+"""Finds the largest microbatch that fits the devices, by compiling."""
 
 import dataclasses
 import math

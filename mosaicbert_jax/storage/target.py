@@ -1,4 +1,4 @@
-"""What a finetuned model tells: a class of a text or of each word, or a number."""
+"""What a classifier predicts: a class for a text or for each word, or a number."""
 
 import dataclasses
 import math

@@ -1,4 +1,4 @@
-"""What the readers of all formats share: documents, problems, and blocks of a bounded size."""
+"""Documents, problems, and blocks of bounded size, which the readers of all formats share."""
 
 import codecs
 import dataclasses

@@ -1,4 +1,4 @@
-"""BERT's WordPiece tokenizer: trained here, or read from the files that the field passes round.
+"""BERT's WordPiece tokenizer: trained here, or read from a vocab.txt or tokenizer.json.
 
 Normalization, splitting and matching are those of the original BERT, as the `tokenizers` library
 implements them. https://arxiv.org/abs/1810.04805

@@ -1,4 +1,4 @@
-"""How long a run is, how far it is, and its learning rate there.
+"""Durations, progress, the clock, and the learning rate schedule.
 
 Durations are written `70000ba`, `286720000sp`, `3ep`, `1.13h`, `20usd`.
 """

@@ -1,4 +1,4 @@
-"""Where a run's numbers go: metrics.jsonl, TensorBoard, Weights & Biases, the terminal."""
+"""Writes a run's metrics to metrics.jsonl, TensorBoard, Weights & Biases and the terminal."""
 
 import contextlib
 import datetime

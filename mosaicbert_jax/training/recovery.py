@@ -1,4 +1,4 @@
-"""When a loss has diverged, and what a run remembers to decide it.
+"""Detects a loss that has diverged, from what a run remembers of its losses.
 
 A run whose loss or gradient is not finite, or whose loss lies far above what it has lately been,
 rolls back to its last checkpoint and skips the data from there to the batch in question. Both

@@ -1,4 +1,4 @@
-"""What a run is made of, whatever it learns: what the loop, the reporter and the start rely on."""
+"""The interface of a run, which pretraining and finetuning implement for the training loop."""
 
 import abc
 import dataclasses

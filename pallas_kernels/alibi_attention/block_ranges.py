@@ -1,4 +1,4 @@
-"""Which blocks of a row share a segment with which."""
+"""Ranges of blocks of a row that share a segment."""
 
 import dataclasses
 

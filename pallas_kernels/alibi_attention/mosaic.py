@@ -1,4 +1,4 @@
-"""Attention as Pallas kernels for Hopper, through Mosaic GPU: what can follow `triton`.
+"""Attention as Pallas kernels for Hopper, through Mosaic GPU: a successor of `triton`.
 
 The algorithm is that of `triton`: FlashAttention-2 (Dao, 2023, arXiv:2307.08691) over the blocks
 that `BlockRanges` names, and a backward kernel of two sweeps that adds nothing atomically. Here the

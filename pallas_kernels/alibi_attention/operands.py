@@ -1,4 +1,4 @@
-"""What attention's kernels are given."""
+"""The operands of attention's kernels."""
 
 from jaxtyping import Array, Float
 

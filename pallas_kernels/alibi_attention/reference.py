@@ -1,4 +1,4 @@
-"""The plain, dense form: the truth that every backend is tested against."""
+"""The plain, dense reference that every backend is tested against."""
 
 import functools
 

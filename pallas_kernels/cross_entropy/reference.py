@@ -1,4 +1,4 @@
-"""The plain form: the truth that the kernel is tested against, and what runs without it."""
+"""The plain reference that the kernel is tested against, and that runs without it."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The plain form: the truth that the kernels are tested against, and what runs without them."""
+"""The plain reference that the kernels are tested against, and that runs without them."""
 
 import jax
 from jaxtyping import Array, Float, Key
