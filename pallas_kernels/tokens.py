@@ -34,6 +34,7 @@ class Tile:
 
     @property
     def within_TW(self):
+        """Which elements are within the array."""
         rows, length, width = self.shape
         return (self.token_T < rows * length)[:, None] & (self.column_1W < width)
 
@@ -43,6 +44,7 @@ class Tile:
         return plgpu.load(place, mask=self.within_TW, other=0.0).astype(jnp.float32)
 
     def store(self, ref, value_TW, first_column: int = 0) -> None:
+        """Writes a tile of (N, E) into a ref that may have columns before."""
         place = ref.at[self.token_T[:, None], first_column + self.column_1W]
         plgpu.store(place, value_TW.astype(ref.dtype), mask=self.within_TW)
 

@@ -151,18 +151,22 @@ class DatasetMetadata:
 
     @property
     def vocab_size(self) -> int:
+        """Entries of the tokenizer."""
         return self.tokenizer.vocab_size
 
     @property
     def padded_vocab_size(self) -> int:
+        """The same, padded to a multiple of 64."""
         return self.tokenizer.padded_vocab_size
 
     @property
     def special_token_ids(self) -> SpecialTokenIds:
+        """Of the tokenizer."""
         return self.tokenizer.special_token_ids
 
     @property
     def tokenizer_path(self) -> Path:
+        """The tokenizer's file."""
         return self.folder / self.tokenizer.file
 
 

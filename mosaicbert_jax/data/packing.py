@@ -30,6 +30,7 @@ class PackedRows:
 
     @property
     def num_rows(self) -> int:
+        """How many rows there are."""
         return len(self.row_starts_R) - 1
 
 
@@ -77,6 +78,7 @@ class Rows:
 
     @property
     def num_rows(self) -> int:
+        """How many rows there are."""
         return len(self.starts_R) - 1
 
     def part(self, first: int, last: int) -> "Rows":

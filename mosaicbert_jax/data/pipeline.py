@@ -34,6 +34,7 @@ class Position:
     row: int = 0
 
     def to_dict(self) -> dict[str, int]:
+        """A JSON record."""
         return dataclasses.asdict(self)
 
     @classmethod

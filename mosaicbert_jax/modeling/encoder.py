@@ -38,6 +38,7 @@ class Embeddings(nnx.Module):
         token_type_ids_BL: Int[Array, "B L"] | None,
         keys_B: Key[Array, "B"] | None,
     ) -> Float[Array, "B L E"]:
+        """The embedded tokens, normalized, with dropout."""
         dtype = self.config.compute_dtype
         word_BLE = look_up(self.word.embedding[...], tokens_BL, dtype)
         types_TE = self.token_type.embedding[...]

@@ -160,6 +160,7 @@ class Dense(nnx.Module):
         return matmul(x_BLI, self.kernel_at_use())
 
     def __call__(self, x_BLI: Float[Array, "... I"]) -> Float[Array, "..."]:
+        """x kernel + bias, in x's dtype."""
         y_BLO = self.product(x_BLI)
         if self.bias is None:
             return y_BLO

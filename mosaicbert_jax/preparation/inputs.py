@@ -38,6 +38,7 @@ class Inputs:
 
     @property
     def files(self) -> list[InputFile]:
+        """The files of all sources, in order."""
         return [file for source in self.sources for file in source.files]
 
     @property

@@ -36,6 +36,7 @@ class CandidateReader:
     held_out_below: int
 
     def __call__(self, item: tuple[int, Block | Problem]) -> Candidates:
+        """The documents of a block that may be in the sample."""
         limit, block = item
         if isinstance(block, Problem):
             return Candidates((), 0, (block,))
@@ -69,6 +70,7 @@ class Sample:
         self._ranks: set[int] = set()
 
     def add(self, candidates: Candidates) -> None:
+        """Adds candidates, and drops those beyond the limit."""
         self.read_bytes += candidates.text_bytes
         for rank, text in candidates.ranked:
             if rank < self.limit and rank not in self._ranks:

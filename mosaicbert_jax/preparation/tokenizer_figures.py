@@ -60,6 +60,7 @@ class TokenizerFigures:
     whole: float
 
     def knows(self, word: str) -> bool:
+        """Whether a word has no unknown piece."""
         return self.unknown_id not in self.pieces[word]
 
     def spelt(self, word: str, width: int) -> str:

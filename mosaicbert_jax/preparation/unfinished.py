@@ -37,10 +37,12 @@ class SplitProgress:
 
     @property
     def sequences(self) -> int:
+        """Of all finished shards."""
         return sum(shard.sequences for shard in self.shards)
 
     @property
     def tokens(self) -> int:
+        """Of all finished shards."""
         return sum(shard.tokens for shard in self.shards)
 
 
@@ -71,6 +73,7 @@ class Finished:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> "Finished":
+        """From the record in progress.json."""
         splits = {
             name: SplitProgress(
                 **{**split, "shards": tuple(ShardRecord(**shard) for shard in split["shards"])}
@@ -91,6 +94,7 @@ class FileStamp:
 
     @classmethod
     def of(cls, path: Path) -> "FileStamp":
+        """Of a file, or of a data set of tensorflow-datasets."""
         found = [part.stat() for part in (record_files(path) if path.is_dir() else [path])]
         return cls(
             str(path.absolute()),

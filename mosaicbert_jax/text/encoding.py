@@ -84,6 +84,7 @@ class Encoder:
     split_long: bool
 
     def __call__(self, block: Block | Problem) -> EncodedBlock:
+        """The token sequences of a block, and what is wrong with it."""
         items = [block] if isinstance(block, Problem) else list(documents(block, self.field))
         texts = [item.text for item in items if not isinstance(item, Problem)]
         room = self.max_seq_len - 2

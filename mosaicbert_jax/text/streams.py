@@ -18,11 +18,13 @@ class Tally:
         self._sha256 = hashlib.sha256()
 
     def count(self, data: bytes | memoryview) -> None:
+        """Adds bytes that were read."""
         self.bytes += len(data)
         self._sha256.update(data)
 
     @property
     def sha256(self) -> str:
+        """Of what was read so far, in hexadecimal."""
         return self._sha256.hexdigest()
 
 

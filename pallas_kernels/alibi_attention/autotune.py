@@ -115,6 +115,7 @@ def _fastest(
 
 
 def main() -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--length", type=int, default=512, help="tokens of a row")
     parser.add_argument("--longest", type=int, default=128, help="tokens of a document, at most")
