@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 
+import jax
 from ml_collections import ConfigDict
 
 from mosaicbert_jax import launch
@@ -91,6 +92,8 @@ def main() -> None:
     with explained("interrupted"):
         run = pickle.load(sys.stdin.buffer)
         threading.Thread(target=_stop_at_end_of_input, daemon=True).start()
+        if jax.default_backend() == "cpu":
+            launch.keep_freed_memory()
         run.finish()
 
 

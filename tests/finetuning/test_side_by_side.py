@@ -39,7 +39,7 @@ def test_an_interrupted_suite_stops_its_runs_with_their_checkpoints(
     said = capsys.readouterr()
     assert said.err == "interrupted; the same command resumes from the last checkpoint\n"
     log = run.with_name("19.log")
-    assert f"sst2, seed 19, from {origin}: {log} tells" in said.out
+    assert f"sst2, seed 19, from {origin}: {log} has its output" in said.out
     text = log.read_text()
     assert "Compiling the training step" in text
     assert text.endswith(", which is saved; the same command resumes\n")
