@@ -103,7 +103,7 @@ def test_a_message_names_files_what_they_have_and_the_way_out(folder):
     text = str(caught.value)
     assert text.startswith(f"7 shards are damaged: {folder}/train-00000 (train-00000.tokens.npy: ")
     assert " and 2 more. Restore" in text
-    assert f"--config.data.on_error=skip to go on without them, {lost} of 200 sequences" in text
+    assert f"--config.data.on_error=skip to train without them, {lost} of 200 sequences" in text
     integrity.refuse({}, 200)
 
 

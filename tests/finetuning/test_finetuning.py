@@ -127,7 +127,7 @@ def test_interrupted_runs_end_with_the_same_bits(run, origin, data, tmp_path, ca
 
 def started(folder, origin, data, *overrides):
     """The parameters that a run begins with."""
-    config, _, _ = command_line.read(words(folder, origin, data, *SHORT, *overrides))
+    config, _, _ = command_line.read_flags(words(folder, origin, data, *SHORT, *overrides))
     run = Finetuning.prepare(config, folder)
     with jax.set_mesh(run.mesh):
         return jax.tree.map(np.asarray, fresh_start(run).state.params)

@@ -181,7 +181,7 @@ def test_a_folder_becomes_a_workdir_that_training_starts_from(
     )
 
     record = prepared(folder, dataset).record
-    with pytest.raises(UserError, match="holds a converted model, and no run to go on with"):
+    with pytest.raises(UserError, match="holds a converted model, and no run to resume"):
         workdir.claim(folder, record, {})
 
     assert command("convert", folder, "--output", tmp_path / "again") == 0
