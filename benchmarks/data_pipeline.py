@@ -1,4 +1,4 @@
-"""From prepared shards to batches on the device, on one core; and going on from a position.
+"""From prepared shards to batches on the device, on one core; and resuming at a position.
 
     python -m benchmarks.data_pipeline [--data DIR] [--rounds 9] [--output FILE]
 

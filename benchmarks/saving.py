@@ -4,7 +4,7 @@
 
 Saving: rounds of 100 training steps take turns, with one checkpoint saved in the middle and without
 any; a round ends when the checkpoint is whole. The difference is all that a checkpoint costs, told
-as a share of 500 steps. Restart: train.py goes on with a finished run, from its start to the
+as a share of 500 steps. Restart: train.py resumes a finished run, from its start to the
 first step, data checked, checkpoint verified, program compiled.
 """
 
@@ -155,7 +155,7 @@ def main() -> None:
             f"| a step | {1000 * step:.1f} ms |",
             f"| what a checkpoint adds, until it is whole | {1000 * added:.0f} ms |",
             f"| share of the time of {INTERVAL} steps | {added / (INTERVAL * step):.2%} |",
-            "| from the command to the first step of a run that goes on | "
+            "| from the command to the first step of a run that resumes | "
             f"{statistics.median(restarts):.1f} s ({min(restarts):.1f} to {max(restarts):.1f}) |",
         ]
     )

@@ -105,7 +105,7 @@ def mutated(draw: st.DrawFn, data: bytes) -> bytes:
 
 @st.composite
 def mutated_json(draw: st.DrawFn, data: bytes) -> bytes:
-    """A JSON file with one to three values replaced, left out, or under another name."""
+    """A JSON file with one to three values replaced, removed, or renamed."""
     record = json.loads(data)
     for _ in range(draw(st.integers(1, 3))):
         holders = [holder for holder in _holders(record) if holder]

@@ -37,6 +37,8 @@ tokens, `3ep` epochs, `90s`, `45m` or `1.13h` of training time, `20usd` dollars 
 # The sources of each kind of config: a group whose function is its own, or "" for the tree itself.
 _SHARED = {
     "optimizer": (shared, "optimizer_settings"),
+    "mesh": (shared, "mesh_settings"),
+    "log": (shared, "log_settings"),
     "recovery": (recovery, "recovery_settings"),
 }
 _KINDS = {

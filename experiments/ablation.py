@@ -217,7 +217,7 @@ def draw(config: ConfigDict, found: Found, path: pathlib.Path) -> None:
 
 
 def main() -> None:
-    with explained("interrupted; the same command goes on"):
+    with explained("interrupted; the same command resumes"):
         config, folder, target = read_command(sys.argv, "experiments/results/ablation")
         prepare_lengths(config, folder)
         seconds = step_seconds(config, folder, prepare_variant)

@@ -162,7 +162,7 @@ def draw(records: list[dict[str, Any]], path: pathlib.Path) -> None:
 
 
 def main() -> None:
-    with explained("interrupted; the same command goes on"):
+    with explained("interrupted; the same command resumes"):
         config, folder, target = read_command(sys.argv, "experiments/results/pareto")
         seconds = step_seconds(config, folder, prepare)
         jax.config.update("jax_compilation_cache_dir", str((folder / "compiled").absolute()))

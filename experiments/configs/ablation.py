@@ -2,7 +2,7 @@
 
 Command:   python -m experiments.ablation --config=experiments/configs/ablation.py \\
                --workdir=runs/ablation --config.data.path=DIR
-           DIR: text prepared by `prepare`. Interrupted, the same command goes on; started twice,
+           DIR: text prepared by `prepare`. The same command resumes; started twice,
            two processes share the runs.
 Hardware:  2 CPU cores.
 Time:      3 seeds of 6 variants of 80 s and of 3 variants in bfloat16, which a CPU emulates.

@@ -5,7 +5,7 @@ Command:   python -m experiments.pareto --config=experiments/configs/pareto.py \
            DIR: text prepared by `prepare`; FILE: labeled texts for configs/finetune.py's recipe.
            experiments/configs/pareto.py:base: the true sizes on GPUs; FILE is GLUE's folder.
            A budget is turned into steps by each model's own step time, which is measured first.
-           Interrupted, the same command goes on; started twice, two processes share the runs.
+           The same command resumes; started twice, two processes share the runs.
 Hardware:  mini: 2 CPU cores. base: 8 A100 or H100.
 Time:      mini: 3 seeds x 2 models x 300 s of training, and 96 finetunings of 10 s.
 Result:    held-out masked accuracy and a finetuned score for each model, budget and seed.

@@ -61,16 +61,9 @@ def finetuning() -> ConfigDict:
                 "every": "1ep",  # duration between checkpoints; the last one is at the end
                 "keep": 1,  # how many of the last checkpoints to keep
             },
-            "mesh": {
-                "data": -1,  # devices that divide the rows; -1 is all that are left
-                "fsdp": 1,  # devices that divide the rows and the parameters
-                "tensor": 1,  # devices that divide attention heads and the feed-forward
-            },
+            "mesh": configuration.mesh_settings(),
             "recovery": recovery.recovery_settings(max_rollbacks=0, spike=0.0),
-            "log": {
-                "every": 10,  # steps between rows of metrics.jsonl
-                "wandb_project": placeholder(str),  # project of Weights & Biases; needs wandb
-            },
+            "log": configuration.log_settings(),
         }
     )
 

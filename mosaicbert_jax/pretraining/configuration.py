@@ -71,16 +71,9 @@ def pretraining(model: BertConfig) -> ConfigDict:
                 "every": "1000ba",  # duration between checkpoints; the last one is at the end
                 "keep": 2,  # how many of the last checkpoints to keep
             },
-            "mesh": {
-                "data": -1,  # devices that divide the rows; -1 is all that are left
-                "fsdp": 1,  # devices that divide the rows and the parameters
-                "tensor": 1,  # devices that divide attention heads and the feed-forward
-            },
+            "mesh": configuration.mesh_settings(),
             "recovery": recovery.recovery_settings(max_rollbacks=3, spike=10.0),
-            "log": {
-                "every": 10,  # steps between rows of metrics.jsonl
-                "wandb_project": placeholder(str),  # project of Weights & Biases; needs wandb
-            },
+            "log": configuration.log_settings(),
         }
     )
     return config.lock()

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from mosaicbert_jax.errors import UserError
 from mosaicbert_jax.training.durations import Duration
@@ -21,6 +22,23 @@ def optimizer_settings(
         "weight_decay": weight_decay,  # share of a parameter that a step at the peak removes
         "warmup": 0.06,  # share of the run in which the learning rate rises to the peak
         "final_fraction": final_fraction,  # learning rate at the end, as a share of the peak
+    }
+
+
+def mesh_settings() -> dict[str, int]:
+    """The group `mesh`."""
+    return {
+        "data": -1,  # devices that divide the rows; -1 is all that are left
+        "fsdp": 1,  # devices that divide the rows and the parameters
+        "tensor": 1,  # devices that divide attention heads and the feed-forward
+    }
+
+
+def log_settings() -> dict[str, Any]:
+    """The group `log`."""
+    return {
+        "every": 10,  # steps between rows of metrics.jsonl
+        "wandb_project": placeholder(str),  # project of Weights & Biases; needs wandb
     }
 
 
