@@ -33,7 +33,7 @@ class Setting:
     Attributes:
       labels: how many examples are trained on; None: all.
       epochs: of MosaicBERT.
-      minilm_epochs: 0: MiniLM, which takes far longer, is left out.
+      minilm_epochs: 0: MiniLM, which takes far longer, is skipped.
     """
 
     task: BenchmarkTask

@@ -14,7 +14,7 @@
 #SBATCH --gpus-per-node=8
 # For the process and its data workers.
 #SBATCH --cpus-per-task=16
-# When the time is up, the job starts again and goes on; choose what your queue likes.
+# When the time is up, the job starts again and resumes; choose what your queue likes.
 #SBATCH --time=24:00:00
 # SIGTERM to the processes two minutes before: time to end the step and to save.
 #SBATCH --signal=TERM@120

@@ -151,7 +151,7 @@ def test_all_others_are_read_once_an_epoch_and_none_that_is_left_out(folder, win
 
 
 def test_windows_without_a_lost_sequence_stay_as_they_were(folder):
-    """So that a run which goes on without a shard reads the rest in the same order."""
+    """So that a run that skips a shard reads the rest in the same order."""
     whole = TokenDataset(folder)
     one = shards_of(folder)[-1]
     partial = TokenDataset(folder, without=(one.name,))

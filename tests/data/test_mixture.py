@@ -247,7 +247,7 @@ def test_a_data_set_prepared_with_the_tokenizer_of_another(corpus, dataset, tmp_
 
 
 def test_the_stream_is_the_same_in_every_version(mixture):
-    """A run that resumes after an upgrade goes on with the same batches."""
+    """A run that resumes after an upgrade has the same batches."""
     digest = hashlib.sha256()
     for batch in stream(mixture, 40):
         for name in sorted(ARRAY_NAMES):

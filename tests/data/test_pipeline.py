@@ -1,4 +1,4 @@
-"""The stream of batches: what is in them, their order, and going on from any position."""
+"""The stream of batches: what is in them, their order, and resuming at any position."""
 
 import hashlib
 import itertools
@@ -251,7 +251,7 @@ def test_a_record_that_is_no_position_is_refused(record):
 
 
 def test_the_stream_is_the_same_in_every_version():
-    """A run that resumes after an upgrade goes on with the same batches."""
+    """A run that resumes after an upgrade has the same batches."""
     digest = hashlib.sha256()
     for batch in stream(MemoryDataset(53), 5):
         for name in sorted(ARRAY_NAMES):

@@ -144,7 +144,7 @@ def test_an_error_in_the_thread_reaches_the_consumer_and_no_batch_is_lost():
 
 @pytest.mark.parametrize(("workers", "hosts"), [(1, 4), (4, 2)])
 def test_worker_processes_make_the_batches_of_a_thread(tmp_path, workers, hosts):
-    """From a position that a thread saved to one that it goes on from."""
+    """From a position that a thread saved to one that it resumes from."""
     folders = [str(write_data_set(tmp_path / f"{n}", 30, name=n)) for n in range(2)]
     mixture = Mixture.open(((folders[0], 3), (folders[1], 1)))
     settings = SETTINGS | {

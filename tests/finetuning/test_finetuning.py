@@ -1,4 +1,4 @@
-"""A finetuning run as a user meets it: what it starts from, leaves, refuses, and how it goes on."""
+"""A finetuning run as a user meets it: what it starts from, leaves, refuses, and how it resumes."""
 
 import json
 import shutil

@@ -12,7 +12,7 @@ call = nnx.jit(lambda model, *inputs: model(*inputs))
 
 
 def random_model(cls, config, *, scale=0.2, **options):
-    """Of class `cls`; biases are not 0 and LayerNorms not 1, so that one left out would show."""
+    """Of class `cls`; biases are not 0 and LayerNorms not 1, so that a missing one would show."""
     graph, shapes = nnx.split(nnx.eval_shape(lambda: cls(config, rngs=nnx.Rngs(0), **options)))
     rng = np.random.default_rng(0)
     params = {

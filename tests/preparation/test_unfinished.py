@@ -1,4 +1,4 @@
-"""An interrupted preparation goes on, and ends with the bytes of one that was not."""
+"""An interrupted preparation resumes, and ends with the bytes of one that was not."""
 
 import dataclasses
 import fcntl

@@ -114,7 +114,7 @@ def test_hugging_face_folders(tmp_path, uncased):
     cased = load_tokenizer(tmp_path)
     assert not is_lowercase(cased)
     assert entries(cased, "résumé Résumé") == ["resume", "[UNK]"]
-    # tokenizer.json goes first, and its truncation and padding are left out.
+    # tokenizer.json goes first, and its truncation and padding are ignored.
     uncased.enable_truncation(4)
     uncased.enable_padding(length=9)
     uncased.save(str(tmp_path / "tokenizer.json"))

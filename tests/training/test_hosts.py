@@ -1,4 +1,4 @@
-"""Several real processes on this machine: one data order, one stop, and any number goes on."""
+"""Several real processes on this machine: one data order, one stop, and any number resumes."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The same numbers on any mesh, and a run that goes on with another one."""
+"""The same numbers on any mesh, and a run that resumes on another one."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Losses that training cannot go on from, damaged checkpoints, disks that fail, and hangs."""
+"""Losses that diverge, damaged checkpoints, disks that fail, and hangs."""
 
 import contextlib
 import json

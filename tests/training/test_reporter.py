@@ -127,6 +127,6 @@ def test_not_finite_ends_at_its_step(recorder):
     with pytest.raises(Diverged, match="step 3: loss and grad_norm not finite") as raised:
         dispatch(recorder, 4)
     assert recorder.rows[-1]["step"] == 3
-    assert raised.value.position == Position(0, 0, 3)  # where the data goes on behind it
+    assert raised.value.position == Position(0, 0, 3)  # where the data continues after it
     assert raised.value.progress.step == 3
     assert recorder.reporter.health.losses == 1
