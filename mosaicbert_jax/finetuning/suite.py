@@ -103,10 +103,11 @@ def _runs(config: ConfigDict, folder: pathlib.Path, names: list[str]) -> list[Su
 
 def _one_by_one(runs: list[SuiteRun]) -> Iterator[SuiteRun]:
     """Finishes the runs in this process, over all devices, and yields each."""
-    done: dict[str, Finetuning] = {}
+    first: dict[str, Finetuning] = {}  # of the task at hand, whose steps its seeds share
     for run in runs:
         print(f"\n{run}", flush=True)
-        done = {run.task: run.finish(done.get(run.task))}
+        finished = run.finish(first.get(run.task))
+        first = {run.task: first.get(run.task, finished)}
         yield run
 
 
