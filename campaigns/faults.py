@@ -129,17 +129,17 @@ class Campaign:
 
     def __init__(self, folder: pathlib.Path, scenarios: Sequence[Scenario] = _SCENARIOS):
         self._folder = folder
-        self._scenarios = scenarios
+        self.scenarios = scenarios
         self._forks = multiprocessing.get_context("forkserver")
         self._forks.set_forkserver_preload(["campaigns.fault_worker"])
         self._cache = folder / "compiled"
         self._data = _prepared(folder)
-        self._expected: dict[str, list] = {}
+        self.expected: dict[str, list] = {}
         self._batches: list[int] = []
 
     def prepare(self) -> None:
         """Runs each scenario without a fault."""
-        for scenario in tqdm(self._scenarios, desc="uninterrupted runs"):
+        for scenario in tqdm(self.scenarios, desc="uninterrupted runs"):
             data = self._data_of(scenario, self._folder / "whole-data")
             place = self._folder / "whole" / scenario.name.replace(" ", "-")
             sums = self._folder / "sums.json"
@@ -148,7 +148,7 @@ class Campaign:
                 raise RuntimeError(f"{scenario.name}: an uninterrupted run failed: {told}")
             if not scenario.poisoned and not self._batches:
                 self._batches = json.loads(sums.read_text())
-            self._expected[scenario.name] = state(place)
+            self.expected[scenario.name] = state(place)
             shutil.rmtree(data)
 
     def start(
@@ -180,7 +180,7 @@ class Campaign:
     def chain(self, number: int, faults: int, seed: int, disk: pathlib.Path) -> list[Outcome]:
         """One run with several faults, one after the other, and what became of each."""
         rng = random.Random(f"{seed} {number}")
-        scenario = rng.choices(self._scenarios, weights=(4, 1, 1, 1)[: len(self._scenarios)])[0]
+        scenario = rng.choices(self.scenarios, weights=(4, 1, 1, 1)[: len(self.scenarios)])[0]
         place, data = disk / f"run-{number}", disk / f"data-{number}"
         self._data_of(scenario, data)
         outcomes: list[Outcome] = []
@@ -201,7 +201,7 @@ class Campaign:
             wrong = ""
             if status:
                 wrong = f"the last start ended with status {status}: {told}"
-            elif state(place) != self._expected[scenario.name]:
+            elif state(place) != self.expected[scenario.name]:
                 wrong = "the run ended with other bits"
             for outcome in outcomes if wrong else ():
                 outcome.found, outcome.told = WRONG, wrong

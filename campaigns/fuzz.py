@@ -290,7 +290,7 @@ def campaign(inputs: int, *, seed: int, folder: pathlib.Path) -> dict[str, list]
     good.mkdir()
     with contextlib.redirect_stdout(io.StringIO()):
         targets = good_input(good)
-    _check(targets, folder)
+    try_targets(targets, folder)
     each = inputs / (1 + sum(target.share for target in targets))
     found: dict[str, list] = {}
     with tqdm(total=inputs, desc="inputs") as bar:
@@ -303,7 +303,7 @@ def campaign(inputs: int, *, seed: int, folder: pathlib.Path) -> dict[str, list]
     return found
 
 
-def _check(targets: list[Target], folder: pathlib.Path) -> None:
+def try_targets(targets: list[Target], folder: pathlib.Path) -> None:
     """Good input is accepted, or nothing that follows means anything."""
     for target in targets:
         output = folder / "output.html"

@@ -105,11 +105,12 @@ def _all_meanings(module: Any, function: str) -> dict[str, str]:
     return found
 
 
-def _leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key below a config with its value, by its path with dots."""
     for name in config:
         value = config[name]
         if isinstance(value, ConfigDict):
-            yield from _leaves(value, f"{prefix}{name}.")
+            yield from leaves(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
 
@@ -121,7 +122,7 @@ def table(config: ConfigDict, known: dict[str, str]) -> str:
       ValueError: a key without a meaning.
     """
     rows, missing = [], []
-    for key, value in _leaves(config):
+    for key, value in leaves(config):
         is_recipe = key.startswith("recipes.")
         said = known.get(f"recipes.TASK.{key.rpartition('.')[2]}" if is_recipe else key, "")
         if not said:

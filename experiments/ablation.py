@@ -53,12 +53,12 @@ def prepare_variant(variant: str, config: ConfigDict, folder: pathlib.Path) -> P
     """A run as its config says; or with all of the last layer, and then the same loss."""
     made = prepare(variant, config, folder)
     if variant == WHOLE_LAST_LAYER:
-        objective = dataclasses.replace(MASKED_LM, sums=_whole_last_layer_sums)
+        objective = dataclasses.replace(MASKED_LM, sums=whole_last_layer_sums)
         made = dataclasses.replace(made, objective=objective)
     return made
 
 
-def _whole_last_layer_sums(model, batch, dropout_key):
+def whole_last_layer_sums(model, batch, dropout_key):
     """`MASKED_LM`'s, with the hidden states of all tokens computed and gathered then."""
     hidden_BLE = model.bert(batch["tokens_BL"], batch["segment_ids_BL"], dropout_key=dropout_key)
     return masked_lm_loss(

@@ -39,8 +39,8 @@ class FillMask:
 
     def __init__(self, model: BertForMaskedLM, tokenizer: Tokenizer):
         self._model = model
-        self._tokenizer = tokenizer
-        self._ids = special_token_ids(tokenizer)
+        self.tokenizer = tokenizer
+        self.special_ids = special_token_ids(tokenizer)
         tokenizer.encode_special_tokens = True  # "[SEP]" in a text is text, as in `prepare`
         self._entries = vocab_size(tokenizer)
         check_vocabulary(tokenizer, model.config.vocab_size, "fill-mask")
@@ -72,10 +72,10 @@ class FillMask:
         parts = text.split(MASK)
         if len(parts) == 1:
             raise UserError(f"{text!r} has no {MASK}; put one where a word is to be predicted")
-        tokens = [self._ids.cls]
-        for index, part in enumerate(encode_texts(self._tokenizer, parts)):
-            tokens += ([self._ids.mask] if index else []) + part.tolist()
-        tokens.append(self._ids.sep)
+        tokens = [self.special_ids.cls]
+        for index, part in enumerate(encode_texts(self.tokenizer, parts)):
+            tokens += ([self.special_ids.mask] if index else []) + part.tolist()
+        tokens.append(self.special_ids.sep)
         config = self._model.config
         if config.position_embedding == "learned" and len(tokens) > config.max_position_embeddings:
             raise UserError(
@@ -83,19 +83,19 @@ class FillMask:
                 f"{config.max_position_embeddings} positions; shorten it"
             )
         # Whole blocks of 32, so that texts of like length share one compiled program.
-        padded = np.full((1, -(-len(tokens) // 32) * 32), self._ids.pad, np.int32)
+        padded = np.full((1, -(-len(tokens) // 32) * 32), self.special_ids.pad, np.int32)
         padded[0, : len(tokens)] = tokens
         segments = np.zeros_like(padded)
         segments[0, : len(tokens)] = 1
         logits_LV = self._logits(jnp.asarray(padded), jnp.asarray(segments))[0]
-        mask_columns_M = np.flatnonzero(padded[0] == self._ids.mask)
+        mask_columns_M = np.flatnonzero(padded[0] == self.special_ids.mask)
         logits_MV = np.array(logits_LV[mask_columns_M, : self._entries], np.float32)
-        logits_MV[:, list(dataclasses.astuple(self._ids))] = -np.inf
+        logits_MV[:, list(dataclasses.astuple(self.special_ids))] = -np.inf
         exp_MV = np.exp(logits_MV - logits_MV.max(axis=1, keepdims=True))
         probabilities_MV = exp_MV / exp_MV.sum(axis=1, keepdims=True)
         return [
             [
-                Guess(self._tokenizer.id_to_token(int(index)), float(row_V[index]))
+                Guess(self.tokenizer.id_to_token(int(index)), float(row_V[index]))
                 for index in np.argsort(-row_V, kind="stable")[:top]
                 if row_V[index] > 0
             ]

@@ -23,7 +23,7 @@ class _Help(argparse.HelpFormatter):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs a command; see `explained` for how it exits otherwise."""
-    parser = _parser()
+    parser = make_parser()
     arguments, rest = parser.parse_known_args(argv)
     if hasattr(arguments, "overrides"):
         arguments.overrides, rest = rest, []
@@ -37,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         arguments.run(arguments)
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all commands, with the modules that run them not yet imported."""
     parser = argparse.ArgumentParser(
         prog="mosaicbert", description="Pretrain, finetune and share BERTs of your own."
     )

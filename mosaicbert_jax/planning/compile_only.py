@@ -180,8 +180,8 @@ def compile_for(
         if kernels:
             flags |= {"xla_dump_to": folder, "xla_dump_emitter_re": "ptx"}
         compiled = lowered.compile(compiler_options=flags)
-        found = _kernels(pathlib.Path(folder), gpu, kernels) if kernels else ()
-        atomics = _atomics(pathlib.Path(folder))
+        found = kernels_found(pathlib.Path(folder), gpu, kernels) if kernels else ()
+        atomics = atomics_found(pathlib.Path(folder))
     memory = compiled.memory_analysis()
     results = memory.output_size_in_bytes - memory.alias_size_in_bytes
     return Program(
@@ -193,7 +193,8 @@ def compile_for(
     )
 
 
-def _kernels(folder: pathlib.Path, gpu: Gpu, name_part: str) -> tuple[Kernel, ...]:
+def kernels_found(folder: pathlib.Path, gpu: Gpu, name_part: str) -> tuple[Kernel, ...]:
+    """The launched kernels whose name has `name_part`, from what XLA dumped into a folder."""
     launches = {}
     for path in folder.glob("*thunk_sequence.txt"):
         for line in path.read_text().splitlines():
@@ -246,7 +247,7 @@ def _entries(text: str) -> Iterator[tuple[str, str]]:
                 break
 
 
-def _atomics(folder: pathlib.Path) -> tuple[str, ...]:
+def atomics_found(folder: pathlib.Path) -> tuple[str, ...]:
     """The entry points of all PTX files that add or compare and swap atomically in memory."""
     files = (path.read_text() for path in sorted(folder.glob("*.ptx")))
     return tuple(name for text in files for name, body in _entries(text) if _ATOMIC.search(body))

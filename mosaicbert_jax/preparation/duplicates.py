@@ -13,7 +13,7 @@ class SeenKeys:
 
     def __init__(self, keys: UInt64[np.ndarray, "N"] | None = None):
         # Sorted runs, each at least twice as long as the next.
-        self._runs: list[np.ndarray] = []
+        self.runs: list[np.ndarray] = []
         if keys is not None:
             self._add(np.sort(keys))
 
@@ -21,7 +21,7 @@ class SeenKeys:
         """Whether each key is met for the first time; from now on it has been met."""
         sorted_U, places_U = np.unique(keys_D, return_index=True)
         new_U = np.ones(len(sorted_U), bool)
-        for run in self._runs:
+        for run in self.runs:
             found_U = np.searchsorted(run, sorted_U)
             found_U[found_U == len(run)] = 0
             new_U &= run[found_U] != sorted_U
@@ -33,6 +33,6 @@ class SeenKeys:
     def _add(self, run: np.ndarray) -> None:
         if not len(run):
             return
-        while self._runs and len(self._runs[-1]) < 2 * len(run):
-            run = np.sort(np.concatenate([self._runs.pop(), run]))
-        self._runs.append(run)
+        while self.runs and len(self.runs[-1]) < 2 * len(run):
+            run = np.sort(np.concatenate([self.runs.pop(), run]))
+        self.runs.append(run)

@@ -166,7 +166,7 @@ class WordEncoder:
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
         self._is_wordwise = _is_wordwise(tokenizer)
-        self._ids: dict[str, bytes] = {}
+        self.ids_of_word: dict[str, bytes] = {}
         self._chars = 0
 
     def __call__(self, texts: Sequence[str]) -> list[Int[np.ndarray, "T"]]:
@@ -174,12 +174,12 @@ class WordEncoder:
         if not self._is_wordwise:
             return encode_texts(self._tokenizer, texts)
         if self._chars > _REMEMBERED_CHARS:
-            self._ids, self._chars = {}, 0
-        known = self._ids.get
+            self.ids_of_word, self._chars = {}, 0
+        known = self.ids_of_word.get
         words_of_text = [_words(text) for text in texts]
         ids_of_text = [list(map(known, words)) for words in words_of_text]
         some_new = [i for i, ids in enumerate(ids_of_text) if None in ids]
-        self._learn({word for i in some_new for word in words_of_text[i]} - self._ids.keys())
+        self._learn({word for i in some_new for word in words_of_text[i]} - self.ids_of_word.keys())
         for i in some_new:
             ids_of_text[i] = list(map(known, words_of_text[i]))
         return [np.frombuffer(b"".join(ids), np.int32) for ids in ids_of_text]
@@ -187,7 +187,7 @@ class WordEncoder:
     def _learn(self, new: set[str]) -> None:
         words = list(new)
         for word, ids in zip(words, encode_texts(self._tokenizer, words), strict=True):
-            self._ids[word] = ids.tobytes()
+            self.ids_of_word[word] = ids.tobytes()
             self._chars += len(word)
 
 

@@ -68,25 +68,25 @@ class MetricsWriter:
                 line for line in lines if is_row_until(line, step) and is_kept(json.loads(line))
             ]
             write_atomically(path, "".join(line + "\n" for line in kept))
-        self._file = path.open("ab", buffering=0)
+        self.file = path.open("ab", buffering=0)
         self._unwritten = b""
         folder = self._workdir / _TENSORBOARD
         folder.mkdir(exist_ok=True)
         # Not a SummaryWriter: its thread ends at a write error, and its queue then blocks the run.
-        self._tensorboard = EventsWriter(str(folder / "events"), f".{time.time_ns()}")
+        self.tensorboard = EventsWriter(str(folder / "events"), f".{time.time_ns()}")
         began = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
         self._tell_tensorboard(step=step + 1, session_log=began)  # what came after is void
 
     def _close(self) -> None:
         with self._failure_told(METRICS_FILE):
             self._write_unwritten()
-            os.fsync(self._file.fileno())
+            os.fsync(self.file.fileno())
         if self._unwritten:
             lost = self._unwritten.count(b"\n")
             self._say(f"The last {lost} rows of {self._workdir / METRICS_FILE} are lost.")
-        self._file.close()
+        self.file.close()
         with self._failure_told(_TENSORBOARD):
-            self._tensorboard.close()
+            self.tensorboard.close()
 
     def rewind(self, step: int) -> None:
         """Drops the rows past `step`, to which the run has gone back."""
@@ -128,13 +128,13 @@ class MetricsWriter:
 
     def _write_unwritten(self) -> None:
         while self._unwritten:  # of which a disk that is nearly full takes a part
-            written = self._file.write(self._unwritten)
+            written = self.file.write(self._unwritten)
             self._unwritten = self._unwritten[written:]
 
     def _tell_tensorboard(self, **content: Any) -> None:
         with self._failure_told(_TENSORBOARD):
-            self._tensorboard.write_event(event_pb2.Event(wall_time=time.time(), **content))
-            self._tensorboard.flush()
+            self.tensorboard.write_event(event_pb2.Event(wall_time=time.time(), **content))
+            self.tensorboard.flush()
 
     @contextlib.contextmanager
     def _failure_told(self, name: str) -> Iterator[None]:
@@ -252,7 +252,7 @@ class Reporter:
         start: Snapshot,
         peak: float,
     ):
-        self._run = run
+        self.run = run
         self._writer = writer
         self._bar = bar
         self._pending: tuple[Progress, Batch, float, dict[str, jax.Array]] | None = None
@@ -302,7 +302,7 @@ class Reporter:
         progress, batch, learning_rate, on_device = self._pending
         self._pending = None
         metrics = {name: float(value) for name, value in jax.device_get(on_device).items()}
-        run = self._run
+        run = self.run
         self._row_slots += batch.slots
         self._overflowed += batch.overflowed or 0
         complaint = self.health.complaint(metrics, run.config.recovery)
@@ -316,7 +316,7 @@ class Reporter:
     def _write(
         self, progress: Progress, batch: Batch, learning_rate: float, metrics: dict[str, float]
     ) -> None:
-        run, now = self._run, time.monotonic()
+        run, now = self.run, time.monotonic()
         seconds = max(now - self._row_time, 1e-9)
         tokens_per_second = (progress.tokens - self._row_progress.tokens) / seconds
         row: dict[str, Any] = {

@@ -145,7 +145,7 @@ def _attention(
     if slopes_H.shape != (heads,):
         raise ValueError(f"slopes_H must be ({heads},), one a head of q, not {slopes_H.shape}")
     scale = head_size**-0.5 if scale is None else scale
-    why_not_triton = _why_not_triton(head_size, operands[0].dtype.name, dropout_rate > 0)
+    why_not_triton = reason_against_triton(head_size, operands[0].dtype.name, dropout_rate > 0)
     device = target()
     chosen = choose_backend("alibi_attention", backend, device, why_not_triton, BACKENDS)
     if chosen in ("triton", "interpret"):
@@ -190,7 +190,8 @@ def _attention(
     return xla.attention(*operands, segment_ids_BL, slopes_H, ranges, **options)
 
 
-def _why_not_triton(head_size: int, dtype: str, drops: bool) -> str | None:
+def reason_against_triton(head_size: int, dtype: str, drops: bool) -> str | None:
+    """Why the Triton kernel cannot serve these operands; None where it can."""
     if head_size not in triton.HEAD_SIZES:
         return f"triton has head sizes {triton.HEAD_SIZES}, not {head_size}"
     if dtype not in DTYPES:

@@ -84,17 +84,22 @@ def autotune(
         return seconds_per_call(jax.jit(lambda p, d: p(d)), pull_back, d_out_BLHD, **repeats)
 
     return AttentionLaunch(
-        _fastest("forward", candidates(False), forward, say),
-        _fastest("backward", candidates(True), backward, say),
+        fastest("forward", candidates(False), forward, say),
+        fastest("backward", candidates(True), backward, say),
     )
 
 
-def _fastest(
+def fastest(
     direction: str,
     candidates: list[Launch],
     measure: Callable[[Launch], float],
     say: Callable[[str], None],
 ) -> Launch:
+    """The candidate that `measure` finds the fastest; one that can't run is skipped.
+
+    Raises:
+      RuntimeError: none runs.
+    """
     seconds, begun = {}, time.perf_counter()
     for count, launch in enumerate(candidates, 1):
         try:

@@ -49,7 +49,7 @@ def geglu_linear(
         raise ValueError(f"gate_up and kernel must be (B, L, 2, F) and (F, E), not {given}")
     if dropout_rate and dropout_keys_B is None:
         raise ValueError("dropout_rate needs dropout_keys_B, one key a row")
-    why_not_triton = _why_not_triton(width, gate_up_BL2F.dtype.name)
+    why_not_triton = reason_against_triton(width, gate_up_BL2F.dtype.name)
     chosen = choose_backend("geglu_linear", backend, target(), why_not_triton)
     backend_function = reference.geglu_linear
     if chosen != "xla":
@@ -61,7 +61,8 @@ def geglu_linear(
     )
 
 
-def _why_not_triton(width: int, dtype: str) -> str | None:
+def reason_against_triton(width: int, dtype: str) -> str | None:
+    """Why the Triton kernel cannot serve these operands; None where it can."""
     if not width or width % triton.WIDTH_STEP:
         return f"triton has multiples of {triton.WIDTH_STEP}, not {width}"
     if dtype not in DTYPES:

@@ -141,7 +141,7 @@ def _tile(shape: tuple[int, int, int]) -> Tile:
     return Tile(token_T, pl.program_id(1) * columns + jnp.arange(columns)[None, :], shape)
 
 
-def _normal(x_TW):
+def normal_cdf_and_density(x_TW):
     """The normal distribution's Φ(x), to 3e-7, and density.
 
     1 - Φ(x) = density · polynomial(1 / (1 + c x)) for x >= 0: Abramowitz and Stegun, Handbook of
@@ -166,7 +166,7 @@ def _forward_kernel(settings, whole_width, shape, gate_up_ref, first_ref, *refs)
     place = {"first_column": first_ref[0], "whole_width": whole_width}
     drop = tile.dropout(settings.dropout_rate, word_refs, dtype, **place)
     gate_TW, up_TW = tile.load(gate_up_ref), tile.load(gate_up_ref, shape[2])
-    phi_TW, _ = _normal(gate_TW)
+    phi_TW, _ = normal_cdf_and_density(gate_TW)
     tile.store(product_ref, drop(_rounded(gate_TW * phi_TW * up_TW, dtype)))
 
 
@@ -177,7 +177,7 @@ def _backward_kernel(settings, whole_width, shape, gate_up_ref, d_product_ref, f
     drop = tile.dropout(settings.dropout_rate, word_refs, dtype, **place)
     gate_TW, up_TW = tile.load(gate_up_ref), tile.load(gate_up_ref, shape[2])
     d_product_TW = drop(tile.load(d_product_ref))
-    phi_TW, density_TW = _normal(gate_TW)
+    phi_TW, density_TW = normal_cdf_and_density(gate_TW)
     gelu_TW = gate_TW * phi_TW
     tile.store(d_gate_up_ref, d_product_TW * up_TW * (phi_TW + gate_TW * density_TW))
     tile.store(d_gate_up_ref, d_product_TW * gelu_TW, shape[2])

@@ -58,7 +58,7 @@ def residual_norm(
     if dropout_rate and dropout_keys_B is None:
         raise ValueError("dropout_rate needs dropout_keys_B, one key a row")
     norm_dtype = jnp.dtype(norm_dtype)
-    why_not_triton = _why_not_triton(width, x_BLE.dtype.name, norm_dtype.name)
+    why_not_triton = reason_against_triton(width, x_BLE.dtype.name, norm_dtype.name)
     chosen = choose_backend("residual_norm", backend, target(), why_not_triton)
     backend_function = reference.residual_norm
     if chosen != "xla":
@@ -76,7 +76,8 @@ def residual_norm(
     )
 
 
-def _why_not_triton(width: int, dtype: str, norm_dtype: str) -> str | None:
+def reason_against_triton(width: int, dtype: str, norm_dtype: str) -> str | None:
+    """Why the Triton kernel cannot serve these operands; None where it can."""
     if width % triton.WIDTH_STEP or not 0 < width <= triton.WIDEST:
         return f"triton has multiples of {triton.WIDTH_STEP} up to {triton.WIDEST}, not {width}"
     if dtype not in DTYPES:

@@ -34,7 +34,7 @@ def test_no_fault_ends_wrongly(made, tmp_path):
 
 def test_other_bits_and_errors_are_found(made, tmp_path, monkeypatch):
     """What the campaign would say if nothing were well."""
-    monkeypatch.setitem(made._expected, "plain", ["others"])
+    monkeypatch.setitem(made.expected, "plain", ["others"])
     (tmp_path / "0").mkdir()
     plain = [number for number in range(9) if _scenario(made, number) == "plain"]
     outcomes = made.chain(plain[0], 1, 3, tmp_path / "0")
@@ -48,4 +48,4 @@ def test_other_bits_and_errors_are_found(made, tmp_path, monkeypatch):
 
 def _scenario(made, number) -> str:
     rng = random.Random(f"3 {number}")
-    return rng.choices(made._scenarios, weights=(4, 1))[0].name
+    return rng.choices(made.scenarios, weights=(4, 1))[0].name

@@ -22,7 +22,7 @@ def good(tmp_path_factory):
 
 
 def test_good_input_is_accepted(good, tmp_path):
-    fuzz._check(good[1], tmp_path)
+    fuzz.try_targets(good[1], tmp_path)
 
 
 def test_bad_input_is_refused_in_one_line(good, tmp_path):

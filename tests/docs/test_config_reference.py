@@ -27,7 +27,7 @@ def test_the_page_is_up_to_date():
 def test_every_key_has_its_default(kind):
     config = reference._KINDS[kind][0]()
     page = reference.page().partition(f"## {kind}")[2]
-    leaves = [(k, v) for k, v in reference._leaves(config) if not k.startswith("recipes.")]
+    leaves = [(k, v) for k, v in reference.leaves(config) if not k.startswith("recipes.")]
     assert len(leaves) > 10
     for key, value in leaves:
         assert f"| `{key}` | `{value!r}` | " in page

@@ -103,7 +103,7 @@ def test_each_ablation_differs_from_the_recipe_in_one_thing():
 
 def test_the_whole_last_layer_gives_the_same_loss():
     model, batch = small_model(), make_batch()
-    found = ablation._whole_last_layer_sums(model, batch, None)
+    found = ablation.whole_last_layer_sums(model, batch, None)
     np.testing.assert_allclose(found, MASKED_LM.sums(model, batch, None), rtol=1e-5)
 
 

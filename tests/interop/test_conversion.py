@@ -104,8 +104,8 @@ def test_an_earlier_step(run, tmp_path, capsys):
     assert_same_parameters(found, load_run(run, 2))
     card = (tmp_path / "out" / "README.md").read_text()
     assert "| done when these weights were saved | 2 steps" in card
-    assert "None was recorded up to this step." in card  # the evaluations are of later ones
-    assert "has no checkpoint of step 3; it has [2, 4]" in refused(
+    assert "None was recorded" in card  # the evaluations are of later ones
+    assert "step 3; it has [2, 4]" in refused(
         capsys, run, "--step", 3, "--output", tmp_path / "other"
     )
 
@@ -189,7 +189,7 @@ def test_a_folder_becomes_a_workdir_that_training_starts_from(
     expected = load_file(exported / "model.safetensors")
     assert written.keys() == expected.keys()
     assert all((written[name] == expected[name]).all() for name in expected)
-    assert "Nothing about it was recorded" in (tmp_path / "again" / "README.md").read_text()
+    assert "Nothing about it" in (tmp_path / "again" / "README.md").read_text()
 
 
 def test_an_encoder_alone_gets_a_head_if_asked_for(run, exported, tmp_path, capsys):
@@ -206,12 +206,10 @@ def test_an_encoder_alone_gets_a_head_if_asked_for(run, exported, tmp_path, caps
 
 def test_mistakes_end_with_one_line(run, exported, tmp_path, capsys):
     out = tmp_path / "out"
-    assert "cannot be read as a model" in refused(capsys, tmp_path / "nowhere", "--output", out)
-    assert "is a run, which has its tokenizer" in refused(
-        capsys, run, "--output", out, "--tokenizer", exported
-    )
-    assert "is a run, which has its" in refused(capsys, run, "--output", out, "--renew-head")
-    assert "--step is for runs" in refused(capsys, exported, "--output", out, "--step", 2)
+    assert str(tmp_path / "nowhere") in refused(capsys, tmp_path / "nowhere", "--output", out)
+    assert "has its tokenizer" in refused(capsys, run, "--output", out, "--tokenizer", exported)
+    assert "is a run" in refused(capsys, run, "--output", out, "--renew-head")
+    assert "--step" in refused(capsys, exported, "--output", out, "--step", 2)
     assert "already exists" in refused(capsys, run, "--output", exported)
     assert "already exists" in refused(capsys, exported, "--output", run)
     assert not out.exists()

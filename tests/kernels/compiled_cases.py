@@ -44,7 +44,7 @@ T4 = Gpu(
 )
 CARDS = {"t4": T4, **{name: GPUS[name] for name in (*TARGETS, "a10", "l4", "b200")}}
 OTHERS = tuple(name for name in CARDS if name not in TARGETS)
-SHAPES = ((128, 64), (512, 64), (2048, 64), (8192, 64), (2048, 128), (8192, 128))  # length, head
+SHAPES = ((128, 64), (2048, 64), (8192, 64), (2048, 128))  # length, head
 SHARDINGS = {"rows": {"data": 8}, "rows and heads": {"data": 4, "tensor": 2}}
 NORM_WIDTHS = (768, 1024)
 NORM_LENGTH, DEVICES = 128, 8

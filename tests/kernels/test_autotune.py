@@ -43,10 +43,10 @@ def test_what_a_card_can_not_run_is_passed_over():
         return 1.0
 
     lines = []
-    assert autotune._fastest("forward", [SMALL, LARGE], measure, lines.append) == LARGE
+    assert autotune.fastest("forward", [SMALL, LARGE], measure, lines.append) == LARGE
     assert "can't run: RESOURCE_EXHAUSTED: too much" in lines[0]
     with pytest.raises(RuntimeError, match="no launch of the forward kernel runs"):
-        autotune._fastest("forward", [SMALL], measure, lines.append)
+        autotune.fastest("forward", [SMALL], measure, lines.append)
 
 
 def test_documents_fill_the_rows():

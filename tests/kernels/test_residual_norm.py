@@ -196,7 +196,7 @@ def test_any_mesh_gives_the_same(shape):
     ],
 )
 def test_what_triton_serves(case, reason):
-    assert api._why_not_triton(*case) == reason
+    assert api.reason_against_triton(*case) == reason
 
 
 def test_what_does_not_fit_is_said():

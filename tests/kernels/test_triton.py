@@ -153,7 +153,7 @@ def test_heads_of_a_mesh_have_their_own_slopes():
     ],
 )
 def test_what_triton_serves(case, reason):
-    assert api._why_not_triton(*case) == reason
+    assert api.reason_against_triton(*case) == reason
 
 
 def test_a_bias_of_another_shape_is_an_error():

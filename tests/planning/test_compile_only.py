@@ -104,9 +104,9 @@ def test_ptx_and_what_ptxas_says(tmp_path, monkeypatch):
     ptxas.write_text(f"#!/bin/sh\ncat >&2 <<'END'\n{PTXAS}END\n")
     ptxas.chmod(0o755)
     monkeypatch.setattr(compile_only, "_ptxas", lambda: ptxas)
-    assert compile_only._kernels(tmp_path, GPUS["h100"], "other") == ()
-    assert compile_only._atomics(tmp_path) == ("add",)
-    [found] = compile_only._kernels(tmp_path, GPUS["h100"], "attend")
+    assert compile_only.kernels_found(tmp_path, GPUS["h100"], "other") == ()
+    assert compile_only.atomics_found(tmp_path) == ("add",)
+    [found] = compile_only.kernels_found(tmp_path, GPUS["h100"], "attend")
     assert found == Kernel(
         name="attend",
         registers=255,

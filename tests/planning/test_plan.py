@@ -287,12 +287,12 @@ def test_what_does_not_fit_is_said(monkeypatch, capsys):
     out = run_plan(monkeypatch, capsys, *TINY, "--nodes", "1", "3", "--memory-fraction", "0.5")
     # Half of 85.10 GB, less a tenth.
     assert "| available (does NOT fit)               | 38.30 |" in out
-    assert "Not one row fits; compiled: 16 rows 41.30 GB." in out
-    assert "every figure is predicted" in out
-    assert "the batch's rows do not divide" in out
-    assert "price at 2.50 $ a GPU-hour" in out
+    assert "16 rows 41.30 GB" in out
+    assert "predicted" in out
+    assert "rows do not divide" in out
+    assert "2.50 $ a GPU-hour" in out
     assert re.search(r"\| seconds a step +\| +0\.\d{3} \| +0\.\d{3} \| +0\.\d{3} \|", out)
-    assert "The published runs: at the 31.2% MFU of the original PyTorch implementation" in out
+    assert "31.2% MFU" in out
 
 
 def test_a_gpu_of_which_nothing_is_published(monkeypatch, capsys, tmp_path):
@@ -302,7 +302,8 @@ def test_a_gpu_of_which_nothing_is_published(monkeypatch, capsys, tmp_path):
     out = run_plan(monkeypatch, capsys, *TINY, *words)
     assert re.search(r"\| seconds a step +\| +0\.\d{3} \| +0\.\d{3} \|\n", out)
     assert "as fast as the published runs" not in out
-    assert "No runs on this GPU are published" in out
+    assert "31.2% MFU" not in out
+    assert "published" in out
     assert drawn.read_bytes().startswith(b"\x89PNG")
 
 
@@ -330,13 +331,13 @@ def test_a_gpu_without_a_default_price_needs_one(gpu, monkeypatch, capsys):
     monkeypatch.setattr(planner, "_compiled", answer_of)
     with pytest.raises(SystemExit, match="2"):
         main(["plan", *TINY, "--gpu", gpu])
-    assert capsys.readouterr().err == (
-        f"error: --gpu {gpu} has no default price: give --price, or "
-        "--config.train.price_per_gpu_hour, in dollars a GPU-hour\n"
-    )
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    for name in (gpu, "--price", "--config.train.price_per_gpu_hour"):
+        assert name in error
     for price in ("--price=1.25", "--config.train.price_per_gpu_hour=1.25"):
         words = (*TINY, "--gpu", gpu, price)
-        assert "price at 1.25 $ a GPU-hour" in run_plan(monkeypatch, capsys, *words)
+        assert "1.25 $ a GPU-hour" in run_plan(monkeypatch, capsys, *words)
 
 
 def test_the_help_names_every_gpu(capsys):

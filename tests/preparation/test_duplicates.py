@@ -13,8 +13,8 @@ def test_like_a_set_over_many_batches():
         keys_D[::7] += np.uint64(2**64 - 5000)  # beyond what a signed integer holds
         expected = [bool(key not in expected_seen and not expected_seen.add(key)) for key in keys_D]
         assert seen.first_time(keys_D).tolist() == expected
-    assert sum(map(len, seen._runs)) == len(expected_seen)
-    assert len(seen._runs) < 12
+    assert sum(map(len, seen.runs)) == len(expected_seen)
+    assert len(seen.runs) < 12
 
 
 def test_keys_of_before():

@@ -296,12 +296,12 @@ def test_summary(tmp_path, options):
     said: list[str] = []
     prepare(options, said.append)
     text = "\n".join(said)
-    assert "read 3 documents from in.txt" in text
-    assert "dropped 1 duplicates and 0 empty" in text
-    assert "train: 2 documents, 2 sequences, 11 tokens; 50.0% of the documents truncated" in text
-    assert "no validation split" in text
-    assert "vocabulary: 7 entries (given), padded to 64" in text
-    assert f"data set: {options.output}" in text
+    for fact in (
+        "3 documents from in.txt", "1 duplicates and 0 empty",
+        "train: 2 documents, 2 sequences, 11 tokens; 50.0%", "no validation split",
+        "7 entries (given), padded to 64", str(options.output),
+    ):  # fmt: skip
+        assert fact in text
 
 
 def test_a_part_of_the_embedded_corpus(tmp_path, options, monkeypatch):

@@ -75,8 +75,8 @@ def test_figures_of_the_text_are_exact(tmp_path, tokenizer, texts, monkeypatch):
         }.items():
             assert 0 < expected < 1
             assert share(cells(report, label)[column]) == pytest.approx(expected, abs=0.00051)
-    assert "- in.txt: 1,234 documents, 2.5 MB" in report
-    assert "Dropped: 1 duplicate and 2 empty documents." in report
+    assert "in.txt: 1,234 documents, 2.5 MB" in report
+    assert "1 duplicate and 2 empty" in report
 
 
 def test_packed_rows_are_as_long_as_sequences(tmp_path, tokenizer):
@@ -91,9 +91,9 @@ def test_unreadable_inputs_are_told(tmp_path, tokenizer):
     metadata = DatasetMetadata.load(tmp_path / "d")
     metadata = dataclasses.replace(metadata, skipped={"not JSON": 1200, "bad": 0})
     path.write_text(metadata.to_json())
-    assert "Could not be read and was skipped: not JSON (1,200).\n" in text_report(
-        tmp_path / "d", []
-    )
+    report = text_report(tmp_path / "d", [])
+    assert "not JSON (1,200)" in report
+    assert "bad (0)" not in report
 
 
 def test_histogram_is_exact_and_drawn_to_scale(tmp_path, tokenizer, texts):
@@ -255,18 +255,19 @@ def test_two_tokenizers_side_by_side(tmp_path, tokenizer):
     ]
     assert "| a ##c ##e ##t ##y ##l … (17) |" in report
     fewer, more = 100 * (1 - theirs / ours), 100 * (ours / theirs - 1)
-    assert (
-        f"For the same text, mine | theirs needs {fewer:.1f}% fewer tokens than this tokenizer:\n"
-        f"128 tokens hold {more:.1f}% more of it, "
-        f"{126 * 12 / theirs:.0f} words instead of {126 * 12 / ours:.0f}.\n"
-    ) in report
+    for said in (
+        f"mine | theirs needs {fewer:.1f}% fewer tokens",
+        f"{more:.1f}% more",
+        f"{126 * 12 / theirs:.0f} words instead of {126 * 12 / ours:.0f}",
+    ):
+        assert said in report
     assert "losing words" not in report
 
 
 def test_the_same_tokenizer_twice(tmp_path, tokenizer, texts):
     a_data_set(tmp_path / "d", tokenizer, train=texts)
     report = text_report(tmp_path / "d", texts, tokenizer)
-    assert "For the same text, this tokenizer and the other need as many tokens." in report
+    assert "need as many tokens" in report
     assert "Words in which the two" not in report
 
 
@@ -275,7 +276,7 @@ def test_unknown_words_are_no_merit(tmp_path, tokenizer):
     a_data_set(tmp_path / "d", tokenizer, train=["the"])
     report = text_report(tmp_path / "d", ["xyz xyz the cat"], other, "few")
     assert "few needs 50.0% fewer tokens" in report
-    assert "Mind that few saves tokens by losing words" in report
+    assert "losing words" in report
     assert "Words in which the two" not in report  # xyz is [UNK] to one
 
 
@@ -307,7 +308,7 @@ def test_tokenizers_are_left_as_they_are(tmp_path, tokenizer):
 def test_a_sample_without_words(tmp_path, tokenizer, sample, compared):
     a_data_set(tmp_path / "d", tokenizer, train=["the cat"])
     report = text_report(tmp_path / "d", sample, tokenizer if compared else None)
-    assert "The sample has no words" in report
+    assert "no words" in report
     assert "tokens a word" not in report
     assert cells(report, "documents") == ["1"]
     assert cells(report, "entries")[0] == f"{len(SPELLING) + 4}"
@@ -329,7 +330,7 @@ def test_all_unknown(tmp_path):
     assert cells(report, "share of [UNK]") == ["100%"]
     assert cells(report, "words with [UNK]") == ["100%"]
     assert cells(report, "words of one piece") == ["0%"]
-    assert "**Warning:** 100% of the tokens of train are [UNK]" in report
+    assert "100% of the tokens of train are [UNK]" in report
     assert block_below(report, "Longest pieces") == "none"
     assert block_below(report, "Words with [UNK]") == "y (2)  x (1)  xyz (1)"
     assert "Frequent words" not in report

@@ -149,4 +149,4 @@ def test_train_auto(dataset, tmp_path):
         r"microbatch: 8 rows of 128 .*; compiled: 8 rows ([\d.]+) MB$", done.stdout, re.M
     )
     assert 1 < float(found[1]) < 100
-    assert "8 rows of 128 tokens in 1 microbatch(es)" in done.stdout
+    assert "8 rows of 128 tokens in 1 " in done.stdout

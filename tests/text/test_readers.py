@@ -122,7 +122,7 @@ def test_mistakes_are_named(tmp_path, name, data, kind, message):
 def test_many_fields_are_not_all_named(tmp_path):
     record = {f"f{i}": "" for i in range(100)}
     (problem,) = read(write(tmp_path / "a.json", json.dumps(record)))
-    assert "'f11' and 88 more; name" in str(problem)
+    assert "'f11' and 88 more" in str(problem)
 
 
 def test_problems_stand_between_their_neighbours(tmp_path):
@@ -139,7 +139,7 @@ def test_a_file_that_can_not_be_read(tmp_path):
     file = InputFile(tmp_path / "gone.txt", "text")
     (problem,) = blocks(file, "text", Tally())
     assert problem.kind == "unreadable file"
-    assert "gone.txt: can't be read (No such file or directory); check the file" in str(problem)
+    assert "gone.txt: can't be read (No such file or directory)" in str(problem)
 
 
 def test_files_are_streamed(tmp_path):

@@ -260,7 +260,7 @@ def test_special_tokens_in_text_and_forgetting(monkeypatch):
     for _ in range(3):
         for text in texts:
             assert encode([text])[0].tolist() == encode_texts(tokenizer, [text])[0].tolist()
-        assert len(encode._ids) < 6
+        assert len(encode.ids_of_word) < 6
 
 
 def test_a_tokenizer_of_another_kind_sees_whole_texts(tmp_path):

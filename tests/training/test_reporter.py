@@ -102,7 +102,7 @@ def test_an_evaluation_within_a_row_is_left_out_of_its_speed(recorder):
 def test_the_share_of_a_row_that_was_waited_for_data(recorder, monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(reporters.time, "monotonic", lambda: clock[0])
-    recorder.reporter = reporters.Reporter(recorder.reporter._run, recorder, recorder, START, PEAK)
+    recorder.reporter = reporters.Reporter(recorder.reporter.run, recorder, recorder, START, PEAK)
 
     def late():
         for seconds in (1.0, 0.5, 0.25, 2.0, 0.0):
