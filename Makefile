@@ -6,6 +6,8 @@
 # make gpu-bundle   what a GPU machine without a network needs to run `python -m benchmarks.gpu`
 # make .venv-compile/installed    what `plan` and those tests need to compile for GPUs that aren't here
 
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
 PYTHON ?= python3
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 # One environment an interpreter: .venv for the default one.
@@ -15,6 +17,8 @@ BIN := $(VENV)/bin
 # would complain in VENV at each start on a CPU, and NVIDIA's compiler.
 COMPILE_VENV := $(VENV:.venv%=.venv-compile%)
 export COMPILE_PYTHON ?= $(CURDIR)/$(COMPILE_VENV)/bin/python
+# Says which package pip is at, on one line each: an installation takes minutes.
+NAMES := sed -un 's/^Collecting \([A-Za-z0-9._-]*\).*/  \1/p'
 # The tests and the quickstart run on a CPU wherever they are; training on GPUs does not go through here.
 export JAX_PLATFORMS := cpu
 
@@ -26,15 +30,15 @@ RUN := runs/quickstart
 $(BIN)/installed: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: $(PYTHON) is Python $(VERSION); 3.11 or later is needed: make PYTHON=python3.12 ..."; exit 2; }
-	@echo "Installing into $(VENV)"
+	@echo "Installing into $(VENV), for some minutes:"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[embedded,dev]'
+	@$(BIN)/python -m pip install --disable-pip-version-check -e '.[embedded,dev]' | $(NAMES)
 	@touch $@
 
 # Not for the quickstart: PyTorch is large.
 $(BIN)/torch-installed: $(BIN)/installed
 	@echo "Installing PyTorch into $(VENV), for the tests"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --retries 1 -e '.[torch]'
+	@$(BIN)/python -m pip install --disable-pip-version-check --retries 1 -e '.[torch]' | $(NAMES)
 	@touch $@
 
 $(COMPILE_VENV)/installed: $(BIN)/installed
@@ -50,16 +54,17 @@ $(COMPILE_VENV)/installed: $(BIN)/installed
 quickstart: $(BIN)/installed
 	@$(BIN)/mosaicbert prepare --input embedded --output $(DATA) \
 		--vocab-size 4096 --long-documents split
-	@$(BIN)/mosaicbert train --config=quickstart --workdir=$(RUN) --config.data.path=$(DATA)
-	@echo
-	@$(BIN)/mosaicbert fill-mask $(RUN) --top 3 \
-		"The [MASK] of the union is strong." \
-		"He was born in [MASK] and died in 1890." \
-		"The congress of the united [MASK] has passed the law."
-	@echo
-	@echo "The model, its checkpoints, metrics.jsonl and TensorBoard events lie in $(RUN), the data in $(DATA)."
-	@echo "Next, try a sentence of your own:"
-	@echo "  $(BIN)/mosaicbert fill-mask $(RUN) 'Peace is the [MASK] of all nations.'"
+	@if $(BIN)/mosaicbert train --config=quickstart --workdir=$(RUN) --config.data.path=$(DATA); then \
+		echo && $(BIN)/mosaicbert fill-mask $(RUN) --top 3 \
+			"The [MASK] of the union is strong." \
+			"He was born in [MASK] and died in 1890." \
+			"The congress of the united [MASK] has passed the law." && \
+		echo && \
+		echo "The model, its checkpoints, metrics.jsonl and TensorBoard events lie in $(RUN), the data in $(DATA)." && \
+		echo "Next, try a sentence of your own:" && \
+		echo "  $(BIN)/mosaicbert fill-mask $(RUN) 'Peace is the [MASK] of all nations.'"; \
+	elif [ $$? -eq 75 ]; then echo "make quickstart resumes it."; \
+	else exit 2; fi
 
 $(BIN)/docs-installed: $(BIN)/installed
 	@echo "Installing MkDocs into $(VENV)"

@@ -23,4 +23,5 @@ def get_config():
     config.data.packing = False
     config.data.row_length = 128
     config.data.masking_rate = 0.15
+    config.hardware = "gpu"
     return config

@@ -21,4 +21,5 @@ def get_config():
     config.data.row_length = 128
     config.data.masking_rate = 0.15
     config.train.microbatch_tokens = 32_768
+    config.hardware = "gpu"
     return config

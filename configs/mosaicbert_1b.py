@@ -24,4 +24,5 @@ def get_config():
     config.mesh.fsdp = 8
     config.train.microbatch_tokens = 32_768
     config.optimizer.learning_rate = 2e-4
+    config.hardware = "gpu"
     return config

@@ -15,4 +15,6 @@ from mosaicbert_jax.pretraining.configuration import pretraining
 
 def get_config():
     """286,720,000 sequences at 4,096 x 128 tokens a step."""
-    return pretraining(BertConfig.mosaicbert_base())
+    config = pretraining(BertConfig.mosaicbert_base())
+    config.hardware = "gpu"
+    return config

@@ -17,4 +17,5 @@ def get_config():
     """The recipe of MosaicBERT-Base with a larger model and smaller microbatches."""
     config = pretraining(BertConfig.mosaicbert_large())
     config.train.microbatch_tokens = 32_768
+    config.hardware = "gpu"
     return config

@@ -14,6 +14,7 @@ from mosaicbert_jax.modeling.heads import BertForMaskedLM
 from mosaicbert_jax.storage import workdir
 from mosaicbert_jax.storage.checkpoint_files import read_progress, write_params
 from mosaicbert_jax.storage.opening import open_model
+from mosaicbert_jax.storage.target import PROBLEM_TYPES
 from mosaicbert_jax.text.tokenizer import check_vocabulary, load_tokenizer
 from mosaicbert_jax.training.metrics import METRICS_FILE, is_row_until
 
@@ -26,16 +27,25 @@ def export_run(run: pathlib.Path, output: pathlib.Path, step: int | None = None)
     """
     stored = open_model(run, step)
     record = workdir.read_record(run)
-    training, labels = None, ()
+    training, labels, problem_type = None, (), None
     if stored.target is not None:
         labels = stored.target.labels
+        problem_type = PROBLEM_TYPES.get(stored.target.kind)
         steps = read_progress(run, step)["step"]
         scores = _last_evaluation(run / METRICS_FILE, steps)
         training = Finetuned(record["config"], labels, steps, scores)
     elif workdir.CONVERTED_FROM not in record:
         training = _training(run, record, read_progress(run, step))
     tokenizer = run / workdir.TOKENIZER
-    save_model(stored.load(), output, tokenizer=tokenizer, training=training, labels=labels)
+    save_model(
+        stored.load(),
+        output,
+        tokenizer=tokenizer,
+        training=training,
+        labels=labels,
+        problem_type=problem_type,
+        max_length=stored.max_seq_len,
+    )
 
 
 def import_folder(

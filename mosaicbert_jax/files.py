@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,11 +21,19 @@ def write_synced(path: Path, data: bytes) -> None:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replaces a file's text atomically."""
+    """Replaces a file's text atomically.
+
+    Raises:
+      OSError: names `path`.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.unlink(missing_ok=True)
-    write_synced(temporary, text.encode())
-    temporary.replace(path)
+    try:
+        temporary.unlink(missing_ok=True)
+        write_synced(temporary, text.encode())
+        temporary.replace(path)
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None
+        raise
 
 
 def sync(path: Path) -> None:
@@ -34,6 +43,20 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def is_hub_name(text: str) -> bool:
+    """Whether a path that is not there could be the name of a model on Hugging Face's Hub."""
+    return re.fullmatch(r"[\w.-]+(/[\w.-]+)?", text) is not None
+
+
+def how_to_download(name: str) -> str:
+    """What to do where the name of a model on the Hub is given for a folder."""
+    return (
+        "Nothing is downloaded here; if it is a model on Hugging Face's Hub, fetch it in Python: "
+        f"`from huggingface_hub import snapshot_download` and `snapshot_download({name!r}, "
+        f"local_dir={name!r})`"
+    )
 
 
 def try_lock(file: IO, *, shared: bool = False) -> bool:

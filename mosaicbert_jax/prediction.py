@@ -14,6 +14,7 @@ from mosaicbert_jax.storage.opening import open_model
 from mosaicbert_jax.text.tokenizer import (
     check_vocabulary,
     encode_texts,
+    of_plain_text,
     special_token_ids,
     vocab_size,
 )
@@ -41,7 +42,7 @@ class FillMask:
         self._model = model
         self.tokenizer = tokenizer
         self.special_ids = special_token_ids(tokenizer)
-        tokenizer.encode_special_tokens = True  # "[SEP]" in a text is text, as in `prepare`
+        self._plain = of_plain_text(tokenizer)
         self._entries = vocab_size(tokenizer)
         check_vocabulary(tokenizer, model.config.vocab_size, "fill-mask")
         self._logits = jax.jit(lambda tokens, segments: model(tokens, segments))
@@ -73,7 +74,7 @@ class FillMask:
         if len(parts) == 1:
             raise UserError(f"{text!r} has no {MASK}; put one where a word is to be predicted")
         tokens = [self.special_ids.cls]
-        for index, part in enumerate(encode_texts(self.tokenizer, parts)):
+        for index, part in enumerate(encode_texts(self._plain, parts)):
             tokens += ([self.special_ids.mask] if index else []) + part.tolist()
         tokens.append(self.special_ids.sep)
         config = self._model.config

@@ -1,14 +1,70 @@
 """Progress of a long job on files: a bar on a terminal, lines in a log."""
 
 import io
+import shutil
 import sys
+import threading
 import time
+from collections.abc import Callable, Sequence
 from types import TracebackType
+from typing import Any
 
 from tqdm import tqdm
 
 AFTER_SECONDS = 5.0
 LOG_SECONDS = 15.0
+
+
+def columns() -> int:
+    """Of the terminal; 80 where it doesn't say."""
+    return shutil.get_terminal_size((80, 24)).columns
+
+
+def fitting(parts: Sequence[str], room: int) -> str:
+    """The first parts, two spaces apart, as many as fit into so many characters."""
+    text = ""
+    for part in parts:
+        longer = f"{text}  {part}" if text else part
+        if len(longer) > room:
+            break
+        text = longer
+    return text
+
+
+def while_ticking(doing: str, work: Callable[[], Any]) -> Any:
+    """Runs `work` in a thread and shows meanwhile, after 5 seconds, that it goes on.
+
+    For work that knows nothing of its progress. Ctrl-C ends the waiting at once.
+    """
+    found: list[Any] = []
+    raised: list[BaseException] = []
+
+    def run():
+        try:
+            found.append(work())
+        except BaseException as error:  # it is raised below, in the thread that waits
+            raised.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    is_terminal = sys.stderr.isatty()
+    began = last_line = time.monotonic()
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.5)
+        now = time.monotonic()
+        if now - began < AFTER_SECONDS:
+            continue
+        text = f"{doing}: {tqdm.format_interval(now - began)}"
+        if is_terminal:
+            print(f"\r{text}", end="", file=sys.stderr, flush=True)
+        elif now - last_line >= LOG_SECONDS:
+            last_line = now
+            print(text, flush=True)
+    if is_terminal and time.monotonic() - began >= AFTER_SECONDS:
+        print(f"\r{' ' * (len(doing) + 12)}\r", end="", file=sys.stderr, flush=True)
+    if raised:
+        raise raised[0]
+    return found[0]
 
 
 class ByteProgress:
@@ -31,6 +87,7 @@ class ByteProgress:
             unit_scale=True,
             delay=AFTER_SECONDS,
             leave=False,
+            ncols=columns(),
             file=sys.stderr if self._is_terminal else io.StringIO(),
         )
 

@@ -4,6 +4,7 @@
 tests run on the CPU, the kernels by JAX's interpreter.
 """
 
+import io
 import json
 import os
 import pathlib
@@ -97,6 +98,11 @@ def run_train(workdir, dataset, *overrides: str, config: str = "tiny") -> list[s
         f"--config.data.path={dataset}",
         *(f"--config.{override}" for override in overrides),
     ]
+
+
+def standard_input(data: bytes) -> io.TextIOWrapper:
+    """What to put in place of sys.stdin."""
+    return io.TextIOWrapper(io.BytesIO(data))
 
 
 def run_process(command: list[str], **options) -> subprocess.CompletedProcess:

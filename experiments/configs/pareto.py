@@ -56,6 +56,7 @@ def mini(config: ConfigDict) -> ConfigDict:
     config.optimizer.learning_rate = 2e-3
     config.train.batch_tokens = config.train.microbatch_tokens = 512
     config.log.every = 50
+    config.hardware = "any"
     return config
 
 

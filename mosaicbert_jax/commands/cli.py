@@ -2,9 +2,12 @@
 
 import argparse
 import importlib
+import sys
 from collections.abc import Sequence
 
 from mosaicbert_jax import __version__, launch
+from mosaicbert_jax.commands import train
+from mosaicbert_jax.commands.config_line import check_words
 from mosaicbert_jax.errors import explained
 
 # A module each, with HELP, `add_arguments(parser)` and `run(arguments)`.
@@ -23,8 +26,14 @@ class _Help(argparse.HelpFormatter):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs a command; see `explained` for how it exits otherwise."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    with explained("interrupted"):
+        check_words(words)
+        if words[:1] == ["train"] and train.wants_help(words):
+            print(train.help_text("mosaicbert train", words))
+            sys.exit()
     parser = make_parser()
-    arguments, rest = parser.parse_known_args(argv)
+    arguments, rest = parser.parse_known_args(words)
     if hasattr(arguments, "overrides"):
         arguments.overrides, rest = rest, []
     # argparse stops at texts that stand behind an option, as in: fill-mask DIR --top 3 TEXT.

@@ -1,14 +1,27 @@
 """Reads a config, its overrides and the workdir from a command line."""
 
+import difflib
 import pathlib
 import re
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from mosaicbert_jax.errors import UserError
+
+
+def check_words(words: Sequence[str]) -> None:
+    """Raises UserError for a URL on a command line, where a path is expected."""
+    for word in words:
+        found = re.match(r"(?:--[\w.-]+=)?['\"(\[\s]*([a-z][a-z0-9+.-]*://[^\s'\",]+)(.?)", word)
+        if found and " " not in word:
+            raise UserError(
+                f"{found[1]}: this is a URL, and paths are of local file systems: copy the files "
+                "here, or mount the bucket as a folder"
+            )
 
 
 def config_names() -> list[str]:
@@ -23,7 +36,7 @@ def _folder() -> pathlib.Path:
     return installed if installed.is_dir() else package.parent / "configs"
 
 
-def _located(words: list[str]) -> list[str]:
+def located(words: list[str]) -> list[str]:
     """A command line with the path of the config that it names, if it names one."""
     if "--config" in words[:-1]:
         at = words.index("--config")
@@ -32,15 +45,26 @@ def _located(words: list[str]) -> list[str]:
 
 
 def _with_path(word: str) -> str:
-    match = re.fullmatch(r"--config=(\w+)(:.*)?", word)
+    match = re.fullmatch(r"--config=([^:]+)(:.*)?", word)
     if not match:
         return word
-    path = _folder() / f"{match[1]}.py"
-    if not path.is_file():
+    if re.fullmatch(r"\w+", match[1]):
+        path = _folder() / f"{match[1]}.py"
+        if path.is_file():
+            return f"--config={path}{match[2] or ''}"
+        near = difflib.get_close_matches(match[1], config_names(), n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
         raise UserError(
-            f"there is no config {match[1]!r}: give a file, or one of {', '.join(config_names())}"
+            f"there is no config {match[1]!r}: {hint}give a file, or one of "
+            f"{', '.join(config_names())}"
         )
-    return f"--config={path}{match[2] or ''}"
+    path = pathlib.Path(match[1])
+    if not path.is_file():
+        there = [other.name for other in path.parent.glob("*.py")]
+        near = difflib.get_close_matches(path.name, there, n=1)
+        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
+        raise UserError(f"{path}: no such config file{hint}")
+    return word
 
 
 def read_flags(words: list[str]) -> tuple[ConfigDict | None, str | None, list[str]]:
@@ -53,7 +77,7 @@ def read_flags(words: list[str]) -> tuple[ConfigDict | None, str | None, list[st
       UserError: an unknown flag or key (names the nearest), a value of another type, or a config
         file that is not there.
     """
-    words = _located(words)
+    words = located(words)
     values = flags.FlagValues()
     config_flags.DEFINE_config_file(
         "config",
@@ -66,6 +90,8 @@ def read_flags(words: list[str]) -> tuple[ConfigDict | None, str | None, list[st
     )
     command_line, sys.argv = sys.argv, words  # config_flags reads the overrides there
     try:
+        if plain := [word for word in words[1:] if word.startswith("--config=")]:
+            _check_overrides(words, _plain_config([words[0], *plain]))
         rest = values(words)[1:]
         config = values.config
         if config is not None and not isinstance(config, ConfigDict):
@@ -78,22 +104,70 @@ def read_flags(words: list[str]) -> tuple[ConfigDict | None, str | None, list[st
         raise UserError(_explain(error)) from error
     finally:
         sys.argv = command_line
-    _refuse_overrides(words, config)
     return config, values.workdir, rest
 
 
-def _refuse_overrides(words: list[str], config: ConfigDict | None) -> None:
-    """Raises UserError for an override of the kind, or of a whole group of keys."""
+def _plain_config(words: list[str]) -> ConfigDict | None:
+    """The config as its file has it; None if it can't be loaded, which is explained later."""
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, flag_values=values)
+    try:
+        values(words)
+        return values.config if isinstance(values.config, ConfigDict) else None
+    except Exception:  # whatever the config file raises
+        return None
+
+
+_TYPES = {int: "a whole number", float: "a number", bool: "True or False", str: "a text"}
+
+
+def _check_overrides(words: list[str], config: ConfigDict | None) -> None:
+    """Raises UserError for an override of the kind, of a group, or of an unknown key or type."""
+    if config is None:
+        return
     for word in words:
-        match = re.match(r"--config\.([\w.]+)=", word)
-        if match and config is not None:
-            if match[1] == "kind":
-                raise UserError(f"{word}: the kind of a config can't be changed")
-            value: Any = config
-            for name in match[1].split("."):
-                value = value.get(name) if isinstance(value, ConfigDict) else None
-            if isinstance(value, ConfigDict | dict):
-                raise UserError(f"{match[0]}: this is a group; set its keys one by one")
+        match = re.match(r"--config\.([\w.]+)(?:=(.*))?$", word, re.DOTALL)
+        if not match:
+            continue
+        if match[1] == "kind":
+            raise UserError(f"{word}: the kind of a config can't be changed")
+        *groups, name = match[1].split(".")
+        group: Any = config
+        for place, part in enumerate([*groups, name]):
+            if not isinstance(group, ConfigDict) or part not in group:
+                raise UserError(_unknown_key(".".join(groups[:place]), part, group))
+            owner, group = group, group[part]
+        if isinstance(group, ConfigDict | dict):
+            raise UserError(f"--config.{match[1]}: this is a group; set its keys one by one")
+        kind = owner.get_type(name)
+        if match[2] is not None and not _fits(match[2], kind):
+            raise UserError(f"{match[1]}={match[2]!r} must be {_TYPES[kind]}")
+
+
+def _unknown_key(where: str, name: str, group: Any) -> str:
+    """What to say of a key that its group hasn't."""
+    prefix = f"{where}." if where else ""
+    if not isinstance(group, ConfigDict):
+        return f"there is no config key {prefix}{name}: {where} is a key itself"
+    near = difflib.get_close_matches(name, list(group), n=1)
+    keys = ", ".join(f"{prefix}{key}" for key in group)
+    hint = f"did you mean {prefix}{near[0]}?" if near else f"there are {keys}"
+    return f"there is no config key {prefix}{name}; {hint}"
+
+
+def _fits(text: str, kind: type) -> bool:
+    """Whether the text of an override can be a value of a type; None always can."""
+    if text == "None":
+        return True
+    if kind is bool:
+        return text.lower() in ("true", "false", "t", "f", "1", "0")
+    if kind not in (int, float):
+        return True
+    try:
+        kind(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _without_traceback(text: str) -> str:

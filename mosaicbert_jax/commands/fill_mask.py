@@ -1,6 +1,7 @@
 """Predicts the tokens behind [MASK]."""
 
 import argparse
+import os
 import pathlib
 import sys
 from collections.abc import Iterator
@@ -26,6 +27,9 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.top < 1:
         raise UserError(f"--top {arguments.top}: ask for at least one guess")
     fill = FillMask.open(arguments.model)
+    for number, text in enumerate(arguments.text, 1):
+        if not _is_unicode(text):
+            raise UserError(f"text {number} is not UTF-8: {os.fsencode(text)!r}")
     for text in arguments.text or _lines():
         print(text)
         for index, guesses in enumerate(fill(text, top=arguments.top)):
@@ -38,4 +42,11 @@ def run(arguments: argparse.Namespace) -> None:
 def _lines() -> Iterator[str]:
     if sys.stdin.isatty():
         print("Type lines with [MASK]; Ctrl-D ends.", file=sys.stderr)
-    return (line.strip() for line in sys.stdin if line.strip())
+    from mosaicbert_jax.text.tables import lines_of_input
+
+    return (line for _, line in lines_of_input())
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether an argument was UTF-8, which Python otherwise fills with surrogates."""
+    return not any("\ud800" <= char <= "\udfff" for char in text)

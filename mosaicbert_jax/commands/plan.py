@@ -50,6 +50,8 @@ def run(arguments: argparse.Namespace) -> None:
     from mosaicbert_jax.planning.plan_report import text
     from mosaicbert_jax.planning.planner import PlanOptions, plan
 
+    if arguments.picture and not arguments.picture.endswith((".png", ".svg", ".pdf")):
+        raise UserError(f"--picture {arguments.picture} must end in .png, .svg or .pdf")
     words = [f"--config={arguments.config}", *arguments.overrides]
     config, _, rest = read_flags(["plan", *words])
     if rest:

@@ -2,6 +2,7 @@
 
 import argparse
 import pathlib
+import sys
 
 HELP = "label texts with a finetuned model"
 
@@ -23,6 +24,12 @@ def run(arguments: argparse.Namespace) -> None:
     from mosaicbert_jax.finetuning.classifier import Classifier
 
     classifier = Classifier(arguments.model)
-    for examples in classifier.kind.read_unlabeled(arguments.file, classifier.columns):
+    for examples in classifier.read(arguments.file):
         for example, prediction in zip(examples, classifier(examples), strict=True):
             print(*classifier.kind.lines(example, prediction), sep="\n", flush=True)
+    if classifier.cut:
+        print(
+            f"cut at {classifier.max_seq_len} tokens: {classifier.cut:,} of the texts; what stands "
+            "behind was not read",
+            file=sys.stderr,
+        )

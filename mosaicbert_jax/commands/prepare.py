@@ -24,7 +24,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--validation-fraction", type=float, default=0.05, help="share of documents held out"
     )
     parser.add_argument("--tokenizer", help="vocab.txt, tokenizer.json or a Hugging Face folder")
-    parser.add_argument("--vocab-size", type=int, help="entries of a tokenizer trained here")
+    parser.add_argument(
+        "--vocab-size",
+        type=int,
+        help="entries of a tokenizer trained here; if not set they grow with the text: the root of "
+        "its bytes, from 512 to 30,522",
+    )
     parser.add_argument("--cased", action="store_true", help="train a tokenizer that keeps case")
     parser.add_argument(
         "--long-documents",

@@ -25,12 +25,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workdir", required=True, metavar="DIR", help="the run's folder: made, or resumed from"
     )
+    parser.add_argument(
+        "--extend",
+        action="store_true",
+        help="resume a run with another train.duration, optimizer or eval than before",
+    )
     parser.set_defaults(overrides=[])
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Runs the command."""
     flags = [f"--config={arguments.config}", f"--workdir={arguments.workdir}"]
+    flags += ["--extend"] if arguments.extend else []
     with _explained():
         _train(["mosaicbert train", *flags, *arguments.overrides])
 
@@ -39,7 +45,33 @@ def main() -> None:
     """Trains as train.py's command line says; see `explained` for how it exits otherwise."""
     launch.quiet_orbax()
     with _explained():
-        _train(sys.argv)
+        config_line.check_words(sys.argv[1:])
+        if wants_help(sys.argv[1:]):
+            print(help_text("train.py", sys.argv))
+        else:
+            _train(sys.argv)
+
+
+def wants_help(words: list[str]) -> bool:
+    """Whether a command line asks for help."""
+    return not {"-h", "--help"}.isdisjoint(words)
+
+
+def help_text(program: str, words: list[str]) -> str:
+    """The arguments, and the keys of the config that a command line names with their meanings."""
+    parser = argparse.ArgumentParser(prog=program, description=__doc__)
+    add_arguments(parser)
+    return f"{parser.format_help()}\n{_keys_help(words)}"
+
+
+def _keys_help(words: list[str]) -> str:
+    named = [word for word in config_line.located(words) if word.startswith("--config")]
+    if not any(word.startswith("--config=") for word in named):
+        return "Name a config to see its keys: --config quickstart --help"
+    config, _, _ = config_line.read_flags(["train", *named])
+    from mosaicbert_jax.commands.config_help import listed
+
+    return f"Keys of this config, with their values:\n\n{listed(config)}"
 
 
 def _explained():
@@ -47,7 +79,8 @@ def _explained():
 
 
 def _train(words: list[str]) -> None:
-    config, workdir = parse(words)
+    extend = "--extend" in words
+    config, workdir = parse([word for word in words if word != "--extend"])
     # Imported from here on: a typo on the command line answers at once.
     import jax
 
@@ -56,7 +89,7 @@ def _train(words: list[str]) -> None:
     hosts.join()
     if jax.default_backend() == "cpu":
         launch.keep_freed_memory()
-    what_next = train(config, pathlib.Path(workdir))
+    what_next = train(config, pathlib.Path(workdir), extend=extend)
     if hosts.is_first():
         print(f"Done. {what_next}", flush=True)
 
@@ -74,12 +107,15 @@ def parse(words: list[str]) -> tuple[ConfigDict, str]:
     if config is None or workdir is None or rest:
         extra = f"; {' '.join(rest)} is not recognized" if rest else ""
         program = pathlib.Path(words[0]).name
-        raise UserError(f"usage: {program} --config=CONFIG --workdir=DIR{extra}")
+        raise UserError(f"usage: {program} --config=CONFIG --workdir=DIR [--extend]{extra}")
     return config, workdir
 
 
-def train(config: ConfigDict, workdir: pathlib.Path) -> str:
+def train(config: ConfigDict, workdir: pathlib.Path, *, extend: bool = False) -> str:
     """Runs what the config's `kind` names; returns what to do next.
+
+    Args:
+      extend: see `loop.train`.
 
     Raises:
       UserError: an unknown kind, or as the run itself.
@@ -87,25 +123,27 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> str:
     kind = config.get("kind")
     if kind not in _KINDS:
         raise UserError(f"kind={kind!r}: train takes configs of {', '.join(_KINDS)}")
-    return _KINDS[kind](config, workdir)
+    return _KINDS[kind](config, workdir, extend)
 
 
-def _pretrain(config: ConfigDict, workdir: pathlib.Path) -> str:
+def _pretrain(config: ConfigDict, workdir: pathlib.Path, extend: bool) -> str:
     from mosaicbert_jax.pretraining.pretraining import Pretraining
     from mosaicbert_jax.training.loop import train
 
-    train(Pretraining.prepare(config, workdir))
+    train(Pretraining.prepare(config, workdir), extend=extend)
     return f"Try: mosaicbert fill-mask {workdir} 'The [MASK] of the union.'"
 
 
-def _finetune(config: ConfigDict, workdir: pathlib.Path) -> str:
+def _finetune(config: ConfigDict, workdir: pathlib.Path, extend: bool) -> str:
     from mosaicbert_jax.finetuning.finetuning import finetune
 
-    finetune(config, workdir)
+    finetune(config, workdir, extend=extend)
     return f"Try: mosaicbert predict {workdir} FILE"
 
 
-def _glue(config: ConfigDict, workdir: pathlib.Path) -> str:
+def _glue(config: ConfigDict, workdir: pathlib.Path, extend: bool) -> str:
+    if extend:
+        raise UserError("--extend is for one run, not for GLUE's many")
     from mosaicbert_jax.finetuning.suite import run_suites
 
     run_suites(config, workdir)

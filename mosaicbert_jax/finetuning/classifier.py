@@ -1,7 +1,7 @@
 """Predictions of a finetuned model."""
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ from mosaicbert_jax.storage.opening import open_model
 from mosaicbert_jax.training import sharding
 
 _BATCH = 64
-_MAX_SEQ_LEN = 256
+_MAX_SEQ_LEN = 512  # where neither the run nor the folder says
 
 
 class Classifier:
@@ -27,6 +27,10 @@ class Classifier:
     Args:
       folder: of a finetuning run, or of a classifier in Hugging Face's layout.
       step: of a run of the same model, to compile it once; see `jitted_logits`.
+
+    Attributes:
+      max_seq_len: tokens of an example that are read, [CLS] and [SEP] included.
+      cut: how many of the examples so far were longer.
 
     Raises:
       UserError: a folder without a finetuned model.
@@ -42,9 +46,8 @@ class Classifier:
         self.target, self.kind = origin.target, KINDS[origin.target.kind]
         self._tokenizer = origin.tokenizer
         self._data = origin.settings.get("data", {})
-        positions = origin.config.max_position_embeddings
-        limit = positions if origin.config.position_embedding == "learned" else _MAX_SEQ_LEN
-        self._max_seq_len = self._data.get("max_seq_len", min(limit, _MAX_SEQ_LEN))
+        self.max_seq_len = origin.max_seq_len or _MAX_SEQ_LEN
+        self.cut = 0
         graph, params = nnx.split(origin.load())
         self._step = step or jitted_logits(graph)
         self._mesh = sharding.make_mesh(-1)
@@ -55,6 +58,14 @@ class Classifier:
     def columns(self) -> Columns:
         """Of the texts in the files that the model was finetuned on, as far as is known."""
         return Columns(self._data.get("text", "text"), self._data.get("second_text"))
+
+    def read(self, path: pathlib.Path | None) -> Iterator[list[Any]]:
+        """The examples of a file, or of standard input, a few at a time.
+
+        A line of text may hold a pair, unless the model is known to be one of single texts.
+        """
+        may_be_pairs = not self._data or self.columns.second_text is not None
+        return self.kind.read_unlabeled(path, self.columns, may_be_pairs)
 
     def logits(self, examples: Sequence[Any]) -> Float[np.ndarray, "S C"]:
         """What the model gives for each example, or word; their labels are not looked at."""
@@ -67,7 +78,9 @@ class Classifier:
 
     def _encoded(self, examples: Sequence[Any]) -> EncodedExamples:
         blank = [self.kind.unlabeled(example) for example in examples]
-        return self.kind.encode(blank, self._tokenizer, self.target, self._max_seq_len)
+        found = self.kind.encode(blank, self._tokenizer, self.target, self.max_seq_len)
+        self.cut += found.cut
+        return found
 
     def _logits(self, encoded: EncodedExamples) -> np.ndarray:
         return logits_of(
@@ -76,5 +89,5 @@ class Classifier:
             encoded,
             self._mesh,
             size=_BATCH,
-            row_length=self._max_seq_len,
+            row_length=self.max_seq_len,
         )

@@ -46,7 +46,10 @@ def finetuning() -> ConfigDict:
             },
             "optimizer": configuration.optimizer_settings(
                 3e-5, weight_decay=3e-6, final_fraction=0.0
-            ),
+            )
+            | {
+                "learning_rate": placeholder(float),  # at the peak; None: by the model's size
+            },
             "train": {
                 "duration": "3ep",  # how long the run is, as a duration
                 "batch_size": 16,  # examples of a step
@@ -66,6 +69,19 @@ def finetuning() -> ConfigDict:
             "log": configuration.log_settings(),
         }
     )
+
+
+# The published rate is of MosaicBERT-Base; smaller models need higher ones.
+_RATE_OF_BASE, _HIGHEST_RATE, _BASE_PARAMETERS = 3e-5, 1e-3, 137_400_384
+
+
+def scaled_learning_rate(parameters: int) -> float:
+    """What a model of this size is finetuned with unless the config says.
+
+    In inverse proportion to the parameters: 3e-5 from MosaicBERT-Base's size on, at most 1e-3. See
+    experiments/results/finetuning_rate.md.
+    """
+    return min(_RATE_OF_BASE * max(1.0, _BASE_PARAMETERS / parameters), _HIGHEST_RATE)
 
 
 def check(config: ConfigDict) -> None:

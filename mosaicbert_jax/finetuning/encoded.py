@@ -12,7 +12,7 @@ from mosaicbert_jax.errors import UserError
 from mosaicbert_jax.finetuning.examples import Example, TaggedExample
 from mosaicbert_jax.storage.target import REGRESSION, Target
 from mosaicbert_jax.text.encoding import encode_documents
-from mosaicbert_jax.text.tokenizer import WordEncoder, special_token_ids
+from mosaicbert_jax.text.tokenizer import WordEncoder, of_plain_text, special_token_ids
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +27,7 @@ class EncodedExamples:
       pad_id: what stands where nothing does.
       word_labels_T: int32 where words are labeled: the class of each word at its first token, 0 if
         it has none, and -1 on all other tokens.
+      cut: how many examples lost tokens, for they were too long.
     """
 
     tokens_T: Int[np.ndarray, "T"]
@@ -35,6 +36,7 @@ class EncodedExamples:
     labels_S: Num[np.ndarray, "S"]
     pad_id: int
     word_labels_T: Int[np.ndarray, "T"] | None = None
+    cut: int = 0
 
     def __len__(self) -> int:
         return len(self.labels_S)
@@ -86,18 +88,18 @@ def encode(
       UserError: a label that is not the target's, or a labeled text without a token; names the
         place.
     """
-    tokenizer.encode_special_tokens = True  # "[SEP]" in a text is text, as in `prepare`
-    ids, words = special_token_ids(tokenizer), WordEncoder(tokenizer)
+    ids, words = special_token_ids(tokenizer), WordEncoder(of_plain_text(tokenizer))
     cls, sep = np.array([ids.cls], np.int32), np.array([ids.sep], np.int32)
     firsts = encode_documents(words, [example.first for example in examples], max_seq_len)
     seconds = encode_documents(words, [example.second or "" for example in examples], max_seq_len)
-    tokens, lengths, types = [], [], []
+    tokens, lengths, types, cut = [], [], [], 0
     for example, first_T, second_T in zip(examples, firsts, seconds, strict=True):
         is_pair = example.second is not None
         if example.label is not None and not (len(first_T) and (len(second_T) or not is_pair)):
             raise UserError(f"{example.place}: a text without a single token")
         room = max_seq_len - 3 if is_pair else max_seq_len - 2
         first, second = pair_lengths(len(first_T), len(second_T), room)
+        cut += len(first_T) + len(second_T) > room
         tokens += [cls, first_T[:first], sep]
         of_first, of_second = first + 2, second + 1 if is_pair else 0
         if is_pair:
@@ -110,6 +112,7 @@ def encode(
         starts_S=np.cumsum([0, *lengths], dtype=np.int64),
         labels_S=_labels(examples, target),
         pad_id=ids.pad,
+        cut=cut,
     )
 
 
@@ -123,9 +126,8 @@ def encode_tagged(
     Raises:
       UserError: a label that is not the target's, or a word without a token; names the place.
     """
-    tokenizer.encode_special_tokens = True
-    ids, encode_words = special_token_ids(tokenizer), WordEncoder(tokenizer)
-    tokens, labels, lengths = [], [], []
+    ids, encode_words = special_token_ids(tokenizer), WordEncoder(of_plain_text(tokenizer))
+    tokens, labels, lengths, cut = [], [], [], 0
     for example in examples:
         pieces, firsts = [np.array([ids.cls], np.int32)], [np.array([-1], np.int32)]
         names = example.labels or (None,) * len(example.words)
@@ -141,6 +143,7 @@ def encode_tagged(
         tokens += [np.concatenate(pieces)[kept], np.array([ids.sep], np.int32)]
         labels += [np.concatenate(firsts)[kept], np.array([-1], np.int32)]
         lengths.append(len(tokens[-2]) + 1)
+        cut += sum(map(len, pieces)) > max_seq_len - 1
     tokens_T = np.concatenate(tokens).astype(np.int32)
     return EncodedExamples(
         tokens_T,
@@ -149,6 +152,7 @@ def encode_tagged(
         np.zeros(len(examples), np.int32),
         ids.pad,
         np.concatenate(labels),
+        cut,
     )
 
 

@@ -3,16 +3,18 @@
 import dataclasses
 import itertools
 import json
+import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from mosaicbert_jax.errors import UserError
 from mosaicbert_jax.text.encoding import document_digest
-from mosaicbert_jax.text.tables import is_table, lines, rows
+from mosaicbert_jax.text.tables import is_table, lines, lines_of_input, rows
 
 _AT_ONCE = 1024  # examples that are labeled together
+_NO_LABEL = ("", "nan", "null")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,13 +61,15 @@ class Columns:
     label: str | None = None
 
 
-def read_examples(path: Path, columns: Columns) -> list[Example]:
-    """All examples of a file.
+def read_examples(
+    path: Path, columns: Columns, say: Callable[[str], None] = lambda line: None
+) -> list[Example]:
+    """All examples of a file; `say` as for `rows`.
 
     Raises:
       UserError: a file that cannot be read, a missing column, or an empty text; names the line.
     """
-    examples = [example_of(place, fields, columns) for place, fields in rows(path)]
+    examples = [example_of(place, fields, columns) for place, fields in rows(path, say)]
     if not examples:
         raise UserError(f"{path}: no row with an example in it")
     return examples
@@ -87,14 +91,16 @@ def example_of(place: str, fields: dict[str, Any], columns: Columns) -> Example:
     return Example(texts[0], texts[1], label, place)
 
 
-def read_tagged_examples(path: Path, columns: Columns) -> list[TaggedExample]:
+def read_tagged_examples(
+    path: Path, columns: Columns, say: Callable[[str], None] = lambda line: None
+) -> list[TaggedExample]:
     """All examples of a JSON Lines file with a list of words and one of labels in each line.
 
     Raises:
       UserError: a file that cannot be read, a missing key, or lists that do not match; names the
         line.
     """
-    examples = [tagged_example_of(place, fields, columns) for place, fields in rows(path)]
+    examples = [tagged_example_of(place, fields, columns) for place, fields in rows(path, say)]
     if not examples:
         raise UserError(f"{path}: no line with an example in it")
     return examples
@@ -116,28 +122,39 @@ def tagged_example_of(place: str, fields: dict[str, Any], columns: Columns) -> T
 
 
 def _label(value: Any, name: str, place: str) -> str:
-    if isinstance(value, bool | int | float):
-        return json.dumps(value)
-    if not isinstance(value, str) or not value.strip():
+    """A label in its one spelling: 1.0 and "1.0" are 1.
+
+    Raises:
+      UserError: none is there: null, NaN, or an empty text.
+    """
+    text = value if isinstance(value, str) else json.dumps(value)
+    text = text.strip()
+    if not isinstance(value, str | bool | int | float) or text.lower() in _NO_LABEL:
         raise UserError(f"{place}: there is no label in column {name!r}, but {json.dumps(value)}")
-    return value.strip()
+    return re.sub(r"^(-?\d+)\.0+$", r"\1", text)
 
 
-def example_of_line(line: str, place: str) -> Example:
+def example_of_line(line: str, place: str, may_be_pair: bool) -> Example:
     """A line that is a text, or two with a tab between them."""
-    first, _, second = line.partition("\t")
+    first, _, second = line.partition("\t") if may_be_pair else (line, "", "")
     return Example(first, second or None, None, place)
 
 
-def examples_to_label(path: Path | None, columns: Columns) -> Iterator[list[Example]]:
+def examples_to_label(
+    path: Path | None, columns: Columns, may_be_pairs: bool
+) -> Iterator[list[Example]]:
     """The examples of a table, of a text file's lines or, without a path, of standard input's.
 
     A few at a time; from a terminal one by one. Raises UserError as `read_examples`.
+
+    Args:
+      may_be_pairs: whether a tab in a line of text is between two texts.
     """
     if path is not None and is_table(path):
         found = (example_of(place, fields, columns) for place, fields in rows(path))
     else:
-        found = (example_of_line(line, place) for place, line in _lines_to_label(path))
+        texts = _lines_to_label(path)
+        found = (example_of_line(line, place, may_be_pairs) for place, line in texts)
     yield from _at_once(path, found)
 
 
@@ -155,8 +172,7 @@ def examples_to_tag(path: Path | None, columns: Columns) -> Iterator[list[Tagged
 def _lines_to_label(path: Path | None) -> Iterator[tuple[str, str]]:
     if path is not None:
         return lines(path)
-    source = ((f"line {number}", line.strip()) for number, line in enumerate(sys.stdin, 1))
-    return (found for found in source if found[1])
+    return lines_of_input()
 
 
 def _at_once(path: Path | None, found: Iterator[Any]) -> Iterator[list[Any]]:

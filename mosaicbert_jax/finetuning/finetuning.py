@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
@@ -23,8 +24,15 @@ from mosaicbert_jax.finetuning.kinds import KINDS
 from mosaicbert_jax.finetuning.objective import jitted_logits, logits_of
 from mosaicbert_jax.finetuning.scores import Scores
 from mosaicbert_jax.finetuning.task import Task, read_task
+from mosaicbert_jax.modeling.config import BertConfig
 from mosaicbert_jax.storage import workdir
-from mosaicbert_jax.storage.opening import StoredModel, initial_params, open_model
+from mosaicbert_jax.storage.opening import (
+    StoredModel,
+    abstract_params,
+    build_model,
+    initial_params,
+    open_model,
+)
 from mosaicbert_jax.storage.target import Target
 from mosaicbert_jax.text.tokenizer import vocab_text
 from mosaicbert_jax.training import flops, loop, sharding
@@ -42,12 +50,14 @@ class Finetuning(Run):
       metrics: how what is held out is scored.
       train: examples to learn from.
       dev: the held-out sets by name.
+      notes: see `Task`.
     """
 
     origin: StoredModel
     metrics: tuple[str, ...]
     train: EncodedExamples
     dev: Mapping[str, EncodedExamples]
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def prepare(
@@ -71,6 +81,14 @@ class Finetuning(Run):
         mesh = sharding.make_mesh(**config.mesh)
         sharding.check_width(model, mesh.shape["tensor"])
         task = task or read_task(config)
+        notes = list(task.notes)
+        if config.optimizer.learning_rate is None:
+            config = config.copy_and_resolve_references()
+            rate = configuration.scaled_learning_rate(_parameters(model, task.target))
+            config.optimizer.learning_rate = float(f"{rate:.2g}")
+            notes.append(
+                f"optimizer.learning_rate={config.optimizer.learning_rate:g}, by the model's size"
+            )
         if "classifier" in origin.heads and not config.renew_classifier:
             _check_same_target(source, origin.target, task.target)
 
@@ -100,6 +118,7 @@ class Finetuning(Run):
             metrics=task.metrics,
             train=train,
             dev=dev,
+            notes=tuple(notes),
         )
 
     @property
@@ -112,7 +131,11 @@ class Finetuning(Run):
         held_out = sum(map(len, self.dev.values()))
         mean = len(self.train.tokens_T) / len(self.train)
         classes = f"{len(self.target.labels)} classes, " if self.target.labels else ""
-        return (
+        notes = [*self.notes]
+        if cut := sum(examples.cut for examples in (self.train, *self.dev.values())):
+            longest = self.config.data.max_seq_len
+            notes.append(f"cut at data.max_seq_len={longest}: {cut:,} of the examples")
+        return "".join(f"note: {note}\n" for note in notes) + (
             f"{self.parameters:,} parameters from {self.origin.place}, {self.model.dtype}, on "
             f"{jax.device_count()} x {jax.devices()[0].device_kind}\n"
             f"{self.target.kind}: {classes}{len(self.train):,} examples of {mean:.0f} tokens on "
@@ -174,14 +197,25 @@ class Finetuning(Run):
         return Scores(values, sum(map(len, self.dev.values())))
 
 
-def finetune(config: ConfigDict, folder: pathlib.Path) -> Scores:
+def _parameters(model: BertConfig, target: Target) -> int:
+    shapes = abstract_params(
+        nnx.eval_shape(lambda: build_model(model, target, 0)),
+        jax.sharding.SingleDeviceSharding(jax.devices()[0]),
+    )
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+
+def finetune(config: ConfigDict, folder: pathlib.Path, *, extend: bool = False) -> Scores:
     """Trains the run in `folder` from where it is to its end, and writes results.json.
+
+    Args:
+      extend: see `loop.train`.
 
     Raises:
       UserError: settings or data that cannot be, or a folder that is another run's.
     """
     run = Finetuning.prepare(config, folder)
-    scores = loop.train(run)
+    scores = loop.train(run, extend=extend)
     assert isinstance(scores, Scores)
     write_results(folder, {"scores": scores.values, "examples": scores.examples})
     width = max(map(len, scores.values))

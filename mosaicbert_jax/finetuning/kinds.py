@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,6 +20,7 @@ from mosaicbert_jax.finetuning.examples import Columns
 from mosaicbert_jax.finetuning.scores import ENTITY_F1, score
 from mosaicbert_jax.storage.target import (
     CLASSIFICATION,
+    MULTI_LABEL,
     REGRESSION,
     TOKEN_CLASSIFICATION,
     Target,
@@ -46,29 +47,34 @@ class Classification:
     name: ClassVar[str] = CLASSIFICATION
     objective: ClassVar[Objective] = objective.CLASSES
 
-    def read(self, path: Path, columns: Columns) -> list[Any]:
-        """All labeled examples of a file."""
-        return reading.read_examples(path, columns)
+    def read(self, path: Path, columns: Columns, say: Callable[[str], None]) -> list[Any]:
+        """All labeled examples of a file; `say` as for `rows`."""
+        return reading.read_examples(path, columns, say)
 
-    def read_unlabeled(self, path: Path | None, columns: Columns) -> Iterator[list[Any]]:
-        """The examples of a file, or of standard input, a few at a time."""
-        return reading.examples_to_label(path, columns)
+    def read_unlabeled(
+        self, path: Path | None, columns: Columns, may_be_pairs: bool
+    ) -> Iterator[list[Any]]:
+        """The examples of a file, or of standard input, a few at a time.
 
-    def target(self, train: Sequence[Any], path: Path, label_range: tuple) -> Target:
-        """What the labels of the examples to train on mean.
+        Args:
+          may_be_pairs: whether a tab in a line of text is between two texts.
+        """
+        return reading.examples_to_label(path, columns, may_be_pairs)
+
+    def target(self, examples: Sequence[Any], path: Path, label_range: tuple) -> Target:
+        """What the labels of all examples of a file mean.
 
         Raises:
           UserError: they are all the same.
         """
-        found = Target.of_classes(self.name, self._labels(train))
+        found = Target.of_classes(self.name, self.labels(examples))
         if len(found.labels) < 2:
-            raise UserError(
-                f"{path}: the only label to train on is {found.labels[0]!r}; two are needed"
-            )
+            raise UserError(f"{path}: the only label is {found.labels[0]!r}; two are needed")
         return found
 
-    def _labels(self, train: Sequence[Any]) -> Iterator[str]:
-        return (example.label for example in train)
+    def labels(self, examples: Sequence[Any]) -> Iterator[str]:
+        """Of the examples, one after another."""
+        return (example.label for example in examples)
 
     def encode(
         self, examples: Sequence[Any], tokenizer: Tokenizer, target: Target, max_seq_len: int
@@ -105,9 +111,8 @@ class Classification:
 
     def lines(self, example: Any, prediction: Any) -> list[str]:
         """A prediction as lines for the terminal: label, probability and text."""
-        text = " ".join(f"{example.first} {example.second or ''}".split())
         known = [] if prediction.probability is None else [f"{prediction.probability:.4f}"]
-        return ["\t".join([prediction.label, *known, text])]
+        return ["\t".join([prediction.label, *known, _text(example)])]
 
 
 class Regression(Classification):
@@ -116,7 +121,7 @@ class Regression(Classification):
     name = REGRESSION
     objective = objective.VALUES
 
-    def target(self, train: Sequence[Any], path: Path, label_range: tuple) -> Target:
+    def target(self, examples: Sequence[Any], path: Path, label_range: tuple) -> Target:
         return Target(REGRESSION, (), tuple(label_range) or (-math.inf, math.inf))
 
     def metrics(self, target: Target) -> tuple[str, ...]:
@@ -126,20 +131,40 @@ class Regression(Classification):
         return [Prediction(f"{value:.4f}", None) for value in logits_SC[:, 0]]
 
 
+class MultiLabelClassification(Classification):
+    """Any number of classes for a text; of models in Hugging Face's layout, to predict with."""
+
+    name = MULTI_LABEL
+
+    def predictions(self, logits_SC, examples: EncodedExamples, target: Target) -> list[Any]:
+        """A Prediction for each class of each example, the likeliest first."""
+        return [
+            [Prediction(target.labels[i], float(row[i])) for i in np.argsort(-row, kind="stable")]
+            for row in special.expit(logits_SC)
+        ]
+
+    def lines(self, example: Any, prediction: Any) -> list[str]:
+        """One line: all labels, each with its probability, and the text."""
+        found = [word for p in prediction for word in (p.label, f"{p.probability:.4f}")]
+        return ["\t".join([*found, _text(example)])]
+
+
 class TokenClassification(Classification):
     """A class for each word of a text."""
 
     name = TOKEN_CLASSIFICATION
     objective = objective.WORD_CLASSES
 
-    def read(self, path: Path, columns: Columns) -> list[Any]:
-        return reading.read_tagged_examples(path, columns)
+    def read(self, path: Path, columns: Columns, say: Callable[[str], None]) -> list[Any]:
+        return reading.read_tagged_examples(path, columns, say)
 
-    def read_unlabeled(self, path: Path | None, columns: Columns) -> Iterator[list[Any]]:
+    def read_unlabeled(
+        self, path: Path | None, columns: Columns, may_be_pairs: bool
+    ) -> Iterator[list[Any]]:
         return reading.examples_to_tag(path, columns)
 
-    def _labels(self, train: Sequence[Any]) -> Iterator[str]:
-        return itertools.chain.from_iterable(example.labels for example in train)
+    def labels(self, examples: Sequence[Any]) -> Iterator[str]:
+        return itertools.chain.from_iterable(example.labels for example in examples)
 
     def encode(
         self, examples: Sequence[Any], tokenizer: Tokenizer, target: Target, max_seq_len: int
@@ -169,4 +194,11 @@ class TokenClassification(Classification):
         return [*(f"{word}\t{label}" for word, label in words), ""]
 
 
-KINDS = {kind.name: kind for kind in (Classification(), Regression(), TokenClassification())}
+def _text(example: Any) -> str:
+    return " ".join(f"{example.first} {example.second or ''}".split())
+
+
+KINDS = {
+    kind.name: kind
+    for kind in (Classification(), Regression(), TokenClassification(), MultiLabelClassification())
+}

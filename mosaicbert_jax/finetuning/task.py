@@ -21,12 +21,14 @@ class Task:
       metrics: names of METRICS.
       train: examples to learn from.
       dev: the held-out sets by name; a single one is "".
+      notes: what a reader should be told of the files, though nothing is wrong.
     """
 
     target: Target
     metrics: tuple[str, ...]
     train: Sequence[Example] | Sequence[TaggedExample]
     dev: Mapping[str, Sequence[Example] | Sequence[TaggedExample]]
+    notes: Sequence[str] = ()
 
 
 def read_task(config: ConfigDict) -> Task:
@@ -39,9 +41,12 @@ def read_task(config: ConfigDict) -> Task:
     columns = Columns(data.text, data.second_text, data.label)
     path = pathlib.Path(data.path)
     kind = KINDS[config.task]
-    train = kind.read(path, columns)
+    notes: list[str] = []
+    train = kind.read(path, columns, notes.append)
+    # A class all of whose examples are held out is a class too.
+    target = kind.target(train, path, data.label_range)
     if data.dev_path:
-        dev = kind.read(pathlib.Path(data.dev_path), columns)
+        dev = kind.read(pathlib.Path(data.dev_path), columns, notes.append)
     else:
         train, dev = held_out(train, data.dev_fraction)
         if not train or not dev:
@@ -49,5 +54,10 @@ def read_task(config: ConfigDict) -> Task:
                 f"{path}: with data.dev_fraction={data.dev_fraction}, {len(train)} examples are "
                 f"left to train on and {len(dev)} to evaluate on; change it, or give data.dev_path"
             )
-    target = kind.target(train, path, config.data.label_range)
-    return Task(target, kind.metrics(target), train, {"": dev})
+    unseen = set(target.labels) - set(kind.labels(train))
+    if unseen:
+        notes.append(
+            f"all examples of the class {min(unseen)!r} are held out, and none is left to learn "
+            f"from; lower data.dev_fraction={data.dev_fraction}, or give data.dev_path"
+        )
+    return Task(target, kind.metrics(target), train, {"": dev}, notes)

@@ -16,9 +16,19 @@ from mosaicbert_jax.text.tokenizer import padded_vocab_size
 CONFIG_FILE = "config.json"
 _FIELDS = {field.name: field.type for field in dataclasses.fields(BertConfig)}
 # What another value of would make another model.
-_ONLY = {"hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False}
+_ONLY: dict[str, Any] = {
+    "hidden_act": "gelu",
+    "position_embedding_type": "absolute",
+    "is_decoder": False,
+    "add_cross_attention": False,
+    "pruned_heads": {},
+    "quantization_config": None,
+}
+_MODEL_TYPES = ("bert", "mosaicbert", None)
 _MOSAIC = {"position_embedding": "alibi", "feed_forward": "geglu"}
 _BERT = {"position_embedding": "learned", "feed_forward": "gelu"}
+# Stock BERT has no such field; ALiBi has no limit, which libraries would take this for.
+_UNSTORED = {"bert": ("head_norm_eps",), "mosaicbert": ("max_position_embeddings",)}
 _TORCH_PREFIX = {"mosaicbert": "MosaicBert", "bert": "Bert"}
 AUTO_CLASSES = {
     "BertModel": "AutoModel",
@@ -49,8 +59,15 @@ def read_config(
     for key, only in _ONLY.items():
         if stored.get(key, only) != only:
             raise UserError(f"{path}: {key} {stored[key]!r} is not supported, only {only}")
+    if stored.get("model_type") not in _MODEL_TYPES:
+        raise UserError(
+            f"{path}: model_type {stored['model_type']!r} is not BERT: its tensors may have BERT's "
+            "names, and yet it computes something else"
+        )
     fields = dict(_MOSAIC if any("Wqkv" in name for name in tensors) else _BERT)
     fields |= {name: stored[name] for name in _FIELDS if name in stored and name != "dtype"}
+    if fields["feed_forward"] == "gelu" and "layer_norm_eps" in stored:
+        fields["head_norm_eps"] = stored["layer_norm_eps"]  # as in transformers
     rows = len(tensors[WORDS]) if WORDS in tensors and tensors[WORDS].ndim else 0
     entries = fields.get("vocab_size")
     # The original pads the table when it builds the model, and may have stored the size before.
@@ -122,15 +139,30 @@ def model_type(config: BertConfig) -> str:
 
 
 def stored_config(
-    config: BertConfig, class_name: str, *, labels: Sequence[str], pad_token_id: int
+    config: BertConfig,
+    class_name: str,
+    *,
+    labels: Sequence[str],
+    pad_token_id: int,
+    problem_type: str | None,
 ) -> dict[str, Any]:
     """The contents of config.json.
 
     Args:
       class_name: of the model, such as "BertForMaskedLM".
       labels: the names of a classifier's outputs; none of another model.
+      problem_type: what transformers shall take a classifier's outputs for; None: it guesses.
+
+    Raises:
+      UserError: no PyTorch code computes this model; see `model_type`.
     """
     kind = model_type(config)
+    if kind == "bert" and "MaskedLM" in class_name:
+        encoder, head = config.layer_norm_eps, config.head_norm_eps
+        if encoder != head:
+            raise UserError(
+                f"head_norm_eps={head} and layer_norm_eps={encoder}: stock BERT has one for both"
+            )
     prefix = _TORCH_PREFIX[kind]
     stored: dict[str, Any] = {
         "architectures": [prefix + class_name.removeprefix("Bert")],
@@ -145,6 +177,7 @@ def stored_config(
     stored |= {
         name: float(getattr(config, name)) if kind_ is float else getattr(config, name)
         for name, kind_ in _FIELDS.items()
+        if name not in _UNSTORED[kind]
     }
     stored |= {
         "dtype": "float32",  # of the weights, as everywhere; ours, of the computation, is a choice
@@ -152,6 +185,8 @@ def stored_config(
         "pad_token_id": pad_token_id,
         "tie_word_embeddings": True,
     }
+    if problem_type is not None:
+        stored["problem_type"] = problem_type
     if labels:
         stored["id2label"] = {str(index): label for index, label in enumerate(labels)}
         stored["label2id"] = {label: index for index, label in enumerate(labels)}

@@ -9,7 +9,12 @@ import numpy as np
 from flax import nnx, traverse_util
 
 from mosaicbert_jax.errors import UserError
-from mosaicbert_jax.interop.config_file import classifies_tokens, read_config, read_labels
+from mosaicbert_jax.interop.config_file import (
+    CONFIG_FILE,
+    classifies_tokens,
+    read_config,
+    read_labels,
+)
 from mosaicbert_jax.interop.names import (
     TIED_DECODER,
     WORDS,
@@ -17,11 +22,12 @@ from mosaicbert_jax.interop.names import (
     is_of_another_class,
     tensor_names,
 )
-from mosaicbert_jax.interop.weight_files import read_weights
+from mosaicbert_jax.interop.weight_files import read_json, read_weights
 from mosaicbert_jax.modeling.config import BertConfig
 from mosaicbert_jax.modeling.heads import BertForSequenceClassification, BertForTokenClassification
 
 _MOST_LISTED = 20
+_DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,12 +39,14 @@ class FolderContents:
       heads: which of "pooler" and "classifier" are there.
       labels: the names of a classifier's outputs, by number.
       of_tokens: whether the classifier is one of tokens, by its class.
+      problem_type: as config.json has it.
     """
 
     config: BertConfig
     heads: frozenset[str]
     labels: tuple[str, ...]
     of_tokens: bool
+    problem_type: str | None
 
 
 def folder_contents(folder: pathlib.Path) -> FolderContents:
@@ -51,6 +59,7 @@ def folder_contents(folder: pathlib.Path) -> FolderContents:
         frozenset(head for head, tensor in heads.items() if tensor in tensors),
         read_labels(folder, num_labels or 2),
         classifies_tokens(folder),
+        read_json(folder / CONFIG_FILE).get("problem_type"),
     )
 
 
@@ -118,8 +127,8 @@ def _problem(name: str, tensor: np.ndarray | None, shape: tuple[int, ...]) -> st
         return f"missing {name}"
     if tensor.shape != shape:
         return f"{name} is {tensor.shape}, the config says {shape}"
-    if not jnp.issubdtype(tensor.dtype, jnp.floating):
-        return f"{name} is {tensor.dtype}, not floating point"
+    if tensor.dtype.name not in _DTYPES:
+        return f"{name} is {tensor.dtype}, not one of {', '.join(_DTYPES)}"
     return None
 
 

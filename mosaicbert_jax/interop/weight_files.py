@@ -8,6 +8,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from mosaicbert_jax.errors import UserError
+from mosaicbert_jax.files import how_to_download, is_hub_name
 from mosaicbert_jax.interop.torch_file import read_torch_file
 
 SAFETENSORS = "model.safetensors"
@@ -28,6 +29,8 @@ def read_weights(folder: pathlib.Path) -> dict[str, np.ndarray]:
         return _read_shards(folder)
     if (folder / _TORCH).exists():
         return read_torch_file(folder / _TORCH)
+    if not folder.exists() and is_hub_name(str(folder)):
+        raise UserError(f"{folder}: no such folder. {how_to_download(str(folder))}")
     raise UserError(f"{folder} cannot be read as a model: no {SAFETENSORS}, {_INDEX} or {_TORCH}")
 
 

@@ -47,12 +47,16 @@ def save_model(
     tokenizer: str | os.PathLike | None = None,
     training: Training | Finetuned | None = None,
     labels: Sequence[str] = (),
+    problem_type: str | None = None,
+    max_length: int | None = None,
 ) -> None:
     """Writes a model; see `save_pretrained`.
 
     Args:
       labels: the names of a classifier's outputs; LABEL_0, … if there are none.
       training: what is known of how it came about, for the model card.
+      problem_type: of a classifier, for config.json; see `stored_config`.
+      max_length: tokens that the model was finetuned to read at most; None: it isn't known.
     """
     config, class_name = model.config, type(model).__name__
     kind = model_type(config)
@@ -64,6 +68,7 @@ def save_model(
         class_name,
         labels=labels or [f"LABEL_{i}" for i in range(getattr(model, "num_labels", 0))],
         pad_token_id=special_token_ids(encoder).pad if encoder else 0,
+        problem_type=problem_type,
     )
     card = model_card(
         class_name,
@@ -84,8 +89,9 @@ def save_model(
             for name in _TORCH_FILES:
                 (unfinished / name).write_bytes((sources / name).read_bytes())
         if encoder is not None:
-            longest = config.max_position_embeddings if kind == "bert" else None
-            write_tokenizer(encoder, unfinished, max_length=longest)
+            limits = [max_length, config.max_position_embeddings if kind == "bert" else None]
+            known = [limit for limit in limits if limit is not None]
+            write_tokenizer(encoder, unfinished, max_length=min(known, default=None))
 
 
 def stored_tensors(model: Any) -> dict[str, np.ndarray]:

@@ -52,8 +52,9 @@ class BertConfig:
       type_vocab_size: token types; two for pairs of texts.
       hidden_dropout_prob: dropout of embeddings, attention output and feed-forward.
       attention_probs_dropout_prob: dropout of attention probabilities, for the baseline.
-      layer_norm_eps: of the LayerNorms in the encoder; the masked-language-model head always has
-        1e-12.
+      layer_norm_eps: of the LayerNorms in the encoder.
+      head_norm_eps: of the LayerNorm in the masked-language-model head; the original's is 1e-12
+        whatever the encoder's, stock BERT's is the encoder's.
       initializer_range: standard deviation of every initial weight.
       position_embedding: "alibi" (a linear bias in attention) or "learned" (a table, restarting
         at each segment).
@@ -74,6 +75,7 @@ class BertConfig:
     hidden_dropout_prob: float = 0.1
     attention_probs_dropout_prob: float = 0.0
     layer_norm_eps: float = 1e-12
+    head_norm_eps: float = 1e-12
     initializer_range: float = 0.02
     position_embedding: str = "alibi"
     feed_forward: str = "geglu"
@@ -95,8 +97,9 @@ class BertConfig:
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise UserError(f"model.{name} must be in [0, 1), not {getattr(self, name)!r}")
-        if not (self.layer_norm_eps >= 0 and self.initializer_range >= 0):
-            raise UserError("model.layer_norm_eps and model.initializer_range must not be negative")
+        for name in ("layer_norm_eps", "head_norm_eps", "initializer_range"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"model.{name} must not be negative")
         if self.hidden_size % self.num_attention_heads:
             raise UserError(
                 f"model.hidden_size {self.hidden_size} must be a multiple of "

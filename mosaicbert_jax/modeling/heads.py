@@ -20,7 +20,7 @@ class MaskedLMHead(nnx.Module):
     def __init__(self, config: BertConfig, *, rngs: nnx.Rngs):
         self.config = config
         self.dense = Dense(config, config.hidden_size, config.hidden_size, rngs=rngs)
-        self.norm = layer_norm(config, epsilon=1e-12, rngs=rngs)
+        self.norm = layer_norm(config, epsilon=config.head_norm_eps, rngs=rngs)
         self.bias = nnx.Param(jnp.zeros(config.vocab_size, jnp.float32))
 
     def transform(self, hidden_BPE: Float[Array, "B P E"]) -> Float[Array, "B P E"]:

@@ -30,14 +30,17 @@ def on_own_rows(call: Callable, divided: tuple, everywhere: tuple = ()) -> Any:
     Gradients of `everywhere` are added up over the rows. The devices along WIDTH_AXIS do the same
     work: the axis stays the compiler's.
     """
-    if jax.sharding.get_abstract_mesh().empty:
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
         return call(*divided, *everywhere)
+    # Over axes of one device each, XLA can't add up gradients while another axis is its own.
+    is_divided = any(mesh.shape[axis] > 1 for axis in ROW_AXES)
     rows, whole = PartitionSpec(ROW_AXES), PartitionSpec()
     mapped = jax.shard_map(
         call,
         in_specs=(rows,) * len(divided) + (whole,) * len(everywhere),
         out_specs=rows,
-        axis_names=set(ROW_AXES),
+        axis_names=set(ROW_AXES if is_divided else mesh.axis_names),
         check_vma=False,
     )
     # Without jit, jax 0.10 can't map over some of the axes.

@@ -41,4 +41,5 @@ def draw(plan: Plan, path: str | pathlib.Path) -> None:
         f"{links.inside / 1e9:.0f} GB/s within a node, {links.between / 1e9:.0f} between nodes",
         fontsize=10,
     )
+    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)

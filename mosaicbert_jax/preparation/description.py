@@ -1,17 +1,21 @@
 """A prepared data set in a few lines."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from mosaicbert_jax.data.dataset import DatasetMetadata
 
+MANY_UNKNOWN = 0.01
 _SOURCES_SHOWN = 10
 
 
-def describe_dataset(metadata: DatasetMetadata, skipped_places: Sequence[str]) -> list[str]:
+def describe_dataset(
+    metadata: DatasetMetadata, skipped_places: Sequence[str], unknown_tokens: Mapping[str, int]
+) -> list[str]:
     """What became of the inputs, for the terminal.
 
     Args:
       skipped_places: of the first inputs that could not be read.
+      unknown_tokens: of each split, how many are [UNK].
     """
     lines = [
         f"read {source.documents:,} documents from {source.name}"
@@ -30,10 +34,19 @@ def describe_dataset(metadata: DatasetMetadata, skipped_places: Sequence[str]) -
         lines += [f"  {place}" for place in skipped_places]
     for name, split in metadata.splits.items():
         share = split.truncated_documents / split.documents
+        unknown = unknown_tokens[name] / max(1, split.tokens - 2 * split.sequences)
         lines.append(
             f"{name}: {split.documents:,} documents, {split.sequences:,} sequences, "
-            f"{split.tokens:,} tokens; {share:.1%} of the documents truncated"
+            f"{split.tokens:,} tokens; {share:.1%} of the documents truncated, {unknown:.2%} of "
+            "the tokens [UNK]"
         )
+        if unknown > MANY_UNKNOWN:
+            lines.append(
+                f"warning: {unknown:.1%} of the tokens of {name} are [UNK], of which nothing is "
+                "learned: words that the tokenizer cannot spell, or that are longer than 100 "
+                "characters. Put spaces between words, give a larger --vocab-size, or a "
+                "--tokenizer made for this text"
+            )
     if metadata.options["validation_fraction"] and "validation" not in metadata.splits:
         lines.append(
             "no validation split: no document fell in the held-out share; raise validation_fraction"

@@ -30,7 +30,7 @@ from mosaicbert_jax.preparation.unfinished import (
     remove_emptied,
     workspace,
 )
-from mosaicbert_jax.progress import ByteProgress
+from mosaicbert_jax.progress import ByteProgress, while_ticking
 from mosaicbert_jax.text.encoding import EncodedBlock, Encoder
 from mosaicbert_jax.text.sources import find_sources, input_bytes
 from mosaicbert_jax.text.tokenizer import (
@@ -53,6 +53,7 @@ REPORT_FILE = "report.md"
 TOKENIZER_FILE = "tokenizer.json"
 _FILES_OF_A_TOKENIZER = (TOKENIZER_FILE, "vocab.txt")
 _PLACES_SHOWN = 5
+_SCALED = "scaled"  # to the text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +69,7 @@ class PrepareOptions:
         gives a small corpus enough for a steady loss; a large one needs less. 0: no such split.
       tokenizer: a vocab.txt, a tokenizer.json or a Hugging Face folder; None trains one, on at
         most 100 MB of the training documents, drawn by digest.
-      vocab_size: entries of the tokenizer trained here; None: 30,522.
+      vocab_size: entries of the tokenizer trained here; None: see `scaled_vocab_size`.
       lowercase: whether the tokenizer trained here lower-cases. One that is given decides itself.
       long_documents: "truncate" keeps the first max_seq_len tokens of a document, as the recipe
         does; "split" makes consecutive sequences of them all.
@@ -139,9 +140,13 @@ def prepare(options: PrepareOptions, say: Callable[[str], None] = print) -> Data
                     f"{output}: a file system is mounted there; name a new folder in it"
                 )
             with workspace(output, recorded, inputs.stamps()) as work:
-                metadata = _build(work, options, recorded, inputs, given, say)
+                try:
+                    metadata = _build(work, options, recorded, inputs, given, say)
+                except KeyboardInterrupt:
+                    raise KeyboardInterrupt(_where_it_resumes(work)) from None
             metadata = dataclasses.replace(metadata, folder=output)
-            for line in describe_dataset(metadata, work.progress.skipped_places):
+            unknown = {name: s.unknown_tokens for name, s in work.progress.splits.items()}
+            for line in describe_dataset(metadata, work.progress.skipped_places, unknown):
                 say(line)
         if options.report:
             _report(metadata, inputs, options, other, say)
@@ -153,6 +158,18 @@ def prepare(options: PrepareOptions, say: Callable[[str], None] = print) -> Data
             "fix this and run it again to resume from what is finished"
         ) from None
     return metadata
+
+
+def _where_it_resumes(work: Workspace) -> str:
+    """What to say when a preparation is interrupted."""
+    sequences = sum(split.sequences for split in work.progress.splits.values())
+    if sequences:
+        done = f"{sequences:,} sequences are written, and the same command resumes behind them"
+    elif (work.data / TOKENIZER_FILE).is_file():
+        done = "the tokenizer is written, and the same command resumes behind it"
+    else:
+        done = "nothing was written yet; the same command starts from the beginning"
+    return f"interrupted: {done}"
 
 
 def _output_folder(path: str) -> Path:
@@ -200,7 +217,7 @@ def _recorded_options(options: PrepareOptions, given: Tokenizer | None) -> dict[
         return recorded | {
             "tokenizer": "trained",
             "tokenizer_sample_bytes": TOKENIZER_SAMPLE_BYTES,
-            "vocab_size": DEFAULT_VOCAB_SIZE if options.vocab_size is None else options.vocab_size,
+            "vocab_size": _SCALED if options.vocab_size is None else options.vocab_size,
             "lowercase": options.lowercase,
         }
     return recorded | {
@@ -256,6 +273,8 @@ def _build(
     say: Callable[[str], None],
 ) -> DatasetMetadata:
     """Fills the workspace, from where it is, with a whole data set."""
+    for note in filter(None, (source.note for source in inputs.sources)):
+        say(f"note: {note}")
     path = work.data / TOKENIZER_FILE
     if path.is_file():
         tokenizer = load_tokenizer(path)
@@ -267,7 +286,7 @@ def _build(
         work.progress.documents = [0] * len(inputs.files)
         if given is None:
             work.save()
-    _Encoding(work, inputs, tokenizer, options).run()
+    _Encoding(work, inputs, tokenizer, options).run(say)
     work.check_unchanged()
     progress = work.progress
     train = progress.splits["train"]
@@ -311,7 +330,7 @@ def _build(
 
 
 def _trained(
-    inputs: Inputs, entries: int, lowercase: bool, say: Callable[[str], None]
+    inputs: Inputs, entries: int | str, lowercase: bool, say: Callable[[str], None]
 ) -> Tokenizer:
     sample = inputs.sample(TOKENIZER_SAMPLE_BYTES, "sampling for the tokenizer")
     if not sample.is_whole:
@@ -319,7 +338,25 @@ def _trained(
             f"training the tokenizer on {sample.bytes / 1e6:,.0f} of {sample.read_bytes / 1e6:,.0f}"
             f" MB of text: {len(sample):,} documents, drawn by digest"
         )
-    return train_tokenizer(sample, entries, lowercase)
+    if entries == _SCALED:
+        entries = scaled_vocab_size(sample.read_bytes)
+        say(
+            f"vocabulary: at most {entries:,} entries for {sample.read_bytes / 1e6:,.1f} MB of "
+            "text; --vocab-size sets another number"
+        )
+    return while_ticking(
+        "training the tokenizer", lambda: train_tokenizer(sample, int(entries), lowercase)
+    )
+
+
+def scaled_vocab_size(text_bytes: int) -> int:
+    """Entries that a text can teach a model to use: the root of its bytes, by 64.
+
+    From 512, to spell with, to the 30,522 of bert-base-uncased, which 1 GB gets. The quickstart's
+    16 MB get 4,032.
+    """
+    entries = round(text_bytes**0.5 / 64) * 64
+    return min(max(entries, 512), DEFAULT_VOCAB_SIZE)
 
 
 class _Encoding:
@@ -341,11 +378,12 @@ class _Encoding:
             name: ShardWriter(work.data, name, dtype, split.shards)
             for name, split in work.progress.splits.items()
         }
+        self._unknown_id = special_token_ids(tokenizer).unk
         self._seen = SeenKeys(work.keys()) if options.deduplicate else None
         self._new_keys: list[np.ndarray] = []
         self._files = inputs.files
 
-    def run(self) -> None:
+    def run(self, say: Callable[[str], None]) -> None:
         progress = self._work.progress
         first = progress.file
         done = sum(map(input_bytes, self._files[:first]))
@@ -360,6 +398,9 @@ class _Encoding:
                     self._save(first, reading)
         progress.file, progress.block = len(self._files), 0
         self._save(first, reading)
+        for tally in reading.tallies:
+            for note in tally.notes:
+                say(f"note: {note}")
 
     def _take(self, encoded: EncodedBlock, file: int) -> None:
         progress = self._work.progress
@@ -379,7 +420,9 @@ class _Encoding:
             split = progress.splits[name]
             split.documents += int(chosen_D.sum())
             split.truncated_documents += int(encoded.truncated_D[chosen_D].sum())
-            self._writers[name].add(*encoded.part(chosen_D))
+            tokens_T, lengths_S = encoded.part(chosen_D)
+            split.unknown_tokens += int(np.count_nonzero(tokens_T == self._unknown_id))
+            self._writers[name].add(tokens_T, lengths_S)
 
     def _save(self, first: int, reading: Reading) -> None:
         """Makes all that was taken so far part of what is finished."""

@@ -30,6 +30,7 @@ from mosaicbert_jax.markdown import (
     verbatim,
     wrapped,
 )
+from mosaicbert_jax.preparation.description import MANY_UNKNOWN
 from mosaicbert_jax.preparation.tokenizer_figures import (
     TokenizerFigures,
     count_words,
@@ -47,7 +48,6 @@ _PACKED_SEQUENCES = 8192
 # As many as stay in a processor's cache; more are slower.
 _TOKENS_A_READ = 2**17
 # Beyond these shares the report warns. English under bert-base-uncased stays far below them.
-_MANY_UNKNOWN = 0.01
 _MANY_TRUNCATED = 0.2
 _MANY_UNUSED = 0.1
 
@@ -196,7 +196,7 @@ def _warnings(
 ) -> Iterator[str]:
     """What a person should look at, most important first."""
     for name, split in splits.items():
-        if split.unknown > _MANY_UNKNOWN:
+        if split.unknown > MANY_UNKNOWN:
             yield (
                 f"**Warning:** {percent(split.unknown)} of the tokens of {name} are [UNK], of "
                 "which a model learns nothing.\nClean the text, or use a tokenizer trained on it."
@@ -380,7 +380,7 @@ def _length_sentence(ours: TokenizerFigures, other: TokenizerFigures, max_seq_le
         )
     else:
         sentence = f"For the same text, {ours.name} and {other.name} need as many tokens."
-    if abs(ours.unknown - other.unknown) > _MANY_UNKNOWN:
+    if abs(ours.unknown - other.unknown) > MANY_UNKNOWN:
         worst = max(ours, other, key=lambda figures: figures.unknown)
         sentence += (
             f"\nMind that {worst.name} saves tokens by losing words:\n"

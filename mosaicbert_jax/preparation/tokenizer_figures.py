@@ -5,7 +5,6 @@ character is a word of its own: what BERT's pre-tokenizer yields, here before an
 lower-cased, so that two tokenizers are measured with the same words.
 """
 
-import copy
 import dataclasses
 import unicodedata
 from collections import Counter
@@ -15,7 +14,7 @@ import numpy as np
 from tokenizers import Tokenizer, normalizers, pre_tokenizers
 
 from mosaicbert_jax.markdown import columns, shortened
-from mosaicbert_jax.text.tokenizer import SPECIAL_TOKENS, encode_texts
+from mosaicbert_jax.text.tokenizer import SPECIAL_TOKENS, encode_texts, of_plain_text
 
 # A word is frequent if one in so many of the sample is this word, and it is there twice at least.
 _FREQUENT_ONE_IN = 50_000
@@ -76,10 +75,9 @@ def tokenizer_figures(
     tokenizer: Tokenizer, name: str, sample: Sequence[str], words: Counter[str]
 ) -> TokenizerFigures:
     """Measure a tokenizer, which stays as it is, on the sample and on the words in it."""
-    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer = of_plain_text(tokenizer)
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    tokenizer.encode_special_tokens = True  # a "[SEP]" in a text is text, as `prepare` has it
     ids_of_texts = encode_texts(tokenizer, sample)
     tokens = sum(map(len, ids_of_texts))
     used_ids = {int(i) for ids_T in ids_of_texts for i in np.unique(ids_T)}

@@ -29,10 +29,15 @@ _PROGRESS_FILE = "progress.json"
 
 @dataclasses.dataclass
 class SplitProgress:
-    """What one split has; see `SplitRecord`."""
+    """What one split has; see `SplitRecord`.
+
+    Attributes:
+      unknown_tokens: how many are [UNK].
+    """
 
     documents: int = 0
     truncated_documents: int = 0
+    unknown_tokens: int = 0
     shards: tuple[ShardRecord, ...] = ()
 
     @property

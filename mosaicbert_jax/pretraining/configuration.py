@@ -4,6 +4,7 @@ import dataclasses
 import math
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 from ml_collections.config_dict import FieldReference, placeholder
 
@@ -29,6 +30,7 @@ def pretraining(model: BertConfig) -> ConfigDict:
     config = ConfigDict(
         {
             "kind": "pretraining",  # which kind of run `train` starts; can't be changed
+            "hardware": "any",  # "gpu": a CPU is refused, on which it would take months
             "seed": 17,  # seed of initial weights, order, masks and dropout
             "init_from": placeholder(str),  # a workdir or Hugging Face folder to start from
             "init_from_step": placeholder(int),  # checkpoint of that workdir; None is its last
@@ -169,6 +171,12 @@ _RANGES = {
 def check(config: ConfigDict) -> None:
     """Raises UserError for values that no pretraining can have."""
     check_settings(config)
+    if config.hardware == "gpu" and jax.default_backend() == "cpu":
+        raise UserError(
+            "this config is for GPUs, and JAX finds none here. On a CPU train a small model on "
+            "the same data, with --config quickstart; or this one, which may take months, with "
+            "--config.hardware=any"
+        )
     _check_data(config.data.path, config.data.mixture)
     if config.data.on_error not in (STOP, SKIP):
         raise UserError(f"data.on_error={config.data.on_error!r}: choose {STOP!r} or {SKIP!r}")
@@ -176,6 +184,8 @@ def check(config: ConfigDict) -> None:
 
 def check_settings(config: ConfigDict) -> None:
     """The same, but for the data, which a plan does without."""
+    if config.hardware not in ("any", "gpu"):
+        raise UserError(f"hardware={config.hardware!r}: choose 'any' or 'gpu'")
     ranges = dict(_RANGES)
     microbatch = config.train.microbatch_tokens
     if microbatch == AUTO:

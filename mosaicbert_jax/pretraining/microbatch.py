@@ -2,24 +2,20 @@
 
 import dataclasses
 import math
-import os
-import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from mosaicbert_jax.data.masking import predictions_per_row
 from mosaicbert_jax.errors import UserError
 from mosaicbert_jax.training import sharding
+from mosaicbert_jax.training.memory import bytes_needed, device_memory, shown
 
 AUTO = "auto"
 MARGIN = 0.1  # of the memory: kept for what no program plans, such as holes between its arrays
-_SHARE_OF_HOST = 0.5  # of what is available there, for all devices of a CPU
 _FIRST_TOKENS = 65_536  # of the first program: all of a device's share in the recipe on 8 GPUs
 
 
@@ -93,46 +89,6 @@ def first_size(sizes: Sequence[int], row_length: int) -> int:
     return max((s for s in sizes if s * row_length <= _FIRST_TOKENS), default=min(sizes))
 
 
-def bytes_needed(compiled: jax.stages.Compiled) -> int:
-    """Of one device's memory, while a program runs: its arguments, results and temporary arrays."""
-    memory = compiled.memory_analysis()
-    return (
-        memory.argument_size_in_bytes
-        + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes
-        + memory.temp_size_in_bytes
-    )
-
-
-def device_memory() -> int:
-    """Bytes that programs can have on each device, on the device that has the least.
-
-    On a GPU what JAX has taken of it; on a CPU half of what the host has available, divided by its
-    devices.
-    """
-    here = min(_memory_of(device) for device in jax.local_devices())
-    if jax.process_count() == 1:
-        return here
-    return int(np.min(multihost_utils.process_allgather(np.int64(here // 2**20)))) * 2**20
-
-
-def _memory_of(device: jax.Device) -> int:
-    stats = device.memory_stats() or {}
-    if device.platform != "cpu" and "bytes_limit" in stats:
-        return stats["bytes_limit"]
-    return int(_SHARE_OF_HOST * _available_on_host() / jax.local_device_count())
-
-
-def _available_on_host() -> int:
-    """Bytes; all that is installed where the system does not tell what is available."""
-    meminfo = pathlib.Path("/proc/meminfo")
-    if meminfo.exists():
-        for line in meminfo.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
 def abstract_batch(
     mesh: Mesh, rows: int, length: int, masking_rate: float
 ) -> dict[str, jax.ShapeDtypeStruct]:
@@ -149,11 +105,6 @@ def abstract_batch(
         name: jax.ShapeDtypeStruct((rows, width), dtype, sharding=sharding.by_rows(mesh))
         for name, (width, dtype) in columns.items()
     }
-
-
-def shown(size: int) -> str:
-    """Bytes, for people."""
-    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def search(

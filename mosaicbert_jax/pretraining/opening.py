@@ -21,6 +21,7 @@ from mosaicbert_jax.data.integrity import (
 from mosaicbert_jax.data.mixture import Mixture
 from mosaicbert_jax.errors import UserError
 
+_LOOKED_AT = 1000  # sequences
 SEEN_FILE = "data_files.json"  # in a workdir: see `Findings.seen`
 
 
@@ -66,9 +67,23 @@ def open_data(
             held_out = TokenDataset(data.path, "validation", lost)
     if findings.damaged and len(dataset) == dataset.missing:
         raise UserError(f"{describe_damage(findings.damaged)}; nothing is left to train on")
+    _check_predictable(dataset)
     if held_out is not None and len(held_out) == held_out.missing:
         held_out = None
     return dataset, held_out
+
+
+def _check_predictable(dataset: TokenDataset | Mixture) -> None:
+    """Raises UserError if the first sequences are special tokens alone, of which none is masked."""
+    numbers_S = np.arange(min(len(dataset), _LOOKED_AT))
+    numbers_S = numbers_S[dataset.is_there(numbers_S)]
+    special = dataclasses.astuple(dataset.metadata.special_token_ids)
+    if len(numbers_S) and np.isin(dataset.gather(numbers_S)[0], special).all():
+        raise UserError(
+            f"{dataset.metadata.folder}: nothing to predict: its first {len(numbers_S):,} texts "
+            "are [UNK] and other special tokens alone; prepare the text with a tokenizer that can "
+            "spell it"
+        )
 
 
 def describe_data(dataset: TokenDataset | Mixture, findings: Findings) -> str:

@@ -28,6 +28,7 @@ from mosaicbert_jax.pretraining.opening import (
 )
 from mosaicbert_jax.storage import workdir
 from mosaicbert_jax.storage.opening import StoredModel, initial_params, open_model
+from mosaicbert_jax.text.tokenizer import is_lowercase, load_tokenizer
 from mosaicbert_jax.training import flops, sharding
 from mosaicbert_jax.training.durations import Duration, Progress
 from mosaicbert_jax.training.optimizer import optimizer_of
@@ -143,6 +144,8 @@ class Pretraining(Run):
         full = packing_efficiency(window.lengths_S, window.num_rows, config.data.row_length)
         step = Progress(step=1, sequences=per_step, tokens=per_step * mean)
         steps = "" if self.duration.is_time else f", about {1 / self.share(step):,.0f} steps"
+        if not self.duration.is_time and self.share(step) > 1:
+            steps = ", which is less than one step; one is made"
         return (
             f"{self.parameters:,} parameters, {self.model.dtype}, on {jax.device_count()} x "
             f"{jax.devices()[0].device_kind}\n"
@@ -164,6 +167,7 @@ class Pretraining(Run):
         if self.config.init_from:
             origin = open_model(self.config.init_from, self.config.init_from_step)
             _check_same_model(origin, self.model)
+            _check_same_tokenizer(origin, self.dataset.metadata.tokenizer_path)
         return initial_params(
             self.build,
             abstract,
@@ -221,6 +225,26 @@ class Pretraining(Run):
             )
 
 
+def _check_same_tokenizer(origin: StoredModel, path: pathlib.Path) -> None:
+    """Raises UserError if a model was trained with another tokenizer than the one at `path`."""
+    there, here = origin.tokenizer, load_tokenizer(path)
+    entry_there = {number: entry for entry, number in there.get_vocab().items()}
+    entry_here = {number: entry for entry, number in here.get_vocab().items()}
+    why = ""
+    for number in sorted(entry_there.keys() | entry_here.keys()):
+        if entry_there.get(number) != entry_here.get(number):
+            why = f"entry {number} is {entry_there.get(number)!r} there"
+            why += f" and {entry_here.get(number)!r} here"
+            break
+    if not why and is_lowercase(there) != is_lowercase(here):
+        why = f"{'that' if is_lowercase(there) else 'this'} one alone lower-cases text"
+    if why:
+        raise UserError(
+            f"init_from={origin.place} was trained with another tokenizer than {path}: {why}; "
+            "prepare the text with --tokenizer and that of the model"
+        )
+
+
 def _check_same_model(origin: StoredModel, wanted: BertConfig) -> None:
     """Raises UserError if parameters of one do not fit the other."""
     found = origin.config
@@ -233,6 +257,8 @@ def _check_same_model(origin: StoredModel, wanted: BertConfig) -> None:
         "type_vocab_size",
         "position_embedding",
         "feed_forward",
+        "layer_norm_eps",
+        "head_norm_eps",
     ]
     if wanted.position_embedding == "learned":
         shaping.append("max_position_embeddings")

@@ -65,7 +65,7 @@ def changed(config: dict[str, Any], *, is_suite: bool = False) -> dict[str, tupl
     return {
         key: (value, defaults.get(key, NOT_KNOWN))
         for key, value in found.items()
-        if key not in _DATA and value != defaults.get(key)
+        if key not in (*_DATA, "hardware") and value != defaults.get(key)
     }
 
 

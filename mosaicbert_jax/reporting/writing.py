@@ -30,6 +30,7 @@ def report(folders: Sequence[pathlib.Path], output: pathlib.Path) -> str:
     if len(runs) > MOST_RUNS:
         raise UserError(f"{len(runs)} runs are too many for a chart; give at most {MOST_RUNS}")
     html = page(runs, suites, datetime.datetime.now(datetime.UTC))
+    output.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(output, html)
     return f"Wrote {output} ({len(html) / 1e3:,.0f} kB). Open it in a browser."
 

@@ -4,11 +4,15 @@ Orbax renames a checkpoint into place when it is complete. Before that, the dige
 files is written into it, by which later damage is detected.
 """
 
+import atexit
 import contextlib
+import functools
+import glob
 import hashlib
 import json
 import os
 import pathlib
+import tempfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -70,6 +74,26 @@ def _digest(path: pathlib.Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def path_for_orbax(folder: pathlib.Path) -> pathlib.Path:
+    """A path to the folder in which nothing is special to `glob`.
+
+    Orbax looks for its own files by glob patterns that begin with the folder's path as it is, and
+    doesn't find them where that has one of the characters * ? [ (orbax-checkpoint 0.12).
+    """
+    folder = folder.absolute()
+    return _link_to(folder) if glob.has_magic(str(folder)) else folder
+
+
+@functools.cache
+def _link_to(folder: pathlib.Path) -> pathlib.Path:
+    """A symbolic link to a folder, which lasts as long as the process."""
+    place = tempfile.TemporaryDirectory(prefix="mosaicbert-")
+    atexit.register(place.cleanup)
+    link = pathlib.Path(place.name) / "linked"
+    link.symlink_to(folder)
+    return link
+
+
 def manager_of(workdir: pathlib.Path, **options: Any) -> ocp.CheckpointManager:
     """Orbax's, which seals each checkpoint before it renames it into place."""
     folder = (workdir / CHECKPOINTS).absolute()
@@ -79,10 +103,10 @@ def manager_of(workdir: pathlib.Path, **options: Any) -> ocp.CheckpointManager:
             for unfinished in unfinished_in(folder):
                 seal(unfinished)
 
+    folder.mkdir(parents=True, exist_ok=True)
     return ocp.CheckpointManager(
-        folder,
+        path_for_orbax(folder),
         options=ocp.CheckpointManagerOptions(
-            create=True,
             async_options=ocp.AsyncOptions(post_finalization_callback=seal_unfinished),
             **options,
         ),
@@ -140,7 +164,7 @@ def read_params(workdir: pathlib.Path, abstract: Any, step: int | None = None) -
     """
     folder = _find(workdir, step, "model")
     with damage_explained(folder), ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(folder / "model", abstract)
+        return checkpointer.restore(path_for_orbax(folder) / "model", abstract)
 
 
 def read_progress(workdir: pathlib.Path, step: int | None = None) -> dict[str, Any]:
@@ -151,7 +175,7 @@ def read_progress(workdir: pathlib.Path, step: int | None = None) -> dict[str, A
     """
     folder = _find(workdir, step, "progress")
     with damage_explained(folder), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
-        return checkpointer.restore(folder / "progress")["progress"]
+        return checkpointer.restore(path_for_orbax(folder) / "progress")["progress"]
 
 
 def write_params(workdir: pathlib.Path, model: nnx.Module) -> None:

@@ -13,6 +13,7 @@ from flax import nnx
 from tokenizers import Tokenizer
 
 from mosaicbert_jax.errors import UserError
+from mosaicbert_jax.files import how_to_download, is_hub_name
 from mosaicbert_jax.interop.reading import folder_contents, read_model
 from mosaicbert_jax.modeling.config import BertConfig, resolved_dtype
 from mosaicbert_jax.modeling.heads import (
@@ -22,7 +23,9 @@ from mosaicbert_jax.modeling.heads import (
 )
 from mosaicbert_jax.storage import checkpoint_files, workdir
 from mosaicbert_jax.storage.target import CLASSIFICATION, TOKEN_CLASSIFICATION, Target
-from mosaicbert_jax.text.tokenizer import check_vocabulary, load_tokenizer
+from mosaicbert_jax.text.tokenizer import check_vocabulary, load_tokenizer, tokenizer_settings
+
+_NO_LIMIT = 10**9  # transformers writes 10**30 for it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +66,11 @@ class StoredModel(abc.ABC):
 
     @property
     @abc.abstractmethod
+    def max_seq_len(self) -> int | None:
+        """Tokens that a classifier reads at most, special ones included; None: it isn't known."""
+
+    @property
+    @abc.abstractmethod
     def _tokenizer_place(self) -> pathlib.Path: ...
 
     @functools.cached_property
@@ -96,13 +104,20 @@ def open_model(place: pathlib.Path | str, step: int | None = None) -> StoredMode
         heads = () if target is None else heads_of(target)
         return _Run(place, config, target, heads, record["config"], step)
     if not (place / workdir.CONFIG_FILE).exists():
+        if not place.exists() and is_hub_name(str(place)):
+            raise UserError(f"{place}: no such folder. {how_to_download(str(place))}")
         raise UserError(f"{place} is neither a run nor a Hugging Face folder: no config.json in it")
     if step is not None:
         raise UserError(f"step {step} is given, but {place} has no checkpoints")
     stored = folder_contents(place)
     target = None
     if "classifier" in stored.heads:
-        target = Target.of_names(stored.labels, of_tokens=stored.of_tokens)
+        try:
+            target = Target.of_names(
+                stored.labels, of_tokens=stored.of_tokens, problem_type=stored.problem_type
+            )
+        except UserError as error:
+            raise UserError(f"{place / workdir.CONFIG_FILE}: {error} is not supported") from None
     heads = tuple(head for head in ("pooler", "classifier") if head in stored.heads)
     return _Folder(place, stored.config, target, heads, {})
 
@@ -115,6 +130,10 @@ def load_run(place: pathlib.Path | str, step: int | None = None) -> nnx.Module:
 @dataclasses.dataclass(frozen=True)
 class _Run(StoredModel):
     step: int | None
+
+    @property
+    def max_seq_len(self) -> int | None:
+        return self.settings.get("data", {}).get("max_seq_len")
 
     @property
     def _tokenizer_place(self) -> pathlib.Path:
@@ -139,6 +158,14 @@ class _Run(StoredModel):
 
 @dataclasses.dataclass(frozen=True)
 class _Folder(StoredModel):
+    @property
+    def max_seq_len(self) -> int | None:
+        longest = tokenizer_settings(self.place).get("model_max_length")
+        limits = [longest] if isinstance(longest, int) and longest < _NO_LIMIT else []
+        if self.config.position_embedding == "learned":
+            limits.append(self.config.max_position_embeddings)
+        return min(limits, default=None)
+
     @property
     def _tokenizer_place(self) -> pathlib.Path:
         return self.place

@@ -5,11 +5,20 @@ import math
 from collections.abc import Iterable
 from typing import Any, Self
 
+import numpy as np
+
 from mosaicbert_jax.errors import UserError
 
 CLASSIFICATION, REGRESSION = "classification", "regression"
 TOKEN_CLASSIFICATION = "token_classification"  # a class for each word
 KINDS = (CLASSIFICATION, REGRESSION, TOKEN_CLASSIFICATION)
+MULTI_LABEL = "multi_label_classification"  # of models in Hugging Face's layout alone
+PROBLEM_TYPES = {  # by kind, as transformers calls them
+    CLASSIFICATION: "single_label_classification",
+    REGRESSION: "regression",
+    MULTI_LABEL: "multi_label_classification",
+}
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
 _MOST_SHOWN = 12
 
 
@@ -18,7 +27,7 @@ class Target:
     """What the labels of a data set mean.
 
     Attributes:
-      kind: of KINDS.
+      kind: of KINDS, or MULTI_LABEL.
       labels: the names of the classes, by number; none of a regression.
       label_range: the lowest and highest number that a label of a regression may be.
     """
@@ -29,21 +38,38 @@ class Target:
 
     @classmethod
     def of_classes(cls, kind: str, names: Iterable[str]) -> Self:
-        """The classes that occur, in the order of their numbers if all are integers."""
+        """The classes that occur, in the order of their numbers if all are integers.
+
+        Names of the same number ("1", "01") are in the order of their characters.
+        """
         names = set(names)
         try:
-            labels = sorted(names, key=int)
+            labels = sorted(names, key=lambda name: (int(name), name))
         except ValueError:
             labels = sorted(names)
         return cls(kind, tuple(labels))
 
     @classmethod
-    def of_names(cls, names: Iterable[str], *, of_tokens: bool) -> Self:
-        """Of a classifier in Hugging Face's layout, where one output is a regression's."""
+    def of_names(cls, names: Iterable[str], *, of_tokens: bool, problem_type: str | None) -> Self:
+        """Of a classifier in Hugging Face's layout, where one output is a regression's.
+
+        Args:
+          problem_type: of config.json; None decides by the number of outputs, as transformers does.
+
+        Raises:
+          UserError: a regression of several numbers, or another problem_type.
+        """
         labels = tuple(names)
         if of_tokens:
             return cls(TOKEN_CLASSIFICATION, labels)
-        return cls(CLASSIFICATION, labels) if len(labels) > 1 else cls(REGRESSION)
+        if problem_type is None:
+            problem_type = "single_label_classification" if len(labels) > 1 else REGRESSION
+        if problem_type == REGRESSION and len(labels) == 1:
+            return cls(REGRESSION)
+        for kind in (CLASSIFICATION, MULTI_LABEL):
+            if PROBLEM_TYPES[kind] == problem_type:
+                return cls(kind, labels)
+        raise UserError(f"problem_type {problem_type!r} with {len(labels)} outputs")
 
     @property
     def outputs(self) -> int:
@@ -72,6 +98,8 @@ class Target:
             value = math.nan
         if not math.isfinite(value):
             raise UserError(f"{place}: the label {label!r} is not a number")
+        if abs(value) > _FLOAT32_MAX:
+            raise UserError(f"{place}: the label {label} is beyond what float32 holds")
         lowest, highest = self.label_range
         if not lowest <= value <= highest:
             raise UserError(

@@ -30,6 +30,7 @@ FREE_KEYS = (
     "data.on_error",
     "data.path",
     "data.workers",
+    "hardware",
     "kind",  # which older runs don't have
     "log",
     "mesh",
@@ -39,6 +40,9 @@ FREE_KEYS = (
     "train.microbatch_tokens",
     "train.price_per_gpu_hour",
 )
+# And with another value of these if it is asked for.
+EXTENDABLE = ("optimizer.", "train.duration:", "eval.")
+HISTORY = "history"  # in the record: how the run was extended, and from which step
 
 
 class InUseError(UserError):
@@ -99,8 +103,9 @@ def _fixed(stored: dict[str, Any]) -> dict[str, Any]:
             config.get(group, {}).pop(name, None)
         else:
             config.pop(group, None)
-    kept = ("model", "dataset", CLASSIFIER)
-    return {**config, **{name: stored[name] for name in kept if name in stored}}
+    model = dataclasses.asdict(BertConfig()) | stored["model"]  # older runs lack newer fields
+    kept = ("dataset", CLASSIFIER)
+    return {**config, "model": model, **{name: stored[name] for name in kept if name in stored}}
 
 
 @contextlib.contextmanager
@@ -130,33 +135,55 @@ def is_locked(workdir: pathlib.Path) -> bool:
         return False
 
 
-def claim(workdir: pathlib.Path, stored: dict[str, Any], tokenizer_files: dict[str, str]) -> None:
+def claim(
+    workdir: pathlib.Path,
+    stored: dict[str, Any],
+    tokenizer_files: dict[str, str],
+    *,
+    extend: bool = False,
+) -> list[str]:
     """Makes a folder that is `locked` this run's, or checks that it is.
 
     A run that has not saved anything yet has nothing to lose, and takes the new settings.
 
     Args:
-      stored: see `record`.
+      stored: see `make_record`.
       tokenizer_files: the text of each, by name.
+      extend: whether a run that has saved takes new settings of EXTENDABLE too.
+
+    Returns:
+      How the run was extended: `key: old, now new`.
 
     Raises:
       UserError: a run with another config, model or data set has begun there.
     """
     path = workdir / CONFIG_FILE
+    changed: list[str] = []
     if path.exists():
         found = read_record(workdir)
+        stored = stored | {name: found[name] for name in (HISTORY,) if name in found}
         if CONVERTED_FROM in found:
             raise UserError(
                 f"{workdir} holds a converted model, and no run to resume; start one from it "
                 f"with --config.init_from={workdir} and another --workdir"
             )
         changed = differences(_fixed(found), _fixed(stored))
-        saved = (workdir / CHECKPOINTS).glob("*")  # an unfinished one has a suffix
-        if changed and any(folder.name.isdecimal() for folder in saved):
-            raise UserError(
-                f"{workdir} holds a run with other settings: {'; '.join(changed)}. "
-                "Give these settings again, or another --workdir"
+        places = (workdir / CHECKPOINTS).glob("*")  # an unfinished one has a suffix
+        saved = [int(place.name) for place in places if place.name.isdecimal()]
+        kept = [line for line in changed if not line.startswith(EXTENDABLE)]
+        if saved and changed and (kept or not extend):
+            how = (
+                "" if kept else f", or --extend to resume from step {max(saved)} with the new ones"
             )
+            raise UserError(
+                f"{workdir} holds a run with other settings: {'; '.join(kept or changed)}. "
+                f"Give these settings again, or another --workdir{how}"
+            )
+        if saved and changed:
+            extended = {"step": max(saved), "changed": changed}
+            stored = stored | {HISTORY: [*found.get(HISTORY, ()), extended]}
+        elif not saved:
+            changed = []
     # First, so that a run killed in the next line is known as a run.
     write_atomically(path, json.dumps(stored, indent=2) + "\n")
     tokenizer = workdir / TOKENIZER
@@ -165,6 +192,7 @@ def claim(workdir: pathlib.Path, stored: dict[str, Any], tokenizer_files: dict[s
         write_atomically(tokenizer / name, text)
     for left in (*workdir.glob(".*.[0-9]*"), *tokenizer.glob(".*")):
         left.unlink()  # half-written files of a run that was killed
+    return changed
 
 
 def read_record(workdir: pathlib.Path) -> dict[str, Any]:

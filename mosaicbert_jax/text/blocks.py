@@ -2,6 +2,7 @@
 
 import codecs
 import dataclasses
+import itertools
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -10,9 +11,11 @@ from mosaicbert_jax.text.streams import BrokenStreamError, Tally, read_pieces
 
 BLOCK_BYTES = 2**20
 _LONGEST_BYTES = 2**24
+_HEAD_BYTES = 2**20  # by which a file is known to be UTF-16, or to end lines in CR alone
 _ROW_BYTES = 32  # what a row takes beside its text, so that empty rows fill a block too
 _NAMES_SHOWN = 12
 
+JSON_ARRAY = "the line is a JSON array; `jq -c '.[]' FILE` writes one object a line"
 LINE_END = re.compile(rb"\n")
 BLANK_LINE = re.compile(rb"\n[ \t\r\f\v]*\n")  # what bytes.strip() takes away
 
@@ -91,7 +94,7 @@ def cut(path: Path, tally: Tally, boundary: re.Pattern[bytes]) -> Iterator[tuple
         searched = 0
 
     try:
-        for piece in without_mark(read_pieces(path, tally)):
+        for piece in text_pieces(read_pieces(path, tally)):
             buffer += piece
             while len(buffer) > BLOCK_BYTES:
                 searched = max(searched, BLOCK_BYTES - 1)
@@ -115,16 +118,62 @@ def cut(path: Path, tally: Tally, boundary: re.Pattern[bytes]) -> Iterator[tuple
     yield from take(len(buffer))
 
 
-def without_mark(pieces: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:
-    """Drops UTF-8's byte order mark from the start of a file."""
-    head = b""
+def text_pieces(pieces: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:
+    """A text file's bytes without UTF-8's byte order mark, and with LF where lines end in CR alone.
+
+    Raises:
+      BrokenStreamError: the file is UTF-16; or as `pieces`, after all that came before.
+    """
     pieces = iter(pieces)
-    for piece in pieces:
-        head += piece
-        if len(head) >= len(codecs.BOM_UTF8):
-            break
-    yield head.removeprefix(codecs.BOM_UTF8)
-    yield from pieces
+    head, broken = b"", None
+    try:
+        while len(head) < _HEAD_BYTES and (piece := next(pieces, None)) is not None:
+            head += piece
+    except (BrokenStreamError, OSError) as error:
+        broken = error
+    if _is_utf16(head):
+        raise BrokenStreamError(
+            "not UTF-8", "the file is UTF-16; convert it with `iconv -f utf-16 -t utf-8`"
+        )
+    has_cr_alone = b"\r" in head[: _HEAD_BYTES - 1] and b"\n" not in head[:_HEAD_BYTES]
+    for piece in itertools.chain([head.removeprefix(codecs.BOM_UTF8)], pieces):
+        yield bytes(piece).replace(b"\r", b"\n") if has_cr_alone else piece
+    if broken is not None:
+        raise broken
+
+
+def _is_utf16(head: bytes) -> bool:
+    """By its byte order mark, or as most of every second byte is zero, and no other."""
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return True
+    few, many = sorted((head[:4096:2].count(0), head[1:4096:2].count(0)))
+    return few == 0 and many > max(16, len(head[:4096]) // 4)
+
+
+def not_utf8(place: str, data: bytes, position: int, what: str = "the line") -> Problem:
+    """Bytes that no UTF-8 has.
+
+    Args:
+      data: all of `what`.
+      position: of the first such byte.
+    """
+    advice = "`iconv -f ENCODING -t utf-8`, with the encoding that it was written in"
+    if _looks_western(data):
+        advice = "`iconv -f windows-1252 -t utf-8`, as it looks like Windows-1252"
+    return Problem(
+        place,
+        "not UTF-8",
+        f"byte {position + 1} of {what} is not UTF-8; convert the file with {advice}",
+    )
+
+
+def _looks_western(data: bytes) -> bool:
+    """Whether bytes can be Windows-1252: they are defined there, and most letters are of ASCII."""
+    try:
+        data.decode("windows-1252")
+    except UnicodeDecodeError:
+        return False
+    return sum(byte >= 0x80 for byte in data) <= sum(bytes([byte]).isalpha() for byte in data)
 
 
 def pack(path: Path, rows: Iterable[Row]) -> Iterator[Block]:

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from mosaicbert_jax.text.readers import Block, Problem, documents
 from mosaicbert_jax.text.tokenizer import (
     WordEncoder,
+    of_plain_text,
     padded_vocab_size,
     special_token_ids,
     vocab_size,
@@ -118,11 +119,7 @@ class Encoder:
     # Built where they are used: a tokenizer is not sent to another process, its JSON is.
     @functools.cached_property
     def _tokenizer(self) -> Tokenizer:
-        tokenizer = Tokenizer.from_str(self.tokenizer_json)
-        # As in the original BERT, "[SEP]" in a text is text; the library would take it for the
-        # token.
-        tokenizer.encode_special_tokens = True
-        return tokenizer
+        return of_plain_text(Tokenizer.from_str(self.tokenizer_json))
 
     @functools.cached_property
     def _encode(self) -> WordEncoder:

@@ -13,14 +13,16 @@ from pathlib import Path
 
 from mosaicbert_jax.text.blocks import (
     BLANK_LINE,
+    JSON_ARRAY,
     LINE_END,
     Block,
     Document,
     Problem,
     cut,
     no_field,
+    not_utf8,
     pack,
-    without_mark,
+    text_pieces,
 )
 from mosaicbert_jax.text.sources import InputFile, disk_files
 from mosaicbert_jax.text.streams import BrokenStreamError, Follower, Tally, read_pieces
@@ -75,7 +77,7 @@ def _has_paragraphs(path: Path) -> bool:
     tail = b""
     seen_text = False
     with contextlib.suppress(BrokenStreamError):  # is found again when the text is read
-        for piece in without_mark(read_pieces(path)):
+        for piece in text_pieces(read_pieces(path)):
             data = tail + piece if seen_text else bytes(piece).lstrip()
             text = data.rstrip()
             if BLANK_LINE.search(text):
@@ -99,7 +101,7 @@ def _cut_blocks(
 
 
 def _read_speech(path: Path, field: str, tally: Tally) -> Iterator[Block]:
-    yield Block("speech", str(path), b"".join(without_mark(read_pieces(path, tally))))
+    yield Block("speech", str(path), b"".join(text_pieces(read_pieces(path, tally))))
 
 
 def _read_articles(path: Path, field: str, tally: Tally) -> Iterator[Block]:
@@ -148,16 +150,8 @@ def _text_document(path: str, first: int, lines: Iterable[bytes]) -> Document | 
         return Document(data.decode("utf-8"), f"{path}:{first}")
     except UnicodeDecodeError as error:
         number = first + data.count(b"\n", 0, error.start)
-        return _not_utf8(f"{path}:{number}", error.start - data.rfind(b"\n", 0, error.start) - 1)
-
-
-def _not_utf8(place: str, position: int) -> Problem:
-    return Problem(
-        place,
-        "not UTF-8",
-        f"byte {position + 1} of the line is not UTF-8; convert the file, for example with "
-        "`iconv -f latin1 -t utf-8`",
-    )
+        begin = data.rfind(b"\n", 0, error.start) + 1
+        return not_utf8(f"{path}:{number}", data[begin:].split(b"\n", 1)[0], error.start - begin)
 
 
 def _parse_json_lines(block: Block, field: str) -> Iterator[Document | Problem]:
@@ -170,7 +164,7 @@ def _parse_json(line: bytes, field: str, place: str) -> Document | Problem:
     try:
         record = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
-        return _not_utf8(place, error.start)
+        return not_utf8(place, line, error.start)
     except (ValueError, RecursionError) as error:
         return Problem(
             place,
@@ -178,6 +172,8 @@ def _parse_json(line: bytes, field: str, place: str) -> Document | Problem:
             f"not JSON ({error}); one object a line is expected, and `jq -c '.[]'` makes that "
             "of an array",
         )
+    if isinstance(record, list):
+        return Problem(place, "JSON array", JSON_ARRAY)
     if not isinstance(record, dict):
         return Problem(
             place,
@@ -222,12 +218,7 @@ def _parse_rows(block: Block, field: str) -> Iterator[Document | Problem]:
             try:
                 yield Document(value.decode("utf-8"), place)
             except UnicodeDecodeError as error:
-                yield Problem(
-                    place,
-                    "not UTF-8",
-                    f"byte {error.start + 1} of field {field!r} is not UTF-8; write the file "
-                    "in UTF-8",
-                )
+                yield not_utf8(place, value, error.start, f"field {field!r}")
 
 
 _PARSERS: dict[str, Callable[[Block, str], Iterator[Document | Problem]]] = {

@@ -19,7 +19,9 @@ TFDS = "tfds:"
 
 _FORMATS = {
     ".txt": "text",
+    ".text": "text",
     ".jsonl": "json lines",
+    ".ndjson": "json lines",
     ".json": "json lines",
     ".csv": "csv",
     ".tsv": "tsv",
@@ -37,12 +39,17 @@ class InputFile:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """One input, found but not yet read. Make them with `find_sources`."""
+    """One input, found but not yet read. Make them with `find_sources`.
+
+    Attributes:
+      note: what a reader should be told of it, though nothing is wrong.
+    """
 
     name: str
     files: tuple[InputFile, ...]
     license: str | None = None
     attribution: str | None = None
+    note: str | None = None
 
 
 def find_sources(inputs: Iterable[str | os.PathLike]) -> list[Source]:
@@ -126,7 +133,11 @@ def _input_file(path: Path) -> InputFile:
 
 
 def _pattern_source(pattern: str) -> Source:
-    paths = sorted(Path(path) for path in glob.glob(pattern, recursive=True))
+    folders = (parent for parent in Path(pattern).parents if os.path.lexists(parent))
+    there = next(folders, Path())  # its name may hold brackets that are no pattern
+    rest = str(Path(pattern).relative_to(there))
+    found = glob.glob(os.path.join(glob.escape(str(there)), rest), recursive=True)
+    paths = sorted(map(Path, found))
     files = tuple(_input_file(path) for path in paths if not path.is_dir())
     if not files:
         raise UserError(f"{pattern}: no file matches; check the pattern")
@@ -144,7 +155,11 @@ def _folder_source(folder: Path) -> Source:
     files = tuple(_input_file(path) for path in sorted(paths) if _format(path) is not None)
     if not files:
         raise UserError(f"{folder}: no file in it that ends in {_SUFFIXES}; check the path")
-    return Source(_name(f"{folder.resolve().name}/"), files)
+    others = sorted(path for path in paths if _format(path) is None)
+    note = None
+    if others:
+        note = f"{folder}: skipped {len(others):,} files of other kinds, such as {others[0].name}"
+    return Source(_name(f"{folder.resolve().name}/"), files, note=note)
 
 
 def _tfds_source(text: str) -> Source:

@@ -11,10 +11,15 @@ _PIECE_BYTES = 2**20
 
 
 class Tally:
-    """What has been read of a file so far: its bytes on disk, and their sha256."""
+    """What has been read of a file so far: its bytes on disk, and their sha256.
+
+    Attributes:
+      notes: what a reader should be told of the file, though nothing is wrong.
+    """
 
     def __init__(self):
         self.bytes = 0
+        self.notes: list[str] = []
         self._sha256 = hashlib.sha256()
 
     def count(self, data: bytes | memoryview) -> None:
@@ -29,10 +34,10 @@ class Tally:
 
 
 class BrokenStreamError(Exception):
-    """Compressed data that end early or make no sense.
+    """A file that can't be read on: it ends early, makes no sense, or is no UTF-8.
 
     Attributes:
-      kind: "truncated file" or "damaged file".
+      kind: "truncated file", "damaged file", "long window" or "not UTF-8".
     """
 
     def __init__(self, kind: str, message: str):
@@ -133,10 +138,22 @@ def _unzstd(raw: io.RawIOBase) -> Iterator[memoryview]:
                 raise
             # What came out before is in the piece, its length is lost. No UTF-8 has a byte 0xff.
             yield memoryview(piece.rstrip(b"\xff"))
-            raise (_truncated() if "Truncated" in str(error) else _damaged(error)) from None
+            raise _zstd_problem(str(error)) from None
         if not length:
             return
         yield memoryview(piece)[:length]
+
+
+def _zstd_problem(reason: str) -> BrokenStreamError:
+    if "Truncated" in reason:
+        return _truncated()
+    if "too much memory" in reason:
+        return BrokenStreamError(
+            "long window",
+            "compressed with a window of more than 128 MiB (zstd --long); decompress it first: "
+            "zstd -d --long=31 FILE",
+        )
+    return _damaged(reason)
 
 
 _DECOMPRESSORS = {".gz": _gunzip, ".zst": _unzstd}
@@ -149,7 +166,7 @@ def _truncated() -> BrokenStreamError:
     )
 
 
-def _damaged(error: Exception) -> BrokenStreamError:
+def _damaged(error: object) -> BrokenStreamError:
     return BrokenStreamError(
         "damaged file", f"the compressed data are damaged ({error}); fetch or make the file again"
     )

@@ -7,25 +7,28 @@ import contextlib
 import csv
 import io
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 from mosaicbert_jax.text import blocks
 from mosaicbert_jax.text.blocks import LINE_END, Block, Problem, Row, cut, no_field, pack
 from mosaicbert_jax.text.sources import record_files
-from mosaicbert_jax.text.streams import COMPRESSIONS, Follower, Tally, read_pieces
+from mosaicbert_jax.text.streams import (
+    COMPRESSIONS,
+    BrokenStreamError,
+    Follower,
+    Tally,
+    read_pieces,
+)
 
 _FIELD_CHARACTERS = 2**27  # a longer CSV field is a quote that was never closed
 _ROWS_AT_ONCE = 256
 
 
 def read_csv(path: Path, field: str, tally: Tally, delimiter: str) -> Iterator[Block | Problem]:
-    """Reads CSV with a header; quotes are doubled in quoted fields, which may hold line ends."""
-    csv.field_size_limit(_FIELD_CHARACTERS)
-    records = csv_records(
-        path, csv.reader(_csv_lines(path, tally), delimiter=delimiter, strict=True)
-    )
+    """Reads CSV or TSV with a header; see `csv_records`."""
+    records = csv_records(path, delimiter, tally)
     _, header = next(records, (0, None))
     if header is None:
         return
@@ -34,6 +37,7 @@ def read_csv(path: Path, field: str, tally: Tally, delimiter: str) -> Iterator[B
     elif field not in header:
         yield no_field(path, "column", field, header)
     else:
+        note_twice(path, header, tally)
         yield from pack(path, _csv_rows(path, records, header, header.index(field)))
 
 
@@ -45,6 +49,12 @@ def _csv_rows(path: Path, records, header: list[str], column: int) -> Iterator[R
             yield "", ragged(f"{path}:{line}", record, header)
         else:
             yield f":{line}", record[column].encode("utf-8", "surrogateescape")
+
+
+def note_twice(path: Path, names: Sequence[str], tally: Tally) -> None:
+    """Notes the columns of one name, of which the first is read."""
+    for name in sorted({name for name in names if name and names.count(name) > 1}):
+        tally.notes.append(f"{path}: several columns are named {name!r}; the first one is read")
 
 
 def ragged(place: str, record: list[str], header: list[str]) -> Problem:
@@ -64,13 +74,31 @@ def _csv_lines(path: Path, tally: Tally) -> Iterator[str]:
             yield text.decode("utf-8", "surrogateescape")
 
 
-def csv_records(path: Path, reader) -> Iterator[tuple[int, list[str] | Problem]]:
-    """Yields each record, or what is wrong with it, with the number of its first line."""
+def csv_records(
+    path: Path, delimiter: str, tally: Tally
+) -> Iterator[tuple[int, list[str] | Problem]]:
+    """Yields each record, or what is wrong with it, with the number of its first line.
+
+    In CSV, quotes are doubled in quoted fields, which may hold line ends; the tally notes how many
+    do. In TSV a quote is a character as any other, unless all quoted fields of the file end in
+    their own line. Bytes that are no UTF-8 are surrogates in the fields.
+    """
+    csv.field_size_limit(_FIELD_CHARACTERS)
+    quoting = csv.QUOTE_MINIMAL
+    if delimiter == "\t" and not _is_quoted_tsv(path):
+        quoting = csv.QUOTE_NONE
+    reader = csv.reader(_csv_lines(path, tally), delimiter=delimiter, strict=True, quoting=quoting)
+    spanning, first = 0, 0
     while True:
         line = reader.line_num + 1
         try:
             record = next(reader)
         except StopIteration:
+            if spanning:
+                tally.notes.append(
+                    f"{path}: quoted fields with line ends in them: {spanning:,}, the first in "
+                    f"line {first}; if its quote is a mistake, double it"
+                )
             return
         except csv.Error as error:
             yield (
@@ -86,7 +114,23 @@ def csv_records(path: Path, reader) -> Iterator[tuple[int, list[str] | Problem]]
                 return  # Nobody knows where the next row begins.
             continue
         if record:
+            if reader.line_num > line:
+                spanning, first = spanning + 1, first or line
             yield line, record
+
+
+def _is_quoted_tsv(path: Path) -> bool:
+    """Whether there are quoted fields, and each ends in the line that it begins in."""
+    found = False
+    with contextlib.suppress(BrokenStreamError):  # is found again when the records are read
+        for text in _csv_lines(path, Tally()):
+            if '"' in text:
+                try:
+                    [fields] = csv.reader([text], delimiter="\t", strict=True)
+                except csv.Error:
+                    return False
+                found = found or fields != text.rstrip("\r\n").split("\t")
+    return found
 
 
 def read_parquet(path: Path, field: str, tally: Tally) -> Iterator[Block | Problem]:
@@ -104,6 +148,7 @@ def read_parquet(path: Path, field: str, tally: Tally) -> Iterator[Block | Probl
             if problem is not None:
                 yield problem
                 return
+            note_twice(path, table.schema_arrow.names, tally)
             yield from pack(path, _parquet_rows(table, field, follower))
         except (pa.ArrowException, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:

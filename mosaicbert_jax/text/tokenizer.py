@@ -10,6 +10,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -17,6 +18,7 @@ from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, process
 from tokenizers.models import WordPiece
 
 from mosaicbert_jax.errors import UserError
+from mosaicbert_jax.files import how_to_download, is_hub_name
 from mosaicbert_jax.text.vocabulary import MAX_VOCAB_SIZE, SpecialTokenIds
 
 # In the order of their ids in a vocabulary trained here, and of SpecialTokenIds' fields.
@@ -93,6 +95,8 @@ def load_tokenizer(path: str | os.PathLike, lowercase: bool | None = None) -> To
         tokenizer = _load_folder(path, lowercase)
     elif path.suffix == ".json":
         tokenizer = _load_json(path)
+    elif not path.exists() and not path.suffix and is_hub_name(str(path)):
+        raise UserError(f"{path}: no such file. {how_to_download(str(path))}")
     else:
         tokenizer = _load_vocab(path, lowercase)
     try:
@@ -120,6 +124,19 @@ def special_token_ids(tokenizer: Tokenizer) -> SpecialTokenIds:
     if None in ids:
         raise KeyError(SPECIAL_TOKENS[ids.index(None)])
     return SpecialTokenIds(*ids)
+
+
+def of_plain_text(tokenizer: Tokenizer) -> Tokenizer:
+    """A copy to encode text with: "[SEP]" and BERT's other special tokens in it are text.
+
+    Special tokens beyond these, such as markers of entities, stay whole, as everywhere.
+    """
+    settings = json.loads(tokenizer.to_str())
+    for token in settings["added_tokens"]:
+        token["special"] = token["content"] in SPECIAL_TOKENS
+    copy = Tokenizer.from_str(json.dumps(settings))
+    copy.encode_special_tokens = True
+    return copy
 
 
 def vocab_size(tokenizer: Tokenizer) -> int:
@@ -322,18 +339,45 @@ def _load_vocab(path: Path, lowercase: bool | None, **options) -> Tokenizer:
     return _bert_tokenizer(vocab, lowercase, **options)
 
 
+def _apply_settings(tokenizer: Tokenizer, settings: dict[str, Any]) -> None:
+    """Where tokenizer_config.json says otherwise than tokenizer.json, it has its way.
+
+    As in transformers' BertTokenizer.
+    """
+    names = {
+        "do_lower_case": "lowercase",
+        "strip_accents": "strip_accents",
+        "tokenize_chinese_chars": "handle_chinese_chars",
+    }
+    normalizer = tokenizer.normalizer
+    is_berts = str(settings.get("tokenizer_class", "Bert")).startswith("Bert")
+    if is_berts and isinstance(normalizer, normalizers.BertNormalizer):
+        for name, attribute in names.items():
+            if name in settings:
+                setattr(normalizer, attribute, settings[name])
+
+
+def tokenizer_settings(folder: Path) -> dict[str, Any]:
+    """What a Hugging Face folder's tokenizer_config.json holds; nothing if there is none.
+
+    Raises:
+      UserError: it is no JSON object.
+    """
+    path = folder / "tokenizer_config.json"
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path}: not a JSON object ({error})") from None
+
+
 def _load_folder(path: Path, lowercase: bool | None) -> Tokenizer:
+    settings = tokenizer_settings(path)
     if (path / "tokenizer.json").is_file():
-        return _load_json(path / "tokenizer.json")
+        tokenizer = _load_json(path / "tokenizer.json")
+        _apply_settings(tokenizer, settings)
+        return tokenizer
     if not (path / "vocab.txt").is_file():
         raise UserError(f"{path}: neither tokenizer.json nor vocab.txt is in this folder")
-    settings_path = path / "tokenizer_config.json"
-    settings = {}
-    if settings_path.is_file():
-        try:
-            settings = dict(json.loads(settings_path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as error:
-            raise UserError(f"{settings_path}: not a JSON object ({error})") from None
     return _load_vocab(
         path / "vocab.txt",
         settings.get("do_lower_case") if lowercase is None else lowercase,

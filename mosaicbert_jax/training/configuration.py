@@ -75,6 +75,8 @@ def check_values(config: ConfigDict, ranges: dict[str, tuple[float, float, bool]
         Duration.parse(value(key), key=key)
     for key, (lowest, highest, allowed) in ranges.items():
         number = value(key)
+        if number is None and key == "optimizer.learning_rate":
+            continue  # finetuning's follows the model's size
         if not (lowest < number < highest or (allowed and number == lowest)):
             bounds = f"{'at least' if allowed else 'above'} {lowest} and below {highest}"
             raise UserError(f"{key}={number} must be {bounds}")

@@ -83,8 +83,9 @@ class Duration:
                 amount = None
         if not amount or not math.isfinite(amount):
             units = ", ".join(f"{unit} ({name})" for unit, name in UNITS.items())
+            steps = f"; did you mean {text}ba?" if re.fullmatch(r"[1-9]\d*", str(text)) else ""
             raise UserError(
-                f"{key}={text!r} is not a duration: a number above 0 and one of {units}"
+                f"{key}={text!r} is not a duration: a number above 0 and one of {units}{steps}"
             )
         return cls(amount, match[2])
 

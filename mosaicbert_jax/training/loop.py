@@ -14,10 +14,11 @@ from mosaicbert_jax.data.pipeline import Batch, Position
 from mosaicbert_jax.errors import Interrupted, UserError
 from mosaicbert_jax.files import write_atomically
 from mosaicbert_jax.storage import workdir
-from mosaicbert_jax.training import checkpoints, flops, sharding, supervision
+from mosaicbert_jax.training import checkpoints, flops, memory, sharding, supervision
 from mosaicbert_jax.training.checkpoints import Checkpoints, Snapshot
 from mosaicbert_jax.training.durations import Clock, Duration, Progress, learning_rate
 from mosaicbert_jax.training.metrics import (
+    EXTENDED,
     FINISHED,
     RESUMED,
     ROLLED_BACK,
@@ -55,22 +56,28 @@ class Point:
 Action = Callable[["Attempt", Point], None]
 
 
-def train(run: Run, actions: Sequence[Action] | None = None) -> Evaluation | None:
+def train(
+    run: Run, actions: Sequence[Action] | None = None, *, extend: bool = False
+) -> Evaluation | None:
     """Trains from where the run's folder is to its end; returns the last evaluation.
 
     Args:
       actions: what to do after each step, in this order; by default ACTIONS.
+      extend: whether a run that was saved with another duration, optimizer or evaluation resumes
+        with the new ones. Its learning rate is then where it would be had it always had these.
 
     Raises:
       UserError: the folder is another run's, or the loss diverged more often than
         recovery.max_rollbacks allows.
       Interrupted: it was asked to stop, and has saved.
     """
+    changed: list[str] = []
     with contextlib.ExitStack() as stack:
 
         def take_folder():
             stack.enter_context(workdir.locked(run.folder))
-            workdir.claim(run.folder, run.record, run.tokenizer_files())
+            nonlocal changed
+            changed = workdir.claim(run.folder, run.record, run.tokenizer_files(), extend=extend)
             for name, text in run.files().items():
                 write_atomically(run.folder / name, text)
 
@@ -83,6 +90,9 @@ def train(run: Run, actions: Sequence[Action] | None = None) -> Evaluation | Non
         start = store.restore(run.abstract_state()) or fresh_start(run)
         session = _open(run, start, store, stack)
         session.bar.say(run.describe())
+        if changed:
+            session.bar.say(f"extended: {'; '.join(changed)}")
+            session.writer.event(start.progress.step, EXTENDED, changed="; ".join(changed))
         while True:
             try:
                 with contextlib.closing(run.batches(start.position)) as batches:
@@ -327,6 +337,7 @@ class _CompiledStep:
             rows, length = arrays["tokens_BL"].shape
             self._bar.say(f"Compiling the training step for {rows} rows of {length} tokens.")
             program = self._step.lower(state, arrays, rate, dropout_key).compile()
+            memory.check_host_holds(program, f"a training step of {rows} rows of {length} tokens")
             self._programs[shapes] = program
         return self._programs[shapes]
 

@@ -21,6 +21,7 @@ from mosaicbert_jax import launch
 from mosaicbert_jax.data.pipeline import Batch
 from mosaicbert_jax.errors import UserError
 from mosaicbert_jax.files import write_atomically
+from mosaicbert_jax.progress import columns, fitting
 from mosaicbert_jax.training.checkpoints import Snapshot
 from mosaicbert_jax.training.durations import Progress
 from mosaicbert_jax.training.recovery import Diverged
@@ -37,6 +38,7 @@ _TENSORBOARD = "tensorboard"
 # Kinds of events. A checkpoint is written while training continues, so a row can only say that
 # saving has begun; a run that resumes from an earlier one drops the row.
 STARTED, RESUMED, SAVING, STOPPED, FINISHED = "started", "resumed", "saving", "stopped", "finished"
+EXTENDED = "extended"  # resumes with settings changed on purpose
 ROLLED_BACK = "rolled back"  # its step is the one that the run went back to
 
 
@@ -177,6 +179,9 @@ def _start_wandb(workdir: pathlib.Path, config: ConfigDict):
     )
 
 
+_BAR_FRAME = "100.0% 99:59:59 < 99:59:59  "  # what stands before the parts, at its longest
+
+
 class ProgressBar:
     """The share of the run that is completed, with loss, speed and ETA.
 
@@ -200,23 +205,31 @@ class ProgressBar:
             self._bar = tqdm(
                 total=1.0,
                 initial=self._share,
-                bar_format="{percentage:5.1f}% |{bar:30}| {elapsed} < {remaining} {postfix}",
+                bar_format="{percentage:5.1f}%",  # until there is more to show
                 mininterval=0.5,
                 file=sys.stderr if self._is_terminal else io.StringIO(),
             )
-        text = (
-            f"step {row['step']:,}  loss {row['loss']:.3f}  "
-            f"{score.replace('_', ' ')} {row[score]:.3f}  {row['tokens_per_second']:,.0f} tokens/s"
+        parts = [
+            f"step {row['step']:,}",
+            f"loss {row['loss']:.3f}",
+            *([f"${row['dollars']:.2f}"] if "dollars" in row else []),
+            f"{row['tokens_per_second']:,.0f} tokens/s",
+            f"{score.replace('_', ' ')} {row[score]:.3f}",
+        ]
+        text = "  ".join(parts)
+        # What is left of the line is the bar's.
+        shown = fitting(parts, columns() - len(_BAR_FRAME))
+        bar = min(30, columns() - len(_BAR_FRAME) - len(shown) - 3)
+        drawn = f" |{{bar:{bar}}}|" if bar >= 5 else ""
+        self._bar.bar_format = (
+            "{percentage:5.1f}%" + drawn + " {elapsed} < {remaining}  " + shown.replace("{", "{{")
         )
-        if "dollars" in row:
-            text += f"  ${row['dollars']:.2f}"
-        self._bar.set_postfix_str(text, refresh=False)
         self._bar.update(min(share, 1.0) - self._bar.n)
         if not self._is_terminal and time.monotonic() - self._last_line >= self.LOG_SECONDS:
             self._last_line = time.monotonic()
             done = self._bar.format_dict
-            left = done["elapsed"] * (1 - share) / max(share - self._share, 1e-9)
-            print(f"{share:6.1%}  {text}  {tqdm.format_interval(left)} left", flush=True)
+            left = done["elapsed"] * max(0.0, 1 - share) / max(share - self._share, 1e-9)
+            print(f"{min(share, 1.0):6.1%}  {text}  {tqdm.format_interval(left)} left", flush=True)
 
     def say(self, text: str) -> None:
         """A line of its own, above the bar."""

@@ -38,10 +38,10 @@ def test_the_same_examples_from_every_format(tmp_path):
         ("x.csv", "text,label\na,1\n ,0\n", "x.csv:3: the text in column 'text' is empty"),
         ("x.csv", "text,label\na,1\nb,\n", "x.csv:3: there is no label in column 'label', but"),
         ("x.csv", "text,label\na,1,2\n", "x.csv:2: fields: 3 in this row, 2 in the header"),
-        ("x.csv", b"text,label\na,1\n\xff,1\n", "x.csv:3: the row is not UTF-8"),
+        ("x.csv", b"text,label\na,1\n\xff,1\n", "x.csv:3: byte 1 of column"),
         ("x.csv", "text,label\n", "x.csv: no row with an example"),
         ("x.jsonl", '{"text": 3, "label": 1}\n', "x.jsonl:1: column 'text' holds 3, not a text"),
-        ("x.jsonl", '{"text": "a", "label": 1}\n[]\n', "x.jsonl:2: the line is no JSON object"),
+        ("x.jsonl", '{"text": "a", "label": 1}\n[]\n', "x.jsonl:2: the line is a JSON array"),
         ("x.jsonl", '{"text": "a", "label": null}\n', "x.jsonl:1: there is no label"),
         ("x.xls", "", "x.xls: tables are read from files that end in .csv"),
     ],
@@ -92,6 +92,7 @@ def test_tokens_and_types_are_those_of_the_tokenizers_library(dataset):
     found = encode(examples, tokenizer, Target(CLASSIFICATION, ("x",)), 40)
     ids = special_token_ids(tokenizer)
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", ids.sep), ("[CLS]", ids.cls))
+    tokenizer.encode_special_tokens = True
     expected = [tokenizer.encode(*pair) for pair in texts]
     assert found.tokens_T.tolist() == [i for one in expected for i in one.ids]
     assert found.types_T.tolist() == [i for one in expected for i in one.type_ids]

@@ -289,5 +289,6 @@ def test_other_mistakes(tmp_path, capsys):
     assert "must end in .html" in capsys.readouterr().err
     assert report(folder, tmp_path / "." / "run", "--output", tmp_path / "report.html") == 2
     assert "is given twice" in capsys.readouterr().err
-    assert report(folder, "--output", tmp_path / "nowhere" / "report.html") == 2
-    assert "No such file" in capsys.readouterr().err
+    assert report(folder, "--output", folder / "metrics.jsonl" / "report.html") == 2
+    assert "metrics.jsonl" in capsys.readouterr().err
+    assert report(folder, "--output", tmp_path / "new" / "folder" / "report.html") == 0

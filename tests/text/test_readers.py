@@ -101,7 +101,7 @@ def test_json_lines(tmp_path):
         ("a.jsonl", '{"text": "a"}\n{"text": \n', "not JSON", "a.jsonl:2: not JSON (Expecting"),
         ("a.json", '[\n{"text": "a"}\n]', "not JSON", "a.json:1: not JSON ("),
         ("a.jsonl", "[" * 100_000, "not JSON", "a.jsonl:1: not JSON ("),
-        ("a.jsonl", '["a"]', "no JSON object", "a.jsonl:1: the line is no JSON object; write"),
+        ("a.jsonl", '["a"]', "JSON array", "a.jsonl:1: the line is a JSON array"),
         ("a.jsonl", '{"body": "a"}', "no field", "a.jsonl:1: no field 'text', only 'body'; name"),
         ("a.jsonl", "{}", "no field", "a.jsonl:1: no field 'text', only none; name"),
         ("a.jsonl", '{"text": 3}', "not a string", "a.jsonl:1: field 'text' holds int, not"),

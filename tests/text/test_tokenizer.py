@@ -118,6 +118,9 @@ def test_hugging_face_folders(tmp_path, uncased):
     uncased.enable_truncation(4)
     uncased.enable_padding(length=9)
     uncased.save(str(tmp_path / "tokenizer.json"))
+    # But not before what tokenizer_config.json says, if it is for this class.
+    assert entries(load_tokenizer(tmp_path), "résumé Résumé") == ["resume", "[UNK]"]
+    config.write_text(json.dumps({"do_lower_case": False, "tokenizer_class": "Other"}))
     loaded = load_tokenizer(tmp_path)
     assert is_lowercase(loaded)
     assert len(loaded.encode("the " * 50).ids) == 52

@@ -23,6 +23,7 @@ MESHES = {
     "one device": (1, ()),
     "data": (8, ()),
     "fsdp": (8, ("mesh.fsdp=8",)),
+    "tensor": (2, ("mesh.tensor=2",)),
     "data, fsdp and tensor": (8, ("mesh.fsdp=2", "mesh.tensor=2")),
 }
 SETTINGS = (

@@ -6,7 +6,7 @@ from transformers import PretrainedConfig
 class MosaicBertConfig(PretrainedConfig):
     """Sizes of a MosaicBERT encoder; the names are BERT's.
 
-    ALiBi sets no limit on the length: `max_position_embeddings` is a hint for those who batch.
+    There is no max_position_embeddings, as ALiBi sets no limit on the length.
     """
 
     model_type = "mosaicbert"
@@ -18,11 +18,11 @@ class MosaicBertConfig(PretrainedConfig):
         num_hidden_layers: int = 12,
         num_attention_heads: int = 12,
         intermediate_size: int = 3072,
-        max_position_embeddings: int = 512,
         type_vocab_size: int = 2,
         hidden_dropout_prob: float = 0.1,
         attention_probs_dropout_prob: float = 0.0,
         layer_norm_eps: float = 1e-12,
+        head_norm_eps: float = 1e-12,
         initializer_range: float = 0.02,
         pad_token_id: int = 0,
         tie_word_embeddings: bool = True,
@@ -33,11 +33,11 @@ class MosaicBertConfig(PretrainedConfig):
         self.num_hidden_layers = num_hidden_layers
         self.num_attention_heads = num_attention_heads
         self.intermediate_size = intermediate_size
-        self.max_position_embeddings = max_position_embeddings
         self.type_vocab_size = type_vocab_size
         self.hidden_dropout_prob = hidden_dropout_prob
         self.attention_probs_dropout_prob = attention_probs_dropout_prob
         self.layer_norm_eps = layer_norm_eps
+        self.head_norm_eps = head_norm_eps
         self.initializer_range = initializer_range
         super().__init__(
             pad_token_id=pad_token_id, tie_word_embeddings=tie_word_embeddings, **others

@@ -10,7 +10,7 @@ F feed-forward size, V vocabulary, C classes.
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, initialization
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import (
     BaseModelOutputWithPooling,
@@ -139,13 +139,23 @@ class MosaicBertPooler(nn.Module):
 
 
 class MosaicBertPreTrainedModel(PreTrainedModel):
-    """What the classes below share; initialisation is the base class's: N(0, initializer_range)."""
+    """What the classes below share; initialization is the base class's: N(0, initializer_range)."""
 
     config_class = MosaicBertConfig
     base_model_prefix = "bert"
     supports_gradient_checkpointing = True
     _no_split_modules = ("MosaicBertEmbeddings", "MosaicBertLayer")
     _supports_sdpa = True
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, MosaicBertPooler):
+            # The same numbers whatever the seed: adapters such as PEFT's are saved without the
+            # pooler, and later put on one that is drawn again.
+            weight = module.dense.weight
+            generator = torch.Generator().manual_seed(0)
+            drawn = torch.randn(weight.shape, generator=generator) * self.config.initializer_range
+            initialization.copy_(weight, drawn)
 
 
 class MosaicBertModel(MosaicBertPreTrainedModel):
@@ -195,7 +205,7 @@ class MosaicBertModel(MosaicBertPreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
-        if output_attentions:
+        if self.config.output_attentions if output_attentions is None else output_attentions:
             raise ValueError("output_attentions: fused attention never holds the weights")
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
@@ -210,26 +220,29 @@ class MosaicBertModel(MosaicBertPreTrainedModel):
         types_N = None if token_type_ids is None else padding.remove(token_type_ids)
         x_NE = self.embeddings(words_NE, types_N)
         bias_BHLL = attention_bias(padding, self.config.num_attention_heads, x_NE)
-        states = [x_NE]
+        states = []
         for layer in self.encoder.layer:
+            if (
+                output_hidden_states
+            ):  # the next layer reads what is returned, so that it has a gradient
+                states.append(padding.restore(x_NE))
+                x_NE = padding.remove(states[-1])
             x_NE = layer(x_NE, bias_BHLL, padding)
-            if output_hidden_states:
-                states.append(x_NE)
         hidden_BLE = padding.restore(x_NE)
         return BaseModelOutputWithPooling(
             last_hidden_state=hidden_BLE,
             pooler_output=None if self.pooler is None else self.pooler(hidden_BLE, padding),
-            hidden_states=tuple(map(padding.restore, states)) if output_hidden_states else None,
+            hidden_states=(*states, hidden_BLE) if output_hidden_states else None,
         )
 
 
 class MosaicBertPredictionTransform(nn.Module):
-    """LayerNorm(GELU(dense(x))), with the original's epsilon of 1e-12 whatever the encoder's."""
+    """LayerNorm(GELU(dense(x))), with an epsilon of its own."""
 
     def __init__(self, config: MosaicBertConfig):
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=1e-12)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.head_norm_eps)
 
     def forward(self, x_BLE: torch.Tensor) -> torch.Tensor:
         return self.LayerNorm(F.gelu(self.dense(x_BLE)))
@@ -346,11 +359,22 @@ class MosaicBertForSequenceClassification(MosaicBertWithHead):
         return self.classifier(self.dropout(outputs.pooler_output))
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """By the labels: (B,) numbers where C is 1, mean squared error; (B,) integers, mean
-        cross-entropy; (B, C) floats, of which several can hold at once, binary cross-entropy."""
-        if logits.shape[-1] == 1:
-            return F.mse_loss(logits.flatten().float(), labels.flatten().float())
-        if labels.is_floating_point():
+        """That of config.problem_type.
+
+        "regression": mean squared error, of (B,) or (B, C) numbers. "multi_label_classification":
+        binary cross-entropy, of (B, C) floats. "single_label_classification": mean cross-entropy,
+        of (B,) integers. None: the first where C is 1, the second of floats, else the third.
+        """
+        kind = self.config.problem_type
+        if kind is None and logits.shape[-1] == 1:
+            kind = "regression"
+        elif kind is None and labels.is_floating_point():
+            kind = "multi_label_classification"
+        if kind == "regression":
+            return F.mse_loss(
+                logits.squeeze(-1).float(), labels.view_as(logits.squeeze(-1)).float()
+            )
+        if kind == "multi_label_classification":
             return F.binary_cross_entropy_with_logits(logits.float(), labels.float())
         return super().loss(logits, labels)
 
