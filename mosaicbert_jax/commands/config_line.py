@@ -17,7 +17,7 @@ def check_words(words: Sequence[str]) -> None:
     """Raises UserError for a URL on a command line, where a path is expected."""
     for word in words:
         found = re.match(r"(?:--[\w.-]+=)?['\"(\[\s]*([a-z][a-z0-9+.-]*://[^\s'\",]+)(.?)", word)
-        if found and " " not in word:
+        if found and (word.startswith("--") or " " not in word):  # a text may begin with a URL
             raise UserError(
                 f"{found[1]}: this is a URL, and paths are of local file systems: copy the files "
                 "here, or mount the bucket as a folder"
@@ -111,11 +111,14 @@ def _plain_config(words: list[str]) -> ConfigDict | None:
     """The config as its file has it; None if it can't be loaded, which is explained later."""
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", None, flag_values=values)
+    command_line, sys.argv = sys.argv, words  # without overrides; see `read_flags`
     try:
         values(words)
         return values.config if isinstance(values.config, ConfigDict) else None
     except Exception:  # whatever the config file raises
         return None
+    finally:
+        sys.argv = command_line
 
 
 _TYPES = {int: "a whole number", float: "a number", bool: "True or False", str: "a text"}

@@ -49,7 +49,8 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         with safe_open(path, framework="numpy") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, TypeError) as error:  # TypeError: a dtype numpy has not
+    # Of a dtype that NumPy doesn't have, such as float8: TypeError or AttributeError.
+    except (OSError, SafetensorError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: cannot be read as safetensors ({error})") from error
 
 

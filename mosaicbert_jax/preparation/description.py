@@ -40,7 +40,7 @@ def describe_dataset(
             f"{split.tokens:,} tokens; {share:.1%} of the documents truncated, {unknown:.2%} of "
             "the tokens [UNK]"
         )
-        if unknown > MANY_UNKNOWN:
+        if unknown > MANY_UNKNOWN and name == "train":
             lines.append(
                 f"warning: {unknown:.1%} of the tokens of {name} are [UNK], of which nothing is "
                 "learned: words that the tokenizer cannot spell, or that are longer than 100 "

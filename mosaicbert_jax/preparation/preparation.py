@@ -352,8 +352,7 @@ def _trained(
 def scaled_vocab_size(text_bytes: int) -> int:
     """Entries that a text can teach a model to use: the root of its bytes, by 64.
 
-    From 512, to spell with, to the 30,522 of bert-base-uncased, which 1 GB gets. The quickstart's
-    16 MB get 4,032.
+    From 512, to spell with, to the 30,522 of bert-base-uncased, which 1 GB gets.
     """
     entries = round(text_bytes**0.5 / 64) * 64
     return min(max(entries, 512), DEFAULT_VOCAB_SIZE)

@@ -120,3 +120,54 @@ def test_a_text_without_a_token_is_named_where_it_has_a_label(dataset):
         encode(
             [Example("\u200b", None, "x", "f.csv:3")], tokenizer, Target(CLASSIFICATION, ("x",)), 9
         )
+
+
+def test_classes_of_equal_numbers_have_one_order():
+    """Whatever the order in which they come: a set's depends on the hash seed."""
+    names = ["01", "1", "001", "2", "10"]
+    expected = ("001", "01", "1", "2", "10")
+    for turn in range(len(names)):
+        turned = [*names[turn:], *names[:turn]]
+        assert Target.of_classes(CLASSIFICATION, dict.fromkeys(turned)).labels == expected
+
+
+@pytest.mark.parametrize("value", ["null", "NaN", '""', '" "', '"nan"', '"NULL"', "[1]"])
+def test_no_label_is_one_thing(tmp_path, value):
+    path = tmp_path / "x.jsonl"
+    path.write_text(f'{{"text": "a", "label": {value}}}\n')
+    with pytest.raises(UserError, match=r"x\.jsonl:1: there is no label"):
+        read_examples(path, Columns("text", None, "label"))
+
+
+def test_no_label_in_a_table(tmp_path):
+    for value in ("", "NaN", "null"):
+        (tmp_path / "x.csv").write_text(f"text,label\na,{value}\n")
+        with pytest.raises(UserError, match=r"x\.csv:2: there is no label"):
+            read_examples(tmp_path / "x.csv", Columns("text", None, "label"))
+
+
+def test_a_number_has_one_spelling(tmp_path):
+    labels = ["1", "1.0", '"1.0"', '"1"', "-2.00", '"1.50"', '"01"', "true"]
+    path = tmp_path / "x.jsonl"
+    path.write_text("".join(f'{{"text": "a", "label": {label}}}\n' for label in labels))
+    found = [example.label for example in read_examples(path, Columns("text", None, "label"))]
+    assert found == ["1", "1", "1", "1", "-2", "1.50", "01", "true"]
+
+
+def test_a_label_beyond_float32_is_named():
+    target = Target(REGRESSION)
+    assert target.number("3e38", "x:1") == 3e38
+    for label in ("1e39", "-1e39", "1e400", "nan"):
+        with pytest.raises(UserError, match="x:1: the label"):
+            target.number(label, "x:1")
+
+
+def test_markers_of_the_tokenizer_stay_whole(dataset):
+    tokenizer = load_tokenizer(dataset / "tokenizer.json")
+    tokenizer.add_special_tokens(["[E1]"])
+    found = encode(
+        [Example("the [E1] war [SEP]", None, None, "x")], tokenizer, Target(REGRESSION), 64
+    )
+    ids = special_token_ids(tokenizer)
+    assert (found.tokens_T == tokenizer.token_to_id("[E1]")).sum() == 1
+    assert (found.tokens_T == ids.sep).sum() == 1  # the one at the end

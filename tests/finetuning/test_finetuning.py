@@ -11,11 +11,13 @@ import pytest
 from mosaicbert_jax import BertForSequenceClassification
 from mosaicbert_jax.commands import config_line as command_line
 from mosaicbert_jax.commands.cli import main as commands
+from mosaicbert_jax.finetuning import configuration
 from mosaicbert_jax.finetuning.classifier import Classifier
 from mosaicbert_jax.finetuning.examples import Columns, Example, held_out, read_examples
 from mosaicbert_jax.finetuning.finetuning import Finetuning
 from mosaicbert_jax.interop.writing import save_model
 from mosaicbert_jax.storage.opening import load_run
+from mosaicbert_jax.text.encoding import document_digest
 from mosaicbert_jax.training import checkpoints
 from mosaicbert_jax.training.loop import fresh_start
 from tests.finetuning.cases import (
@@ -285,3 +287,28 @@ def test_an_exported_classifier_keeps_its_class_names(run, tmp_path, capsys):
     for found, of_jax in zip(pipeline([e.first for e in examples]), ours, strict=True):
         assert found["label"] == of_jax.label
         assert found["score"] == pytest.approx(of_jax.probability, abs=1e-5)
+
+
+def test_a_class_of_which_all_is_held_out_is_a_class(origin, tmp_path, capsys):
+    rows = sentences(60)
+    fractions = [document_digest(text)[0] / 2**64 for text, _ in rows]
+    rare = min(range(60), key=fractions.__getitem__)
+    rows[rare] = (rows[rare][0], "rare")
+    data = write_csv(tmp_path / "data.csv", rows)
+    assert finetune(tmp_path / "run", origin, data, "train.duration=1ba") == 0
+    told = capsys.readouterr().out
+    assert "3 classes" in told
+    assert "'rare'" in told
+    assert "data.dev_fraction" in told
+
+
+def test_the_default_rate_follows_the_models_size(origin, data, tmp_path, capsys):
+    base = configuration.scaled_learning_rate(137_400_384)
+    assert base == configuration.scaled_learning_rate(435_000_000) == 3e-5
+    assert configuration.scaled_learning_rate(13_740_038) == pytest.approx(3e-4)
+    assert configuration.scaled_learning_rate(1_000) == 1e-3
+    assert finetune(tmp_path / "run", origin, data, "train.duration=1ba") == 0
+    assert "optimizer.learning_rate=0.001" in capsys.readouterr().out
+    record = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert record["config"]["optimizer"]["learning_rate"] == 1e-3
+    assert finetune(tmp_path / "run", origin, data, "train.duration=1ba") == 0  # the same run

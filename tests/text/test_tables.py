@@ -34,8 +34,10 @@ def write(path, data):
 
 
 STRAY = "text\tlabel\n" + "".join(
-    f'{quote}text {i}{end}\tab\n'
-    for i, (quote, end) in enumerate([("", ""), ('"', ""), ("", ""), ("", '"'), ("", ""), ('"', '"')])
+    f"{quote}text {i}{end}\tab\n"
+    for i, (quote, end) in enumerate(
+        [("", ""), ('"', ""), ("", ""), ("", '"'), ("", ""), ('"', '"')]
+    )
 )
 
 
@@ -60,7 +62,10 @@ def test_csv_fields_over_several_lines_are_told(tmp_path):
     assert f"{path}: " in notes[0]
     assert ": 2," in notes[0]
     assert "line 2" in notes[0]
-    assert finetuned(path) == ([{"text": t, "label": c} for t, c in zip(texts, "abc", strict=True)], notes)
+    assert finetuned(path) == (
+        [{"text": t, "label": c} for t, c in zip(texts, "abc", strict=True)],
+        notes,
+    )
 
 
 def test_the_first_of_two_columns_of_one_name_is_read(tmp_path):

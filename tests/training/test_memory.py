@@ -16,7 +16,9 @@ def program():
 def test_a_program_larger_than_the_machine_is_refused(program, monkeypatch):
     memory.check_host_holds(program, "a step")
     monkeypatch.setattr(memory, "available_on_host", lambda: 10_000)
-    with pytest.raises(UserError, match=r"a step needs .* MB more memory.* has 0\.0 MB left") as caught:
+    with pytest.raises(
+        UserError, match=r"a step needs .* MB more memory.* has 0\.0 MB left"
+    ) as caught:
         memory.check_host_holds(program, "a step")
     assert "train.microbatch_tokens" in str(caught.value)
 
@@ -25,7 +27,9 @@ def test_a_program_larger_than_the_machine_is_refused(program, monkeypatch):
     "error",
     [
         RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 98765432100 bytes."),
-        jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 98765432100 bytes."),
+        jax.errors.JaxRuntimeError(
+            "RESOURCE_EXHAUSTED: Out of memory allocating 98765432100 bytes."
+        ),
         MemoryError("Unable to allocate 7.45 GiB for an array"),
     ],
 )

@@ -126,12 +126,19 @@ class MosaicBertEncoder(nn.Module):
         )
 
 
+class MosaicBertPoolerDense(nn.Linear):
+    """A layer whose initial weights are the same whatever the seed.
+
+    Adapters such as PEFT's are saved without the pooler, and later put on one that is drawn again.
+    """
+
+
 class MosaicBertPooler(nn.Module):
     """tanh(dense(hidden state of the first token))."""
 
     def __init__(self, config: MosaicBertConfig):
         super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dense = MosaicBertPoolerDense(config.hidden_size, config.hidden_size)
 
     def forward(self, hidden_BLE: torch.Tensor, padding: Padding) -> torch.Tensor:
         rows_B = torch.arange(hidden_BLE.shape[0], device=hidden_BLE.device)
@@ -148,14 +155,13 @@ class MosaicBertPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
 
     def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, MosaicBertPooler):
-            # The same numbers whatever the seed: adapters such as PEFT's are saved without the
-            # pooler, and later put on one that is drawn again.
-            weight = module.dense.weight
-            generator = torch.Generator().manual_seed(0)
-            drawn = torch.randn(weight.shape, generator=generator) * self.config.initializer_range
-            initialization.copy_(weight, drawn)
+        if not isinstance(module, MosaicBertPoolerDense):
+            super()._init_weights(module)
+            return
+        generator = torch.Generator().manual_seed(0)
+        drawn = torch.randn(module.weight.shape, generator=generator)
+        initialization.copy_(module.weight, drawn * self.config.initializer_range)
+        initialization.zeros_(module.bias)
 
 
 class MosaicBertModel(MosaicBertPreTrainedModel):
