@@ -4,6 +4,7 @@ import contextlib
 import csv
 import dataclasses
 import importlib.util
+import io
 import json
 import pathlib
 import shutil
@@ -13,15 +14,19 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+from flax import nnx
 
+from mosaicbert_jax import BertConfig, BertForSequenceClassification
 from mosaicbert_jax.commands import config_line
 from mosaicbert_jax.commands import train as command
 from mosaicbert_jax.commands.cli import main as commands
 from mosaicbert_jax.data.dataset import TokenDataset
 from mosaicbert_jax.data.pipeline import Position
 from mosaicbert_jax.finetuning import glue
+from mosaicbert_jax.finetuning.classifier import Classifier
 from mosaicbert_jax.finetuning.kinds import KINDS
 from mosaicbert_jax.finetuning.task import read_task
+from mosaicbert_jax.interop.writing import save_model
 from mosaicbert_jax.preparation.preparation import PrepareOptions, prepare
 from mosaicbert_jax.pretraining.pretraining import Pretraining
 from mosaicbert_jax.text.tokenizer import encode_texts, load_tokenizer
@@ -61,7 +66,7 @@ def prepare_run(line: list[str]) -> None:
             command.train(config, pathlib.Path(workdir))
 
 
-def _look_at(run: Any) -> None:
+def _look_at(run: Any, **options: Any) -> None:
     """What the loop asks of a run first, and its first batches."""
     run.describe()
     with contextlib.closing(run.batches(Position())) as stream:
@@ -138,6 +143,28 @@ def _use_run(folder: pathlib.Path, output: pathlib.Path) -> None:
     commands(["fill-mask", str(folder), "the [MASK] of the union"])
 
 
+def _use_classifier(folder: pathlib.Path, output: pathlib.Path) -> None:
+    classifier = Classifier(folder)
+    (examples,) = classifier.read(folder / "lines.txt")
+    for example, prediction in zip(examples, classifier(examples), strict=True):
+        classifier.kind.lines(example, prediction)
+
+
+def _use_standard_input(folder: pathlib.Path, output: pathlib.Path) -> None:
+    with (folder / "lines.txt").open("rb") as file:
+        lines = io.TextIOWrapper(
+            file, encoding="ascii"
+        )  # the locale's encoding makes no difference
+        with mock.patch.object(sys, "stdin", lines):
+            commands(["fill-mask", str(folder)])
+
+
+def _use_text(folder: pathlib.Path, output: pathlib.Path) -> None:
+    prepare(
+        PrepareOptions((str(folder),), str(output), vocab_size=64, workers=1), say=lambda line: None
+    )
+
+
 def good_input(folder: pathlib.Path) -> list[Target]:
     """Writes small input of each kind, and says what reads it."""
     rng = np.random.default_rng(0)
@@ -156,7 +183,11 @@ def good_input(folder: pathlib.Path) -> list[Target]:
             path.unlink()
     _write_run(folder)
     commands(["convert", str(folder / "run"), "--output", str(folder / "model")])
+    _write_classifier(folder)
+    (folder / "run" / "lines.txt").write_text("the [MASK]\n[MASK] of \u00e9\n")
     _write_tables(folder / "tables", texts, rng)
+    _write_tables(folder / "text", texts, rng)
+    (folder / "text" / "words.jsonl").rename(folder / "text" / "words.skipped")
     shutil.copy(folder / "set" / "vocab.txt", folder / "tables")
     _write_glue(folder / "glue", texts, rng)
     data = ("dataset.json", "*.npy", "tokenizer.json")
@@ -172,6 +203,15 @@ def good_input(folder: pathlib.Path) -> list[Target]:
         Target(
             "runs, by fill-mask", folder / "run", ("config.json", "tok*/*"), _use_run, share=0.2
         ),
+        Target(
+            "classifiers, by predict",
+            folder / "classifier",
+            ("*.json", "*.txt"),
+            _use_classifier,
+            share=0.2,
+        ),
+        Target("standard input", folder / "run", ("lines.txt",), _use_standard_input, share=0.2),
+        Target("text, by prepare", folder / "text", ("*",), _use_text, share=0.3),
     ]
     if importlib.util.find_spec("torch"):
         _write_torch_file(folder)
@@ -188,6 +228,20 @@ def _write_run(folder: pathlib.Path) -> None:
     ]  # fmt: skip
     with mock.patch.object(sys, "argv", line):
         command.main()
+
+
+def _write_classifier(folder: pathlib.Path) -> None:
+    """One of several labels, in Hugging Face's layout."""
+    config = BertConfig(
+        vocab_size=128, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=16,
+    )  # fmt: skip
+    model = BertForSequenceClassification(config, num_labels=2, rngs=nnx.Rngs(0))
+    save_model(
+        model, folder / "classifier", tokenizer=folder / "set", labels=("a", "b"),
+        problem_type="multi_label_classification", max_length=32,
+    )  # fmt: skip
+    (folder / "classifier" / "lines.txt").write_text("the law\tof the union\n\u00e9\n")
 
 
 def _write_torch_file(folder: pathlib.Path) -> None:

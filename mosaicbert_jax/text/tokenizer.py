@@ -30,6 +30,12 @@ _MIN_FREQUENCY = 2
 _MAX_CHARS_PER_WORD = 100
 _COUNTED_CHARS = 2**20
 _REMEMBERED_CHARS = 2**21
+# Of tokenizer_config.json: BertNormalizer's names for them.
+_NORMALIZER_SETTINGS = {
+    "do_lower_case": "lowercase",
+    "strip_accents": "strip_accents",
+    "tokenize_chinese_chars": "handle_chinese_chars",
+}
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, lowercase: bool = True) -> Tokenizer:
@@ -344,15 +350,10 @@ def _apply_settings(tokenizer: Tokenizer, settings: dict[str, Any]) -> None:
 
     As in transformers' BertTokenizer.
     """
-    names = {
-        "do_lower_case": "lowercase",
-        "strip_accents": "strip_accents",
-        "tokenize_chinese_chars": "handle_chinese_chars",
-    }
     normalizer = tokenizer.normalizer
     is_berts = str(settings.get("tokenizer_class", "Bert")).startswith("Bert")
     if is_berts and isinstance(normalizer, normalizers.BertNormalizer):
-        for name, attribute in names.items():
+        for name, attribute in _NORMALIZER_SETTINGS.items():
             if name in settings:
                 setattr(normalizer, attribute, settings[name])
 
@@ -361,13 +362,18 @@ def tokenizer_settings(folder: Path) -> dict[str, Any]:
     """What a Hugging Face folder's tokenizer_config.json holds; nothing if there is none.
 
     Raises:
-      UserError: it is no JSON object.
+      UserError: it is no JSON object, or has a value of another type.
     """
     path = folder / "tokenizer_config.json"
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
-    except (ValueError, TypeError) as error:
+        found = dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    except (ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: not a JSON object ({error})") from None
+    for name in _NORMALIZER_SETTINGS:
+        kinds = (bool, type(None)) if name == "strip_accents" else (bool,)
+        if name in found and not isinstance(found[name], kinds):
+            raise UserError(f"{path}: {name} must be true or false, not {found[name]!r}")
+    return found
 
 
 def _load_folder(path: Path, lowercase: bool | None) -> Tokenizer:

@@ -362,7 +362,7 @@ def test_the_help_names_every_gpu(capsys):
         (("--config.mesh.fsdp=3",), "there are 8 devices, which these do not divide"),
         (("--gpus", "3"), "3 devices cannot share equally"),
         (("--tokens-per-sequence", "200"), r"more than a row of data\.row_length=128"),
-        (("--config.trian.duration=1ba",), "there is no config key 'trian'"),
+        (("--config.trian.duration=1ba",), "there is no config key trian"),
         (("--fish",), "Unknown command line flag 'fish'"),
     ],
 )

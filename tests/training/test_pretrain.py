@@ -216,7 +216,7 @@ def test_the_baseline_trains_unpacked(dataset, tmp_path):
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("--config.train.durtion=3ba", 'Did you mean "duration"'),
+        ("--config.train.durtion=3ba", "did you mean train.duration?"),
         ("--config.optimizer.learning_rate=fast", "must be a number"),
         ("--config.seed=1.5", "must be a whole number"),
         ("--confg=x", "Unknown command line flag 'confg'. Did you mean: config"),
@@ -229,8 +229,8 @@ def test_the_baseline_trains_unpacked(dataset, tmp_path):
         ("--config.train.duration=1e400ba", "is not a duration"),
         ("--config.model.dtype=float16", "loss scaling"),
         ("--config.init_from_step=3", "init_from_step is set, but init_from is not"),
-        ("--config.modell.hidden_size=64", "no config key 'modell' Did you mean \"model\""),
-        ("--config.optimizer.lr=1", "no config key 'lr'"),
+        ("--config.modell.hidden_size=64", "did you mean model?"),
+        ("--config.optimizer.lr=1", "optimizer.lr; there are optimizer.b1"),
         ("--config.data.masking_rate=1.5", "data.masking_rate=1.5 must be above 0 and below 1"),
         ("--config.model.vocab_size=100", "model.vocab_size=100 is smaller than"),
         ("--config.model.feed_forward=swiglu", "model.feed_forward must be one of"),
@@ -404,7 +404,7 @@ def test_fill_mask(run, capsys, monkeypatch):
     assert command(["fill-mask", str(run), "nothing hidden"]) == 2
     assert "has no [MASK]" in capsys.readouterr().err
     assert command(["fill-mask", "nowhere", "[MASK]"]) == 2
-    assert "is neither a run nor a Hugging Face folder" in capsys.readouterr().err
+    assert "nowhere: no such folder" in capsys.readouterr().err
 
 
 def test_fill_mask_agrees_with_the_model(run):
