@@ -54,7 +54,7 @@ def meanings(source: str, function: str) -> dict[str, str]:
         for key, value in zip(node.keys, node.values, strict=True):
             if not isinstance(key, ast.Constant):
                 continue
-            name = f"{prefix}{key.value}"
+            name = prefix + str(key.value)
             if isinstance(value, ast.BinOp):  # a group of others, with a key of its own
                 value = value.right
             if isinstance(value, ast.Dict):
