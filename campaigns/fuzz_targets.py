@@ -152,9 +152,8 @@ def _use_classifier(folder: pathlib.Path, output: pathlib.Path) -> None:
 
 def _use_standard_input(folder: pathlib.Path, output: pathlib.Path) -> None:
     with (folder / "lines.txt").open("rb") as file:
-        lines = io.TextIOWrapper(
-            file, encoding="ascii"
-        )  # the locale's encoding makes no difference
+        # Whatever the locale's encoding is.
+        lines = io.TextIOWrapper(file, encoding="ascii")
         with mock.patch.object(sys, "stdin", lines):
             commands(["fill-mask", str(folder)])
 

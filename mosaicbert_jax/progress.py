@@ -32,7 +32,7 @@ def fitting(parts: Sequence[str], room: int) -> str:
 
 
 def while_ticking(doing: str, work: Callable[[], Any]) -> Any:
-    """Runs `work` in a thread and shows meanwhile, after 5 seconds, that it goes on.
+    """Runs `work` in a thread and shows, after 5 seconds, that it is still running.
 
     For work that knows nothing of its progress. Ctrl-C ends the waiting at once.
     """

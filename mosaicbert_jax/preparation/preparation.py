@@ -45,7 +45,7 @@ from mosaicbert_jax.text.tokenizer import (
 )
 from mosaicbert_jax.text.vocabulary import token_dtype
 
-DEFAULT_VOCAB_SIZE = 30_522  # bert-base-uncased's
+_LARGEST_SCALED = 30_522  # bert-base-uncased's
 SHARD_BYTES = 64 * 2**20
 TOKENIZER_SAMPLE_BYTES = 100_000_000
 REPORT_SAMPLE_BYTES = 4_000_000
@@ -355,7 +355,7 @@ def scaled_vocab_size(text_bytes: int) -> int:
     From 512, to spell with, to the 30,522 of bert-base-uncased, which 1 GB gets.
     """
     entries = round(text_bytes**0.5 / 64) * 64
-    return min(max(entries, 512), DEFAULT_VOCAB_SIZE)
+    return min(max(entries, 512), _LARGEST_SCALED)
 
 
 class _Encoding:

@@ -1,6 +1,7 @@
 """The rows of whole tables, with all of their fields: CSV, TSV and JSON Lines, for finetuning."""
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -10,6 +11,8 @@ from mosaicbert_jax.errors import UserError
 from mosaicbert_jax.text.blocks import JSON_ARRAY, Problem, not_utf8, text_pieces
 from mosaicbert_jax.text.streams import COMPRESSIONS, BrokenStreamError, Tally, read_pieces
 from mosaicbert_jax.text.table_readers import csv_records, note_twice, ragged
+
+_NO_UTF8 = re.compile("[\udc80-\udcff]")  # what surrogateescape makes of other bytes
 
 Row = tuple[str, dict[str, Any]]  # its place ("path:line"), and its fields by name
 
@@ -123,9 +126,9 @@ def _csv_reader(delimiter: str) -> Callable[[Path, Tally], Iterator[Row]]:
             if len(record) != len(header):
                 raise UserError(str(ragged(place, record, header)))
             for name, field in zip(header, record, strict=True):
-                if any("\udc80" <= char <= "\udcff" for char in field):
+                if bad := _NO_UTF8.search(field):
                     data = field.encode("utf-8", "surrogateescape")
-                    position = len(field[: _first_surrogate(field)].encode())
+                    position = len(field[: bad.start()].encode())
                     raise UserError(str(not_utf8(place, data, position, f"column {name!r}")))
             fields: dict[str, Any] = {}
             for name, field in zip(header, record, strict=True):
@@ -133,10 +136,6 @@ def _csv_reader(delimiter: str) -> Callable[[Path, Tally], Iterator[Row]]:
             yield place, fields
 
     return read
-
-
-def _first_surrogate(field: str) -> int:
-    return next(i for i, char in enumerate(field) if "\udc80" <= char <= "\udcff")
 
 
 _READERS: dict[str, Callable[[Path, Tally], Iterator[Row]]] = {

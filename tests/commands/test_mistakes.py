@@ -2,12 +2,16 @@
 
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 
 from mosaicbert_jax.commands import cli
 from mosaicbert_jax.commands.train import help_text, main
+from mosaicbert_jax.preparation import preparation
 from tests.conftest import ROOT, run_process, standard_input
+from tests.finetuning.cases import pretrained
 from tests.training.test_pretrain import status_of
 
 TRAIN = ("train", "--config", "tiny", "--workdir", "run", "--config.data.path=nowhere")
@@ -86,9 +90,6 @@ def test_a_device_that_is_not_there(platform, tmp_path, dataset):
         f"--config.data.path={dataset}",
     )
     environment = {**os.environ, "JAX_PLATFORMS": platform}
-    import subprocess
-    import sys
-
     done = subprocess.run(
         [sys.executable, str(ROOT / "train.py"), *words],
         env=environment, capture_output=True, text=True, check=False,
@@ -133,8 +134,6 @@ def test_train_py_has_the_same_help(monkeypatch, capsys):
 
 
 def test_texts_from_standard_input(dataset, tmp_path, capsys, monkeypatch):
-    from tests.finetuning.cases import pretrained
-
     run = str(pretrained(tmp_path / "run", dataset))
     monkeypatch.setattr("sys.stdin", standard_input(b""))
     assert "standard input is empty" in refused(capsys, "fill-mask", run)
@@ -146,8 +145,6 @@ def test_texts_from_standard_input(dataset, tmp_path, capsys, monkeypatch):
 
 
 def test_an_interrupted_preparation_says_where_it_resumes(corpus, tmp_path, monkeypatch, capsys):
-    from mosaicbert_jax.preparation import preparation
-
     words = ("prepare", "--input", str(corpus), "--output", str(tmp_path / "set"))
 
     def interrupt(*arguments):

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from tests.training.test_pretrain import rows, train
+from tests.conftest import run_train
+from tests.training.test_pretrain import call, rows, train
 
 SHORT = ("train.duration=4ba", "checkpoint.every=2ba", "eval.every=100ba")
 LONGER = ("train.duration=8ba", "checkpoint.every=2ba", "eval.every=100ba")
@@ -19,9 +20,6 @@ def run(dataset, tmp_path, capsys):
 
 def extend(run, dataset, *settings):
     """`train` puts --config. before its settings; the last word is the flag alone."""
-    from tests.conftest import run_train
-    from tests.training.test_pretrain import call
-
     return call([*run_train(run, dataset, *settings)[1:], "--extend"])
 
 

@@ -228,9 +228,8 @@ class MosaicBertModel(MosaicBertPreTrainedModel):
         bias_BHLL = attention_bias(padding, self.config.num_attention_heads, x_NE)
         states = []
         for layer in self.encoder.layer:
-            if (
-                output_hidden_states
-            ):  # the next layer reads what is returned, so that it has a gradient
+            if output_hidden_states:
+                # The next layer reads what is returned, so that it has a gradient.
                 states.append(padding.restore(x_NE))
                 x_NE = padding.remove(states[-1])
             x_NE = layer(x_NE, bias_BHLL, padding)
