@@ -41,7 +41,7 @@ def ordered_map(
         yield from map(function, items)
         return
     with contextlib.ExitStack() as stack:
-        # Through a file: Python hands arguments to a new process by a pipe, and waits for ever once
+        # Through a file: Python hands arguments to a new process by a pipe, and waits forever once
         # that is full if the process has died by then.
         file = stack.enter_context(tempfile.NamedTemporaryFile())
         pickle.dump(function, file)
@@ -91,7 +91,7 @@ def follow_parent() -> None:
 
 
 def _end_with_parent() -> None:
-    """A parent that was killed can't tell its workers, which would wait for it for ever."""
+    """A parent that was killed can't tell its workers, which would wait for it forever."""
     multiprocessing.parent_process().join()
     os._exit(1)
 

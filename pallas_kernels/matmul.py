@@ -12,9 +12,9 @@ def matmul(x_BLI: Float[Array, "... I"], kernel_IO: Float[Array, "I *O"]) -> Flo
 
     The kernel may have several axes of outputs, (3, H, D) say, of which a mesh may divide any.
 
-    JAX's own rule computes the kernel's gradient transposed and turns it round, for which XLA's CPU
-    compiler writes transposed copies of the activations. And it would round that gradient to x's
-    dtype: here it leaves the product in the kernel's, float32, in which microbatches are summed.
+    JAX's own rule computes the kernel's gradient transposed and then transposes it, for which XLA's
+    CPU compiler writes transposed copies of the activations. It also rounds that gradient to x's
+    dtype; here it is computed in the kernel's, float32, in which microbatches are summed.
     """
     kernel_IO = kernel_IO.astype(x_BLI.dtype)
     return jnp.tensordot(x_BLI, kernel_IO, 1, precision=_precision(x_BLI.dtype))

@@ -30,14 +30,14 @@ def config_names() -> list[str]:
 
 
 def _folder() -> pathlib.Path:
-    """Of the configs: within the package where it was installed, beside it in a clone."""
+    """The folder of the configs: inside an installed package, next to it in a clone."""
     package = pathlib.Path(__file__).parent.parent
     installed = package / "configs"
     return installed if installed.is_dir() else package.parent / "configs"
 
 
 def located(words: list[str]) -> list[str]:
-    """A command line with the path of the config that it names, if it names one."""
+    """A command line with the name of its config, if it has one, replaced by a path."""
     if "--config" in words[:-1]:
         at = words.index("--config")
         words = [*words[:at], f"--config={words[at + 1]}", *words[at + 2 :]]
@@ -148,7 +148,7 @@ def _check_overrides(words: list[str], config: ConfigDict | None) -> None:
 
 
 def _unknown_key(where: str, name: str, group: Any) -> str:
-    """What to say of a key that its group hasn't."""
+    """The message about a key that its group doesn't have."""
     prefix = f"{where}." if where else ""
     if not isinstance(group, ConfigDict):
         return f"there is no config key {prefix}{name}: {where} is a key itself"
@@ -174,7 +174,8 @@ def _fits(text: str, kind: type) -> bool:
 
 
 def _without_traceback(text: str) -> str:
-    """One line of an error of a config file, with the place in it that the traceback names last."""
+    """One line for an error in a config file, with the last place that the traceback names
+    there."""
     lines = [line for line in text.splitlines() if line.strip()]
     if len(lines) < 2:
         return text
@@ -184,7 +185,7 @@ def _without_traceback(text: str) -> str:
 
 
 def _explain(error: BaseException) -> str:
-    """One line of an error whose text may be quoted and broken by the libraries it came through."""
+    """One line for an error whose text libraries may have quoted and wrapped."""
     text = str(error)
     if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
         text = text[1:-1]  # a KeyError's text is a representation

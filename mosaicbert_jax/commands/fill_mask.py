@@ -48,5 +48,5 @@ def _lines() -> Iterator[str]:
 
 
 def _is_unicode(text: str) -> bool:
-    """Whether an argument was UTF-8, which Python otherwise fills with surrogates."""
+    """Whether an argument was UTF-8; Python fills others with surrogates."""
     return not any("\ud800" <= char <= "\udfff" for char in text)

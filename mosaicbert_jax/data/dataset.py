@@ -19,6 +19,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -365,7 +366,8 @@ def shard_paths(folder: Path, name: str) -> tuple[Path, Path]:
 
 def _map_array(path: Path, dtype: np.dtype, size: int) -> np.ndarray:
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        with warnings.catch_warnings(action="error"):  # of a header that NumPy had to guess
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
         file_bytes = path.stat().st_size
     except FileNotFoundError:
         raise _damaged(path, "it is missing") from None

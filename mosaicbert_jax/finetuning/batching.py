@@ -82,8 +82,8 @@ def training_batches(
 ) -> Iterator[Batch]:
     """Batches without end; the examples come in another order each epoch.
 
-    Each batch has `size` examples: one that an epoch's last do not fill continues with the first of
-    the next. A position's `row` counts the examples of its epoch.
+    Each batch has `size` examples; the last of an epoch is filled up with the first examples of the
+    next. A position's `row` counts the examples of its epoch.
     """
     epoch_size = len(examples)
     taken = position.epoch * epoch_size + position.row

@@ -17,7 +17,7 @@ ENTITY_F1 = "entity_f1"
 
 def _correlation(correlate: Callable) -> Callable[[np.ndarray, np.ndarray], float]:
     def score(labels_S: np.ndarray, predicted_S: np.ndarray) -> float:
-        # Of a constant none is defined; a model that tells nothing apart gets the worst that is.
+        # Not defined for constant predictions, which get the worst score.
         if np.ptp(labels_S) == 0 or np.ptp(predicted_S) == 0:
             return 0.0
         return float(correlate(labels_S, predicted_S).statistic)

@@ -54,7 +54,7 @@ def side_by_side(runs: Sequence[SuiteRun], processes: int) -> Iterator[SuiteRun]
 
 
 def gpus(processes: int, visible: str | None, here: int) -> list[str | None]:
-    """What CUDA_VISIBLE_DEVICES is to be in each process; None to leave it, where is no GPU.
+    """CUDA_VISIBLE_DEVICES for each process; None leaves it as it is, on a machine without GPUs.
 
     Args:
       visible: CUDA_VISIBLE_DEVICES of this process.

@@ -15,7 +15,7 @@ from mosaicbert_jax.text.tokenizer import padded_vocab_size
 
 CONFIG_FILE = "config.json"
 _FIELDS = {field.name: field.type for field in dataclasses.fields(BertConfig)}
-# What another value of would make another model.
+# Fields that make another model with any other value.
 _ONLY: dict[str, Any] = {
     "hidden_act": "gelu",
     "position_embedding_type": "absolute",

@@ -54,7 +54,7 @@ def save_model(
 
     Args:
       labels: the names of a classifier's outputs; LABEL_0, … if there are none.
-      training: what is known of how it came about, for the model card.
+      training: what is known of its training, for the model card.
       problem_type: of a classifier, for config.json; see `stored_config`.
       max_length: tokens that the model was finetuned to read at most; None: it isn't known.
     """

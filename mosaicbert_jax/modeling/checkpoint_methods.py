@@ -14,7 +14,7 @@ class PretrainedMixin:
         Args:
           folder: with the tensors of MosaicBERT or of BERT, by their published names, in
             model.safetensors, in the shards of model.safetensors.index.json, or in
-            pytorch_model.bin, of which nothing is executed.
+            pytorch_model.bin, which is read without executing it.
           **options: renew, the parts that start from random weights, such as ("pooler",
             "classifier"); num_labels for a classifier; dtype and other fields of BertConfig.
 
@@ -37,7 +37,7 @@ class PretrainedMixin:
 
         Args:
           folder: written atomically.
-          tokenizer: to go along: a vocab.txt, a tokenizer.json, or a folder with one of them.
+          tokenizer: to save beside it: a vocab.txt, a tokenizer.json, or a folder with one of them.
 
         Raises:
           UserError: something is at `folder` already, a tokenizer that cannot be read or does not

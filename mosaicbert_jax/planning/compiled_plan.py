@@ -42,7 +42,7 @@ def _shown(terminal: TextIO, doing: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_the_libraries_words() -> Iterator[TextIO]:
-    """Keeps what the libraries write to the terminal from it; yields the terminal."""
+    """Silences the libraries; yields the terminal."""
     sys.stderr.flush()
     kept = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -57,7 +57,7 @@ def _without_the_libraries_words() -> Iterator[TextIO]:
 
 
 def main() -> None:
-    """Prints {"error": …} for what the user can mend."""
+    """Prints {"error": …} for what the user can fix."""
     record = json.loads(sys.argv[1])
     try:
         with _without_the_libraries_words() as terminal:

@@ -50,7 +50,7 @@ def compiled(order: Order, shown: Callable[[str], AbstractContextManager[None]])
     That step has the microbatch of the order, or the largest that fits.
 
     Args:
-      shown: says what is being done as long as it is.
+      shown: a context manager that shows what is being done.
 
     Raises:
       UserError: a model that cannot be divided so, or of which not one row fits.

@@ -48,7 +48,7 @@ class Inputs:
 
     @property
     def useful_workers(self) -> int:
-        """As many as asked for, but none that would find nothing to do."""
+        """As many as asked for, but no more than have work to do."""
         return min(self.workers or available_cores(), 1 + self.bytes // _BYTES_WORTH_A_WORKER)
 
     def stamps(self) -> list[FileStamp]:
@@ -126,7 +126,7 @@ class Reading:
     What lies before them in that file is read too, but not yielded.
 
     Attributes:
-      places: (file, block) of each block that was yielded; who has worked it off pops it.
+      places: (file, block) of each block that was yielded; the caller pops it once it is processed.
       tallies: of the files from `file` on that were begun.
     """
 

@@ -135,7 +135,7 @@ def prepare(options: PrepareOptions, say: Callable[[str], None] = print) -> Data
             remove_emptied(output)
             say(f"{output} is up to date: same options, same inputs")
         else:
-            if output.is_mount():  # what can't be replaced either
+            if output.is_mount():  # which can't be replaced
                 raise UserError(
                     f"{output}: a file system is mounted there; name a new folder in it"
                 )
@@ -350,9 +350,9 @@ def _trained(
 
 
 def scaled_vocab_size(text_bytes: int) -> int:
-    """Entries that a text can teach a model to use: the root of its bytes, by 64.
+    """A vocabulary size that suits a text: the square root of its bytes, to the nearest 64.
 
-    From 512, to spell with, to the 30,522 of bert-base-uncased, which 1 GB gets.
+    At least 512, enough to spell with, and at most the 30,522 of bert-base-uncased, for 1 GB.
     """
     entries = round(text_bytes**0.5 / 64) * 64
     return min(max(entries, 512), _LARGEST_SCALED)

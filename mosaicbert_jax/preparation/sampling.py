@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from mosaicbert_jax.text.encoding import cut_point, document_digest
 from mosaicbert_jax.text.readers import Block, Problem, documents
 
-_DOCUMENT_CHARS = 2**20  # of one document, lest one be the whole sample
+_DOCUMENT_CHARS = 2**20  # of one document, so that one can't fill the sample
 
 
 @dataclasses.dataclass(frozen=True)

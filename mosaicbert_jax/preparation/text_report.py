@@ -348,7 +348,7 @@ def _comparison(
     yield _length_sentence(ours, other, max_seq_len)
 
     def saved(item: tuple[str, int]) -> int:
-        """The tokens of the sample that hang on this word."""
+        """By how many tokens the sample differs because of this word."""
         word, count = item
         return count * abs(len(ours.pieces[word]) - len(other.pieces[word]))
 

@@ -91,7 +91,7 @@ class Finished:
 
 @dataclasses.dataclass(frozen=True)
 class FileStamp:
-    """By what a file, or folder of records, that has changed is known without reading it."""
+    """What shows that a file, or folder of records, has changed, without reading it."""
 
     path: str
     bytes: int
@@ -204,7 +204,7 @@ class Workspace:
         return self.folder / f"keys-{number:05d}.npy"
 
     def _remove_unfinished(self) -> None:
-        """What a killed process was writing, or had not noted yet."""
+        """Removes what a killed process was writing or hadn't recorded yet."""
         finished = {
             path
             for split in self.progress.splits.values()

@@ -15,7 +15,7 @@ from mosaicbert_jax.training import sharding
 from mosaicbert_jax.training.memory import bytes_needed, device_memory, shown
 
 AUTO = "auto"
-MARGIN = 0.1  # of the memory: kept for what no program plans, such as holes between its arrays
+MARGIN = 0.1  # of the memory, left free for what no program plans, such as fragmentation
 _FIRST_TOKENS = 65_536  # of the first program: all of a device's share in the recipe on 8 GPUs
 
 
@@ -39,9 +39,9 @@ def largest_that_fits(
 ) -> Search:
     """The largest of several microbatches whose step needs at most `limit` bytes.
 
-    Memory is close to a straight line over the rows. So two sizes are measured, the size that the
-    line through them gives is measured too, and smaller ones only where that is too large after
-    all. If the first is the largest of all and fits, it is the only one.
+    Memory is nearly linear in the rows. Two sizes are measured, then the one that the line through
+    them predicts, and smaller ones only if that is too large after all. If the first is the largest
+    of all and fits, no other is measured.
 
     Args:
       sizes: rows of the microbatches that there are to choose from.

@@ -103,7 +103,7 @@ def describe_data(dataset: TokenDataset | Mixture, findings: Findings) -> str:
 
 
 def identity(dataset: TokenDataset | Mixture) -> dict[str, Any]:
-    """What a run knows prepared text by."""
+    """What identifies prepared text in the record of a run."""
     if not isinstance(dataset, Mixture):
         found: dict[str, Any] = {"digest": dataset.metadata.digest}
     else:

@@ -97,8 +97,8 @@ class Pretraining(Run):
         if not damaged:
             return {}
         return {
-            "left_out_shards": ", ".join(str(shard) for shard in damaged),
-            "left_out_sequences": sum(shard.sequences for shard in damaged),
+            "skipped_shards": ", ".join(str(shard) for shard in damaged),
+            "skipped_sequences": sum(shard.sequences for shard in damaged),
         }
 
     def settled(self, say: Callable[[str], None]) -> "Pretraining":

@@ -25,7 +25,7 @@ from mosaicbert_jax.files import write_atomically
 from mosaicbert_jax.storage.workdir import CHECKPOINTS
 
 DIGESTS_FILE = "digests.json"
-_LATER = "_CHECKPOINT_METADATA"  # Orbax notes the time of the commit there, after that
+_LATER = "_CHECKPOINT_METADATA"  # Orbax writes the time of the commit there later
 
 
 def seal(folder: pathlib.Path) -> None:
@@ -35,10 +35,10 @@ def seal(folder: pathlib.Path) -> None:
 
 
 def damage(folder: pathlib.Path, part: str = "") -> str | None:
-    """The first thing that is wrong with a folder that was sealed; None: it is whole.
+    """The first problem found in a sealed folder; None if it is whole.
 
     Args:
-      part: a folder in it, whose files alone are looked at; the default is all.
+      part: a folder in it; only its files are checked. By default all are.
     """
     path = folder / DIGESTS_FILE
     try:
@@ -75,10 +75,10 @@ def _digest(path: pathlib.Path) -> str:
 
 
 def path_for_orbax(folder: pathlib.Path) -> pathlib.Path:
-    """A path to the folder in which nothing is special to `glob`.
+    """A path to the folder without characters that are special to `glob`.
 
-    Orbax looks for its own files by glob patterns that begin with the folder's path as it is, and
-    doesn't find them where that has one of the characters * ? [ (orbax-checkpoint 0.12).
+    Orbax finds its own files by glob patterns that begin with the folder's path, unescaped, and
+    misses them if the path contains *, ? or [ (orbax-checkpoint 0.12).
     """
     folder = folder.absolute()
     return _link_to(folder) if glob.has_magic(str(folder)) else folder
@@ -179,7 +179,7 @@ def read_progress(workdir: pathlib.Path, step: int | None = None) -> dict[str, A
 
 
 def write_params(workdir: pathlib.Path, model: nnx.Module) -> None:
-    """Writes a model's parameters, which no run here trained, as the checkpoint of step 0."""
+    """Writes a converted model's parameters as the checkpoint of step 0."""
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     with contextlib.closing(manager_of(workdir)) as manager:
         manager.save(0, args=ocp.args.Composite(model=ocp.args.StandardSave(params)))

@@ -200,7 +200,7 @@ class _Folder(StoredModel):
 
 
 def heads_of(target: Target | None) -> tuple[str, ...]:
-    """The parts of a model beside its encoder."""
+    """The parts of a model besides its encoder."""
     if target is None:
         return ("head",)
     return ("classifier",) if target.kind == TOKEN_CLASSIFICATION else ("pooler", "classifier")

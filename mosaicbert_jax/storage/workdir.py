@@ -22,7 +22,7 @@ SUITE_FILE = "suite.json"  # a GLUE suite's settings
 CLASSIFIER = "classifier"  # in the record of a finetuned model
 CONVERTED_FROM = "converted_from"  # in the record of a workdir that `convert` made
 
-# A run may resume with another value of these, which change no number, or its rounding alone.
+# A run may resume with other values of these: they change no result, or rounding alone.
 # Folders may move, as data sets are identified by their digests.
 FREE_KEYS = (
     "checkpoint",
@@ -40,7 +40,7 @@ FREE_KEYS = (
     "train.microbatch_tokens",
     "train.price_per_gpu_hour",
 )
-# And with another value of these if it is asked for.
+# With --extend, it may resume with other values of these too.
 EXTENDABLE = ("optimizer.", "train.duration:", "eval.")
 HISTORY = "history"  # in the record: how the run was extended, and from which step
 
@@ -127,7 +127,7 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
 
 
 def is_locked(workdir: pathlib.Path) -> bool:
-    """Whether a process trains there, which is not disturbed."""
+    """Whether a process is training there; it is not disturbed."""
     try:
         with (workdir / LOCK_FILE).open() as file:
             return not try_lock(file, shared=True)

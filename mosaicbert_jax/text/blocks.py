@@ -143,7 +143,7 @@ def text_pieces(pieces: Iterable[bytes | memoryview]) -> Iterator[bytes | memory
 
 
 def _is_utf16(head: bytes) -> bool:
-    """By its byte order mark, or as most of every second byte is zero, and no other."""
+    """Whether it has a byte order mark, or most bytes at odd or even places are 0 and no others."""
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return True
     few, many = sorted((head[:4096:2].count(0), head[1:4096:2].count(0)))

@@ -146,7 +146,7 @@ def encode_documents(
     """The ids of each text, int32[T], without [CLS] and [SEP].
 
     A text goes to the tokenizer in parts that end between words, so that one of any length takes
-    little memory; 65,536 characters without a space or a line's end are cut where they are.
+    little memory; a longer stretch than 65,536 characters without white space is cut anywhere.
 
     Args:
       encode: `encode_texts` of a tokenizer, or a `WordEncoder`.

@@ -35,7 +35,8 @@ def blocks(file: InputFile, field: str, tally: Tally) -> Iterator[Block | Proble
     """Cuts a file into blocks of about 1 MiB, in the order of the file.
 
     Nothing is raised: what is wrong is yielded in its place, and where it makes the rest of the
-    file unreadable, the blocks end there. What the caller reads to the end, the tally has whole.
+    file unreadable, the blocks end there. Once the caller has read to the end, the tally is
+    complete.
 
     Args:
       field: the JSON key or the column that holds the text; text files have none.

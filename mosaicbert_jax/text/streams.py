@@ -34,7 +34,7 @@ class Tally:
 
 
 class BrokenStreamError(Exception):
-    """A file that can't be read on: it ends early, makes no sense, or is no UTF-8.
+    """A file that can't be read further: it ends early, is damaged, or isn't UTF-8.
 
     Attributes:
       kind: "truncated file", "damaged file", "long window" or "not UTF-8".

@@ -220,7 +220,7 @@ def read_tfds(path: Path, field: str, tally: Tally) -> Iterator[Block | Problem]
             yield from pack(path, _tfds_rows(records, decoder, field, follower))
     except OSError:
         raise
-    except Exception as error:  # The libraries raise what they happen to come across.
+    except Exception as error:  # The libraries raise exceptions of many kinds.
         yield _damaged(path, "ArrayRecord", error)
 
 

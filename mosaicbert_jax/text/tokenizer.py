@@ -42,7 +42,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, lowercase: bool = Tru
     """Train a WordPiece vocabulary of at most `vocab_size` entries; the same one on every run.
 
     Args:
-      texts: iterated twice, so a collection, or an object whose __iter__ starts afresh; one pass
+      texts: iterated twice, so a collection, or an object whose __iter__ starts over; one pass
         counts characters, the other words. Neither holds the texts.
       vocab_size: entries asked for, special tokens included. Little text yields fewer.
       lowercase: lower-case and strip accents first, as bert-base-uncased does.
@@ -263,7 +263,7 @@ def _bert_tokenizer(
     present = [token for token in SPECIAL_TOKENS if token in vocab]
     tokenizer.add_special_tokens(present)
     if "[CLS]" in vocab and "[SEP]" in vocab:
-        # For those who call the tokenizer themselves; `encode_texts` leaves it out.
+        # For those who call the tokenizer themselves; `encode_texts` skips it.
         tokenizer.post_processor = processors.BertProcessing(
             ("[SEP]", vocab["[SEP]"]), ("[CLS]", vocab["[CLS]"])
         )
@@ -346,7 +346,7 @@ def _load_vocab(path: Path, lowercase: bool | None, **options) -> Tokenizer:
 
 
 def _apply_settings(tokenizer: Tokenizer, settings: dict[str, Any]) -> None:
-    """Where tokenizer_config.json says otherwise than tokenizer.json, it has its way.
+    """Applies the settings of tokenizer_config.json, which override tokenizer.json.
 
     As in transformers' BertTokenizer.
     """

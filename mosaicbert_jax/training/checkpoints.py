@@ -93,7 +93,7 @@ class Checkpoints:
     def save(self, point: Snapshot, record: dict[str, Any]) -> None:
         """Starts saving; returns when the state may be donated to the next step.
 
-        What goes wrong, as with a full disk, is said, and the next save tries again.
+        An error, such as a full disk, is reported, and the next save tries again.
         """
         self._wait()
         state, progress = point.state, point.progress
@@ -157,7 +157,7 @@ class Checkpoints:
             )
             self._saving = None
             self._say(self._failed)
-            if hosts.is_first():  # what it takes of the disk may be what the next one needs
+            if hosts.is_first():  # the next one may need its space on the disk
                 for unfinished in unfinished_in(self._manager.directory):
                     shutil.rmtree(unfinished, ignore_errors=True)
 
@@ -170,9 +170,9 @@ class Checkpoints:
         return None if step is None else self._restore(step, abstract)
 
     def go_back(self, abstract: TrainState) -> Snapshot | None:
-        """The last checkpoint that was due, and newer ones deleted; None if none was due yet.
+        """The last checkpoint that was due; newer ones are deleted. None if none was due yet.
 
-        If it is lost, damaged or was never written, the newest one there is.
+        If it is lost, damaged or was never written, the newest one that exists.
         """
         self._wait()
         due = self._last_due
@@ -203,7 +203,7 @@ class Checkpoints:
                 ),
             )
         completed = jax.device_put(jnp.asarray(step, jnp.int32), abstract.step.sharding)
-        self._last_due = found.progress.get("last_due", step)  # one of before has none
+        self._last_due = found.progress.get("last_due", step)  # an older one has none
         return Snapshot(
             TrainState(found.model, found.optimizer, completed),
             Progress.from_dict(found.progress["progress"]),

@@ -57,7 +57,7 @@ class Progress:
 
 @dataclasses.dataclass(frozen=True)
 class Duration:
-    """A number of something that a run uses up.
+    """An amount of something that a run uses up, such as steps or dollars.
 
     Attributes:
       amount: above 0.
@@ -91,7 +91,7 @@ class Duration:
 
     @property
     def is_time(self) -> bool:
-        """Whether a clock decides it, so that two runs need not be alike bit for bit."""
+        """Whether a clock decides it; two runs may then differ."""
         return self.unit in _SECONDS or self.unit == "usd"
 
     def count(self, progress: Progress, sequences_per_epoch: int) -> float:

@@ -64,7 +64,7 @@ def train(
     Args:
       actions: what to do after each step, in this order; by default ACTIONS.
       extend: whether a run that was saved with another duration, optimizer or evaluation resumes
-        with the new ones. Its learning rate is then where it would be had it always had these.
+        with the new ones. The learning rate continues as if the run had started with them.
 
     Raises:
       UserError: the folder is another run's, or the loss diverged more often than
@@ -147,7 +147,7 @@ def fresh_start(run: Run) -> Snapshot:
 
 
 def _roll_back(session: Session, start: Snapshot, diverged: Diverged) -> Snapshot:
-    """The last checkpoint that was due, to resume from behind the data that made it diverge.
+    """The last checkpoint that was due, set to skip the data that made the run diverge.
 
     Raises:
       UserError: as many rollbacks as are allowed have been made.

@@ -57,7 +57,7 @@ class MetricsWriter:
         self, workdir: pathlib.Path, config: ConfigDict, *, step: int, say: Callable[[str], None]
     ):
         self._workdir, self._say = workdir, say
-        self._failing: set[str] = set()  # of what is written, what cannot be at the moment
+        self._failing: set[str] = set()  # the outputs whose last write failed
         # A rollback to this very step comes again, as all that follows from its checkpoint.
         self._open(step, lambda row: row["step"] < step or row.get("event") != ROLLED_BACK)
         self._wandb = _start_wandb(workdir, config) if config.log.wandb_project else None
@@ -118,7 +118,7 @@ class MetricsWriter:
             self._wandb.log(numbers, step=row["step"])
 
     def event(self, step: int, kind: str, **details: str | int) -> None:
-        """Adds what has happened after `step`, and when, to metrics.jsonl alone."""
+        """Adds what has happened after `step`, with the time, to metrics.jsonl only."""
         now = datetime.datetime.now(datetime.UTC)
         row = {"step": step, "event": kind, "time": now.strftime("%Y-%m-%dT%H:%M:%SZ"), **details}
         self._add_line(json.dumps(row))
@@ -129,7 +129,7 @@ class MetricsWriter:
             self._write_unwritten()
 
     def _write_unwritten(self) -> None:
-        while self._unwritten:  # of which a disk that is nearly full takes a part
+        while self._unwritten:  # a nearly full disk may take part of it
             written = self.file.write(self._unwritten)
             self._unwritten = self._unwritten[written:]
 
@@ -140,7 +140,7 @@ class MetricsWriter:
 
     @contextlib.contextmanager
     def _failure_told(self, name: str) -> Iterator[None]:
-        """Says once that something cannot be written, until it can, and continues."""
+        """Reports the first of several failed writes in a row, and continues."""
         try:
             yield
             self._failing.discard(name)

@@ -86,11 +86,11 @@ class Run(abc.ABC):
         """Evaluates on what is held out, if anything is."""
 
     def files(self) -> dict[str, str]:
-        """What else is to be kept in its folder: the text of each file, by name."""
+        """Other files to keep in its folder: the text of each, by name."""
         return {}
 
     def details(self) -> dict[str, str | int]:
-        """What the event of its start tells of it, by name."""
+        """Details for the event that records its start, by name."""
         return {}
 
     def settled(self, say: Callable[[str], None]) -> Self:

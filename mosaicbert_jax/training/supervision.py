@@ -55,7 +55,7 @@ def watching(
                     faulthandler.dump_traceback(file)
                 say(f"No step for {still:.0f} s; {path} tells what each thread was doing.")
                 if recovery.exit_on_hang:
-                    os._exit(TRY_AGAIN)  # what hangs would not let it end otherwise
+                    os._exit(TRY_AGAIN)  # a normal exit would wait for what hangs
 
     thread = threading.Thread(target=watch, name="watchdog", daemon=True)
     thread.start()
@@ -68,7 +68,7 @@ def watching(
 
 @contextlib.contextmanager
 def stop_requests(say: Callable[[str], None]) -> Iterator[Callable[[int], bool]]:
-    """Yields what tells after each step, by its number, whether the run must end there.
+    """Yields a function of a step's number that tells whether the run must end after that step.
 
     On several processes SIGTERM to any of them ends all after the same step: JAX's coordination
     service hears it and finds a step that none has passed. In one process SIGTERM and the first

@@ -68,8 +68,8 @@ def test_damaged_shards_are_skipped_and_counted(data, tmp_path, capsys):
     left = sum(n for name, n in lost.items() if name.startswith("train")) - count
     assert f"\n{left + lost['validation-00000']:,} sequences of " in said
     (started,) = [row for row in rows(tmp_path / "whole") if row.get("event") == "started"]
-    assert started["left_out_sequences"] == count
-    assert started["left_out_shards"].split(", ") == [
+    assert started["skipped_sequences"] == count
+    assert started["skipped_shards"].split(", ") == [
         f"{data}/{name}" for name in ("train-00000", "train-00002", "validation-00000")
     ]
     with interrupted_at(5):
