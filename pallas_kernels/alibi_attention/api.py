@@ -26,6 +26,8 @@ def alibi_attention(
     segment_ids_BL: Int[Array, "B L"] | None,
     *,
     slopes_H: Float[Array, "H"] | None = None,
+    rope_theta: float | None = None,
+    window: int | None = None,
     scale: float | None = None,
     block_ranges: BlockRanges | None = None,
     dropout_rate: float = 0.0,
@@ -33,16 +35,21 @@ def alibi_attention(
     launch: AttentionLaunch | None = None,
     backend: str = "auto",
 ) -> Float[Array, "B L H D"]:
-    """Bidirectional attention within segments, with ALiBi's bias: FlashAttention-style.
+    """FlashAttention-style bidirectional attention within segments, with ALiBi or RoPE.
 
     out_i = sum_j softmax_j(scale q_i·k_j - slope |i - j|) v_j over the j of i's segment
-    (ALiBi: arXiv:2108.12409, symmetric as an encoder needs it). Padding gives zeros and zero
-    gradients. Differentiable in q, k and v; the slopes are constants.
+    (ALiBi: arXiv:2108.12409, symmetric as an encoder needs it), or with q and k rotated and without
+    a bias (RoPE: arXiv:2104.09864). Padding gives zeros and zero gradients. Differentiable in q, k
+    and v; the slopes are constants.
 
     Args:
       q_BLHD, k_BLHD, v_BLHD: float32, bfloat16 or float16. Softmax and sums are in float32.
       segment_ids_BL: int32; 0 is padding wherever it stands; None means one segment, no padding.
       slopes_H: float32; None means `alibi_slopes(H)`; zeros mean no bias.
+      rope_theta: base of the rotation of q and k, which are rounded to their dtype afterwards (see
+        `rope`); in place of slopes. None means no rotation.
+      window: keys at most this many tokens away are seen (arXiv:2004.05150); None means all. The
+        time is that of the window.
       scale: None means 1 / sqrt(D).
       block_ranges: what `block_ranges(segment_ids_BL)` gave, to share it among layers; None
         computes it here.
@@ -70,6 +77,8 @@ def alibi_attention(
         None,
         segment_ids_BL,
         slopes_H,
+        rope_theta,
+        window,
         scale,
         block_ranges,
         dropout_rate,
@@ -85,6 +94,8 @@ def alibi_attention_qkv(
     *,
     bias_3HD: Float[Array, "3 H D"] | None = None,
     slopes_H: Float[Array, "H"] | None = None,
+    rope_theta: float | None = None,
+    window: int | None = None,
     scale: float | None = None,
     block_ranges: BlockRanges | None = None,
     dropout_rate: float = 0.0,
@@ -110,6 +121,8 @@ def alibi_attention_qkv(
         bias_3HD,
         segment_ids_BL,
         slopes_H,
+        rope_theta,
+        window,
         scale,
         block_ranges,
         dropout_rate,
@@ -124,6 +137,8 @@ def _attention(
     bias_3HD,
     segment_ids_BL,
     slopes_H,
+    rope_theta,
+    window,
     scale,
     ranges,
     dropout_rate,
@@ -141,6 +156,12 @@ def _attention(
         )
     if dropout_rate and dropout_keys_B is None:
         raise ValueError("dropout_rate needs dropout_keys_B, one key a row")
+    if window is not None and window < 0:
+        raise ValueError(f"window must not be negative, as {window} is")
+    if rope_theta is not None:
+        if slopes_H is not None or head_size % 2:
+            raise ValueError("rope_theta goes with an even head size and without slopes_H")
+        slopes_H = jnp.zeros(heads)
     slopes_H = jnp.asarray(alibi_slopes(heads) if slopes_H is None else slopes_H, jnp.float32)
     if slopes_H.shape != (heads,):
         raise ValueError(f"slopes_H must be ({heads},), one a head of q, not {slopes_H.shape}")
@@ -154,8 +175,13 @@ def _attention(
             segment_ids_BL,
             slopes_H,
             ranges or _find_block_ranges(segment_ids_BL, block_size=RANGE_BLOCK),
-            launch or launch_for(device, length, head_size, operands[0].dtype),
+            launch
+            or launch_for(
+                device, length, head_size, operands[0].dtype, rotates=rope_theta is not None
+            ),
             scale=scale,
+            rope_theta=rope_theta,
+            window=window,
             bias_3HD=bias_3HD,
             interpret=chosen == "interpret",
         )
@@ -164,7 +190,10 @@ def _attention(
         from pallas_kernels.alibi_attention import mosaic
 
         drops = dropout_rate > 0
-        if why_not := mosaic.why_not(device, head_size, operands[0].dtype.name, drops, launch):
+        why_not = mosaic.why_not(device, head_size, operands[0].dtype.name, drops, launch)
+        if rope_theta is not None or window is not None:
+            why_not = why_not or "mosaic has neither rotation nor window"
+        if why_not:
             raise ValueError(f"backend 'mosaic' can't serve: {why_not}")
         ranges = ranges or _find_block_ranges(segment_ids_BL, block_size=RANGE_BLOCK)
         return mosaic.attention(
@@ -176,6 +205,8 @@ def _attention(
         operands = tuple(operands[0][:, :, part] for part in range(3))
     options = {
         "scale": scale,
+        "rope_theta": rope_theta,
+        "window": window,
         "dropout_rate": dropout_rate,
         "dropout_keys_B": dropout_keys_B,
     }

@@ -29,7 +29,10 @@ _TOKENS = 131_072
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """What is measured: rows of documents of at most `longest` tokens, one after another."""
+    """What is measured: rows of documents of at most `longest` tokens, one after another.
+
+    With `rope_theta`, queries and keys are rotated; see `alibi_attention`.
+    """
 
     rows: int
     length: int
@@ -37,6 +40,7 @@ class Problem:
     head_size: int
     dtype: str
     longest: int
+    rope_theta: float | None = None
 
     def operands(self) -> tuple[jax.Array, jax.Array, jax.Array]:
         """qkv_BL3HD, segment_ids_BL and the output's gradient, drawn at random."""
@@ -66,12 +70,18 @@ def autotune(
     """
     qkv_BL3HD, ids_BL, d_out_BLHD = problem.operands()
     ranges = block_ranges(ids_BL, block_size=launches.RANGE_BLOCK)
-    default = launches.default_launch(target(), problem.head_size, problem.dtype)
+    rotates = problem.rope_theta is not None
+    default = launches.default_launch(target(), problem.head_size, problem.dtype, rotates=rotates)
     repeats = {} if backend == "triton" else {"calls": 1, "repeats": 1}
 
     def attend(launch: AttentionLaunch):
         return lambda qkv_BL3HD: alibi_attention_qkv(
-            qkv_BL3HD, ids_BL, block_ranges=ranges, launch=launch, backend=backend
+            qkv_BL3HD,
+            ids_BL,
+            rope_theta=problem.rope_theta,
+            block_ranges=ranges,
+            launch=launch,
+            backend=backend,
         )
 
     def forward(launch: Launch) -> float:
@@ -127,19 +137,32 @@ def main() -> None:
     parser.add_argument("--heads", type=int, default=12)
     parser.add_argument("--head-size", type=int, default=64, choices=(32, 64, 128))
     parser.add_argument("--dtype", default="bfloat16", choices=DTYPES)
+    parser.add_argument("--rope-theta", type=float, help="base of rotary embeddings, if any")
     options = parser.parse_args()
     device = target()
     if device.why_not_triton:
         sys.exit(f"error: {device.why_not_triton}")
     rows = max(1, _TOKENS // options.length)
     problem = Problem(
-        rows, options.length, options.heads, options.head_size, options.dtype, options.longest
+        rows,
+        options.length,
+        options.heads,
+        options.head_size,
+        options.dtype,
+        options.longest,
+        options.rope_theta,
     )
     found = autotune(
         problem,
         lambda backward: launches.candidates(options.head_size, options.dtype, backward=backward),
     )
-    key = launches.cache_key(device.device_kind, options.length, options.head_size, options.dtype)
+    key = launches.cache_key(
+        device.device_kind,
+        options.length,
+        options.head_size,
+        options.dtype,
+        rotates=options.rope_theta is not None,
+    )
     launches.store(launches.cache_path(), {key: found})
     print(f"Stored in {launches.cache_path()} for {key}.")
 

@@ -29,9 +29,12 @@ class BlockRanges:
     block_size: int = dataclasses.field(metadata={"static": True})
 
     def of_blocks(
-        self, block: int, inner_block: int
+        self, block: int, inner_block: int, *, window: int | None = None
     ) -> tuple[Int[Array, "B I"], Int[Array, "B I"]]:
         """The bounds for each block of `block` tokens, counted in blocks of `inner_block`.
+
+        Args:
+          window: tokens on each side of a token that it looks at; None: its whole segment.
 
         Raises:
           ValueError: sizes that are not multiples of `block_size`.
@@ -41,6 +44,14 @@ class BlockRanges:
                 f"block ranges of {self.block_size} tokens don't divide blocks of {block} and "
                 f"{inner_block}"
             )
+        lower_BI, upper_BI = self._of_blocks(block, inner_block)
+        if window is not None:
+            first_I = jnp.arange(lower_BI.shape[1], dtype=jnp.int32) * block
+            lower_BI = jnp.maximum(lower_BI, jnp.maximum(first_I - window, 0) // inner_block)
+            upper_BI = jnp.minimum(upper_BI, (first_I + block - 1 + window) // inner_block + 1)
+        return jnp.minimum(lower_BI, upper_BI), upper_BI
+
+    def _of_blocks(self, block: int, inner_block: int):
         if block == inner_block == self.block_size:
             return self.lower_BQ, self.upper_BQ
         factor, inner_factor = block // self.block_size, inner_block // self.block_size
@@ -51,8 +62,7 @@ class BlockRanges:
         lower_BQ = jnp.pad(lower_BQ, widths, constant_values=num_blocks)
         lower_BI = lower_BQ.reshape(rows, -1, factor).min(axis=-1)
         upper_BI = jnp.pad(self.upper_BQ, widths).reshape(rows, -1, factor).max(axis=-1)
-        upper_BI = -(-upper_BI // inner_factor)
-        return jnp.minimum(lower_BI // inner_factor, upper_BI), upper_BI
+        return lower_BI // inner_factor, -(-upper_BI // inner_factor)
 
     def of_size(self, block_size: int) -> "BlockRanges":
         """The ranges of larger blocks, as `block_ranges` would find them or slightly wider."""

@@ -61,13 +61,19 @@ class AttentionLaunch:
         return cls(Launch(**record["forward"]), Launch(**record["backward"]))
 
 
-def launch_for(target: Target, length: int, head_size: int, dtype: DTypeLike) -> AttentionLaunch:
+def launch_for(
+    target: Target, length: int, head_size: int, dtype: DTypeLike, *, rotates: bool = False
+) -> AttentionLaunch:
     """The launch parameters for rows of `length` tokens, in the order given above."""
-    tuned = read_cache(cache_path()).get(cache_key(target.device_kind, length, head_size, dtype))
-    return tuned or default_launch(target, head_size, dtype)
+    key = cache_key(target.device_kind, length, head_size, dtype, rotates=rotates)
+    return read_cache(cache_path()).get(key) or default_launch(
+        target, head_size, dtype, rotates=rotates
+    )
 
 
-def default_launch(target: Target, head_size: int, dtype: DTypeLike) -> AttentionLaunch:
+def default_launch(
+    target: Target, head_size: int, dtype: DTypeLike, *, rotates: bool = False
+) -> AttentionLaunch:
     """Chosen from compiled programs (benchmarks/results/attention_compiled.md), none measured yet.
 
     Of the launches that spill no registers and fit the card's shared memory, those with the fewest
@@ -77,6 +83,8 @@ def default_launch(target: Target, head_size: int, dtype: DTypeLike) -> Attentio
         return _FLOAT32[head_size]
     if target.compute_capability is not None and target.compute_capability >= (9, 0):
         return _HOPPER[head_size]
+    if rotates:
+        return _AMPERE_ROTATING[head_size]
     return _AMPERE[head_size]
 
 
@@ -85,6 +93,8 @@ _AMPERE = {
     64: AttentionLaunch(Launch(64, 64, 4, 2), Launch(64, 64, 4, 1)),
     128: AttentionLaunch(Launch(128, 64, 8, 2), Launch(64, 64, 8, 1)),
 }
+# Rotating gradients back takes registers, of which the A100's program has none left.
+_AMPERE_ROTATING = _AMPERE | {64: AttentionLaunch(Launch(64, 64, 4, 2), Launch(32, 64, 2, 1))}
 # With a second stage, backward spills on some cards of Ampere's kind, and on Hopper ptxas
 # serializes the products of warp groups (C7515).
 _HOPPER = {
@@ -107,7 +117,15 @@ def candidates(head_size: int, dtype: DTypeLike, *, backward: bool) -> list[Laun
     stages = (1, 2) if backward else (2, 3)
     return [
         Launch(block, inner_block, warps, stage)
-        for block, inner_block in ((32, 32), (64, 32), (64, 64), (128, 32), (128, 64), (128, 128))
+        for block, inner_block in (
+            (32, 32),
+            (32, 64),
+            (64, 32),
+            (64, 64),
+            (128, 32),
+            (128, 64),
+            (128, 128),
+        )
         for warps in (2, 4, 8)
         for stage in stages
         if 16 <= block * 4 // warps <= 128 and (head_size < 128 or block * inner_block <= 8192)
@@ -120,10 +138,13 @@ def cache_path() -> pathlib.Path:
     return pathlib.Path(folder) / "pallas_kernels" / "alibi_attention.json"
 
 
-def cache_key(device_kind: str, length: int, head_size: int, dtype: DTypeLike) -> str:
+def cache_key(
+    device_kind: str, length: int, head_size: int, dtype: DTypeLike, *, rotates: bool = False
+) -> str:
     """Rows of up to 128 tokens, of up to 256, and so on share an entry."""
     longest = max(128, 1 << (length - 1).bit_length())
-    return f"{device_kind}, rows of {longest}, head size {head_size}, {jnp.dtype(dtype).name}"
+    key = f"{device_kind}, rows of {longest}, head size {head_size}, {jnp.dtype(dtype).name}"
+    return f"{key}, rotated" if rotates else key
 
 
 @functools.cache

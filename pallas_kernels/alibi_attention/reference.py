@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from pallas_kernels.alibi_attention.rope import rotated
 from pallas_kernels.random_bits import dropout_scale, keep_mask
 
 
@@ -17,11 +18,15 @@ def attention(
     slopes_H: Float[Array, "H"],
     *,
     scale: float,
+    rope_theta: float | None = None,
+    window: int | None = None,
     dropout_rate: float = 0.0,
     dropout_keys_B: Key[Array, "B"] | None = None,
 ) -> Float[Array, "B L H D"]:
     """softmax(scale q·k - slope |i - j|, over the keys of the query's segment) · v, in float32."""
     length = q_BLHD.shape[1]
+    if rope_theta is not None:
+        q_BLHD, k_BLHD = rotated(q_BLHD, rope_theta), rotated(k_BLHD, rope_theta)
     # By default a GPU would round the operands to TF32.
     einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
     scores_BHLL = scale * einsum(
@@ -32,6 +37,8 @@ def attention(
     scores_BHLL -= slopes_H[:, None, None] * distance_LL
     same_BLL = segment_ids_BL[:, :, None] == segment_ids_BL[:, None, :]
     visible_BLL = same_BLL & (segment_ids_BL != 0)[:, :, None]
+    if window is not None:
+        visible_BLL &= distance_LL <= window
     # Padding queries see nothing; a softmax over no key would be NaN, in the gradient too.
     scores_BHLL = jnp.where(visible_BLL[:, None], scores_BHLL, -jnp.inf)
     highest_BHL1 = jnp.max(scores_BHLL, axis=-1, keepdims=True)

@@ -3,14 +3,17 @@
 FlashAttention-2 (Dao, 2023, arXiv:2307.08691) over packed rows. A program has one block of queries
 of one head and row, and meets only the blocks of keys that `BlockRanges` names. ALiBi's bias and
 the segment mask are computed in registers from positions and segment ids; the softmax is in base
-2 and float32. The backward pass recomputes the weights from the saved logsumexp, in one kernel of
-two sweeps: what a block of keys receives from its queries (dk, dv), then what the same block as
-queries receives from its keys (dq). Nothing is added atomically, so it is deterministic.
+2 and float32. A sliding window is part of the mask and narrows the ranges. The backward pass
+recomputes the weights from the saved logsumexp, in one kernel of two sweeps: what a block of keys
+receives from its queries (dk, dv), then what the same block as queries receives from its keys (dq).
+Nothing is added atomically, so it is deterministic.
 
 Queries, keys and values come as one packed array, as they leave their projection, or as three.
 The gradients have the same form, so that no copy stands beside the kernels. The projection's bias
 is added before, where the compiler makes it part of the matrix product; its gradient is summed
-here, a block at a time, while the gradients that it is the sum of are in registers.
+here, a block at a time, while the gradients that it is the sum of are in registers. Rotary
+embeddings turn queries and keys where they lie before both kernels (`rope_kernel`), and the
+gradients back in registers before they are written.
 
 Shape letters besides those of `api`: I queries of a block, J keys of a block, Q blocks of a row.
 """
@@ -29,6 +32,8 @@ from pallas_kernels import ptx
 from pallas_kernels.alibi_attention.block_ranges import BlockRanges
 from pallas_kernels.alibi_attention.launch import AttentionLaunch, Launch
 from pallas_kernels.alibi_attention.operands import add_bias
+from pallas_kernels.alibi_attention.rope import rope_tables, rotate_back
+from pallas_kernels.alibi_attention.rope_kernel import rotate_in_place
 
 HEAD_SIZES = (32, 64, 128)
 _LOG2_E = math.log2(math.e)
@@ -43,6 +48,8 @@ class Settings:
       launch: block sizes, warps and stages.
       packed: whether the operands are one array, (B, L, 3, H, D), or three, (B, L, H, D) each.
       has_bias: whether a bias was added to the packed one, whose gradient is wanted.
+      rotates: whether queries and keys are rotated, and there are no slopes.
+      window: tokens on each side that a token sees; None: all of its segment.
       interpret: run the kernels step by step with JAX's interpreter, on any platform.
     """
 
@@ -50,6 +57,8 @@ class Settings:
     launch: AttentionLaunch
     packed: bool
     has_bias: bool
+    rotates: bool
+    window: int | None
     interpret: bool
 
 
@@ -61,6 +70,8 @@ def attention(
     launch: AttentionLaunch,
     *,
     scale: float,
+    rope_theta: float | None = None,
+    window: int | None = None,
     bias_3HD: Float[Array, "3 H D"] | None = None,
     interpret: bool = False,
 ) -> Float[Array, "B L H D"]:
@@ -74,8 +85,13 @@ def attention(
       ValueError: ranges whose blocks don't divide those of the launch.
     """
     biases = () if bias_3HD is None else (bias_3HD,)
-    settings = Settings(scale, launch, len(operands) == 1, bias_3HD is not None, interpret)
-    return _attend(settings, operands, biases, (segment_ids_BL, slopes_H, ranges))
+    packed, rotates = len(operands) == 1, rope_theta is not None
+    settings = Settings(scale, launch, packed, bias_3HD is not None, rotates, window, interpret)
+    tables = ()
+    if rotates:
+        _, length, _, head_size = _shape(settings, operands)
+        tables = tuple(map(jnp.asarray, rope_tables(length, head_size, rope_theta)))
+    return _attend(settings, operands, biases, (segment_ids_BL, slopes_H, ranges, tables))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -86,6 +102,8 @@ def _attend(settings: Settings, operands, biases, context):
 def _attend_forward(settings: Settings, operands, biases, context):
     if biases:
         operands = (add_bias(operands[0], biases[0]),)
+    if settings.rotates:
+        operands = rotate_in_place(operands, context[-1], interpret=settings.interpret)
     out_BLHD, logsumexp_BHL = _forward(settings, operands, context)
     return out_BLHD, (operands, context, out_BLHD, logsumexp_BHL)
 
@@ -110,7 +128,10 @@ def _forward(settings: Settings, operands, context):
     return pl.pallas_call(
         functools.partial(_forward_kernel, settings, length),
         grid=(pl.cdiv(length, launch.block), heads, rows),
-        in_specs=[*_operand_specs(settings, length, head_size), *_context_specs(length)],
+        in_specs=[
+            *_operand_specs(settings, length, head_size),
+            *_context_specs(length),
+        ],
         out_specs=[row_of_head, pl.BlockSpec((None, None, length), lambda i, h, b: (b, h, 0))],
         out_shape=[
             jax.ShapeDtypeStruct((rows, length, heads, head_size), operands[0].dtype),
@@ -119,7 +140,7 @@ def _forward(settings: Settings, operands, context):
         compiler_params=_compiler_params(launch),
         interpret=settings.interpret,
         name="alibi_attention_forward",
-    )(*_as_three(operands), *_context_of(launch, context))
+    )(*_as_three(operands), *_context_of(settings, launch, context))
 
 
 def _backward(settings: Settings, operands, context, d_out_BLHD, logsumexp_BHL, delta_BHL):
@@ -127,6 +148,7 @@ def _backward(settings: Settings, operands, context, d_out_BLHD, logsumexp_BHL, 
     rows, length, heads, head_size = _shape(settings, operands)
     row_of_head = pl.BlockSpec((None, length, None, head_size), lambda i, h, b: (b, 0, h, 0))
     per_token = pl.BlockSpec((None, None, length), lambda i, h, b: (b, h, 0))
+    table = pl.BlockSpec((length, head_size // 2), lambda i, h, b: (0, 0))
     if settings.packed:
         row_of_all = pl.BlockSpec(
             (None, length, 3, None, head_size), lambda i, h, b: (b, 0, 0, h, 0)
@@ -149,13 +171,21 @@ def _backward(settings: Settings, operands, context, d_out_BLHD, logsumexp_BHL, 
             row_of_head,
             per_token,
             per_token,
+            *[table] * (2 * settings.rotates),
         ],
         out_specs=out_specs,
         out_shape=out_shape,
         compiler_params=_compiler_params(launch),
         interpret=settings.interpret,
         name="alibi_attention_backward",
-    )(*_as_three(operands), *_context_of(launch, context), d_out_BLHD, logsumexp_BHL, delta_BHL)
+    )(
+        *_as_three(operands),
+        *_context_of(settings, launch, context),
+        d_out_BLHD,
+        logsumexp_BHL,
+        delta_BHL,
+        *context[-1],
+    )
     return tuple(gradients)
 
 
@@ -163,10 +193,11 @@ def _compiler_params(launch: Launch) -> plgpu.CompilerParams:
     return plgpu.CompilerParams(num_warps=launch.num_warps, num_stages=launch.num_stages)
 
 
-def _context_of(launch: Launch, context):
+def _context_of(settings: Settings, launch: Launch, context):
     """What a kernel takes of it: the ranges in the blocks of its launch."""
-    segment_ids_BL, slopes_H, ranges = context
-    return segment_ids_BL, slopes_H, *ranges.of_blocks(launch.block, launch.inner_block)
+    segment_ids_BL, slopes_H, ranges, _ = context
+    bounds = ranges.of_blocks(launch.block, launch.inner_block, window=settings.window)
+    return segment_ids_BL, slopes_H, *bounds
 
 
 def _shape(settings: Settings, operands) -> tuple[int, int, int, int]:
@@ -214,30 +245,41 @@ class _Block:
         start = index * size
         return cls(start, size, start + jnp.arange(size) < length if length % size else None)
 
-    def load(self, ref, other: float = 0.0):
+    def load(self, ref, other: float = 0.0, columns=slice(None)):
         """Its tokens of a ref over a row: (size, D) or (size,)."""
         slice_ = pl.ds(self.start, self.size)
         if len(ref.shape) == 1:
             mask = self.within
             return plgpu.load(ref.at[slice_], mask=mask, other=None if mask is None else other)
         mask = None if self.within is None else self.within[:, None]
-        return plgpu.load(ref.at[slice_, :], mask=mask, other=None if mask is None else other)
+        return plgpu.load(ref.at[slice_, columns], mask=mask, other=None if mask is None else other)
 
-    def store(self, ref, value, part: int | None = None) -> None:
+    def store(self, ref, value, part: int | None = None, columns=slice(None)) -> None:
         """Puts its tokens into a ref over a row, (L,) or (L, D), or one part of (L, 3, D)."""
         slices = (pl.ds(self.start, self.size),)
         slices += () if part is None else (jnp.int32(part),)
         mask = self.within
         if value.ndim == 2:
-            slices += (slice(None),)
+            slices += (columns,)
             mask = None if mask is None else mask[:, None]
         plgpu.store(ref.at[slices], value.astype(ref.dtype), mask=mask)
 
 
+def _parts(settings: Settings, head_size: int):
+    """The columns of queries and keys by which backward goes: halves where they were rotated.
+
+    A product of whole heads is the sum of the products of halves, and a gradient that is there by
+    halves can be rotated back.
+    """
+    if not settings.rotates:
+        return (slice(None),)
+    return pl.ds(0, head_size // 2), pl.ds(head_size // 2, head_size // 2)
+
+
 def _scores(
     settings: Settings,
-    q_ID,
-    k_JD,
+    q_parts,
+    k_parts,
     queries: _Block,
     keys: _Block,
     ids_I,
@@ -247,17 +289,29 @@ def _scores(
 ):
     """Scores in base 2, float32[I, J], less logsumexp_I if it is given.
 
-    They are -inf where the segments differ or the query is padding.
+    They are -inf where the segments differ, beyond the window, or where the query is padding.
     """
     fma = functools.partial(ptx.fma, interpret=settings.interpret)
     position_I = queries.start + jnp.arange(queries.size)
     position_J = keys.start + jnp.arange(keys.size)
-    distance_IJ = jnp.abs(position_I[:, None] - position_J[None, :]).astype(jnp.float32)
-    added_IJ = -slope * distance_IJ
-    if logsumexp_I is not None:
-        added_IJ = fma(-slope, distance_IJ, -logsumexp_I[:, None])
-    scores_IJ = fma(_dot(q_ID, k_JD.T), jnp.float32(settings.scale * _LOG2_E), added_IJ)
-    return jnp.where(ids_I[:, None] == ids_J[None, :], scores_IJ, -jnp.inf)
+    distance_IJ = jnp.abs(position_I[:, None] - position_J[None, :])
+    products = [_dot(q, k.T) for q, k in zip(q_parts, k_parts, strict=True)]
+    products_IJ = functools.reduce(jnp.add, products)
+    scale = jnp.float32(settings.scale * _LOG2_E)
+    if not settings.rotates:
+        distances_IJ = distance_IJ.astype(jnp.float32)
+        added_IJ = -slope * distances_IJ
+        if logsumexp_I is not None:
+            added_IJ = fma(-slope, distances_IJ, -logsumexp_I[:, None])
+        scores_IJ = fma(products_IJ, scale, added_IJ)
+    elif logsumexp_I is not None:
+        scores_IJ = fma(products_IJ, scale, -logsumexp_I[:, None])
+    else:
+        scores_IJ = products_IJ * scale
+    visible_IJ = ids_I[:, None] == ids_J[None, :]
+    if settings.window is not None:
+        visible_IJ &= distance_IJ <= settings.window
+    return jnp.where(visible_IJ, scores_IJ, -jnp.inf)
 
 
 def _dot(left, right):
@@ -296,7 +350,7 @@ def _forward_kernel(
         keys = _Block.of(j, launch.inner_block, length)
         k_JD = keys.load(k_ref)
         ids_J = keys.load(ids_ref, 0)
-        scores_IJ = _scores(settings, q_ID, k_JD, queries, keys, ids_I, ids_J, slope)
+        scores_IJ = _scores(settings, (q_ID,), (k_JD,), queries, keys, ids_I, ids_J, slope)
         new_I = jnp.maximum(highest_I, jnp.max(scores_IJ, axis=1))
         # A query that has seen no key yet: subtract 0, as -inf - -inf is NaN.
         shift_I = jnp.where(new_I == -jnp.inf, 0.0, new_I)
@@ -310,7 +364,7 @@ def _forward_kernel(
     start = (
         jnp.full((queries.size,), -jnp.inf, jnp.float32),
         jnp.zeros((queries.size,), jnp.float32),
-        jnp.zeros(q_ID.shape, jnp.float32),
+        jnp.zeros((queries.size, v_ref.shape[-1]), jnp.float32),
     )
     highest_I, total_I, sum_ID = jax.lax.fori_loop(lower_ref[...], upper_ref[...], meet, start)
     safe_I = jnp.where(total_I == 0.0, 1.0, total_I)
@@ -332,55 +386,72 @@ def _backward_kernel(
     d_out_ref,
     lse_ref,
     delta_ref,
-    *gradient_refs,
+    *refs,
 ):
+    table_refs, gradient_refs = refs[: 2 * settings.rotates], refs[2 * settings.rotates :]
     launch = settings.launch.backward
     here = _Block.of(pl.program_id(0), launch.block, length)
     slope = slope_ref[...] * _LOG2_E
     ids_here = here.load(ids_ref, 0)
     lower, upper = lower_ref[...], upper_ref[...]
+    parts = _parts(settings, v_ref.shape[-1])
 
-    def put(part, gradient_ID):
+    def load(block, ref):
+        return [block.load(ref, columns=columns) for columns in parts]
+
+    def put(part, gradient_ID, columns=slice(None)):
         """Stores the gradient of the block's queries (0), keys (1) or values (2)."""
         ref = gradient_refs[0 if settings.packed else part]
-        here.store(ref, gradient_ID, part if settings.packed else None)
+        here.store(ref, gradient_ID, part if settings.packed else None, columns)
         if settings.has_bias:
-            gradient_refs[-1][part, :] = jnp.sum(gradient_ID, axis=0)
+            gradient_refs[-1][part, columns] = jnp.sum(gradient_ID, axis=0)
+
+    def put_rotated_back(part, gradient_parts):
+        """The same of queries or keys, by parts and not yet scaled."""
+        gradient_parts = [gradient * settings.scale for gradient in gradient_parts]
+        if settings.rotates:
+            gradient_parts = rotate_back(*gradient_parts, *(here.load(ref) for ref in table_refs))
+        for gradient, columns in zip(gradient_parts, parts, strict=True):
+            put(part, gradient, columns)
 
     def meet_queries(i, carry):
-        dk_JD, dv_JD = carry
+        dk_parts, dv_JD = carry
         queries = _Block.of(i, launch.inner_block, length)
-        q_ID, d_out_ID = queries.load(q_ref), queries.load(d_out_ref)
+        q_parts, d_out_ID = load(queries, q_ref), queries.load(d_out_ref)
         ids_I = _query_ids(queries.load(ids_ref, 0))
         lse_I = queries.load(lse_ref)
-        scores_IJ = _scores(settings, q_ID, k_JD, queries, here, ids_I, ids_here, slope, lse_I)
+        scores_IJ = _scores(
+            settings, q_parts, k_parts, queries, here, ids_I, ids_here, slope, lse_I
+        )
         weights_IJ = ptx.exp2(scores_IJ, interpret=settings.interpret)
-        dv_JD += _dot(weights_IJ.astype(q_ID.dtype).T, d_out_ID)
+        dv_JD += _dot(weights_IJ.astype(v_JD.dtype).T, d_out_ID)
         d_weights_IJ = _dot(d_out_ID, v_JD.T)
         d_scores_IJ = weights_IJ * (d_weights_IJ - queries.load(delta_ref)[:, None])
-        dk_JD += _dot(d_scores_IJ.astype(q_ID.dtype).T, q_ID)
-        return dk_JD, dv_JD
+        d_scores_IJ = d_scores_IJ.astype(v_JD.dtype)
+        dk_parts = [dk + _dot(d_scores_IJ.T, q) for dk, q in zip(dk_parts, q_parts, strict=True)]
+        return dk_parts, dv_JD
 
-    k_JD, v_JD = here.load(k_ref), here.load(v_ref)
-    zeros = jnp.zeros(k_JD.shape, jnp.float32)
-    dk_JD, dv_JD = jax.lax.fori_loop(lower, upper, meet_queries, (zeros, zeros))
-    put(1, dk_JD * settings.scale)
-    put(2, dv_JD)
+    k_parts, v_JD = load(here, k_ref), here.load(v_ref)
+    zeros_of_parts = [jnp.zeros(part.shape, jnp.float32) for part in k_parts]
+    zeros_JD = jnp.zeros(v_JD.shape, jnp.float32)
+    dk_parts, dv_JD = jax.lax.fori_loop(lower, upper, meet_queries, (zeros_of_parts, zeros_JD))
+    put(2, dv_JD)  # first, as rotating needs registers
+    put_rotated_back(1, dk_parts)
 
-    q_ID, d_out_ID = here.load(q_ref), here.load(d_out_ref)
+    q_parts, d_out_ID = load(here, q_ref), here.load(d_out_ref)
     lse_I = here.load(lse_ref)
     delta_I = here.load(delta_ref)
     ids_I = _query_ids(ids_here)
 
-    def meet_keys(j, dq_ID):
+    def meet_keys(j, dq_parts):
         keys = _Block.of(j, launch.inner_block, length)
-        k_JD = keys.load(k_ref)
+        k_parts = load(keys, k_ref)
         ids_J = keys.load(ids_ref, 0)
-        scores_IJ = _scores(settings, q_ID, k_JD, here, keys, ids_I, ids_J, slope, lse_I)
+        scores_IJ = _scores(settings, q_parts, k_parts, here, keys, ids_I, ids_J, slope, lse_I)
         weights_IJ = ptx.exp2(scores_IJ, interpret=settings.interpret)
         d_weights_IJ = _dot(d_out_ID, keys.load(v_ref).T)
         d_scores_IJ = weights_IJ * (d_weights_IJ - delta_I[:, None])
-        return dq_ID + _dot(d_scores_IJ.astype(k_JD.dtype), k_JD)
+        d_scores_IJ = d_scores_IJ.astype(d_out_ID.dtype)
+        return [dq + _dot(d_scores_IJ, k) for dq, k in zip(dq_parts, k_parts, strict=True)]
 
-    dq_ID = jax.lax.fori_loop(lower, upper, meet_keys, jnp.zeros(q_ID.shape, jnp.float32))
-    put(0, dq_ID * settings.scale)
+    put_rotated_back(0, jax.lax.fori_loop(lower, upper, meet_keys, zeros_of_parts))

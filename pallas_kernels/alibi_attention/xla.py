@@ -15,6 +15,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Key
 
 from pallas_kernels.alibi_attention.block_ranges import BlockRanges, pad_to_blocks
+from pallas_kernels.alibi_attention.rope import rotated
 from pallas_kernels.random_bits import dropout_scale, keep_mask
 
 
@@ -25,6 +26,7 @@ class _Settings:
     scale: float
     block_size: int
     length: int  # of the row before it was padded to whole blocks: dropout's counters need it
+    window: int | None
     dropout_rate: float
 
 
@@ -37,20 +39,23 @@ def attention(
     ranges: BlockRanges,
     *,
     scale: float,
+    rope_theta: float | None = None,
+    window: int | None = None,
     dropout_rate: float = 0.0,
     dropout_keys_B: Key[Array, "B"] | None = None,
 ) -> Float[Array, "B L H D"]:
     """See `api.alibi_attention`. The rows of a batch share the widest of their ranges."""
     length = q_BLHD.shape[1]
-    settings = _Settings(scale, ranges.block_size, length, dropout_rate)
+    if rope_theta is not None:
+        q_BLHD, k_BLHD = rotated(q_BLHD, rope_theta), rotated(k_BLHD, rope_theta)
+    settings = _Settings(scale, ranges.block_size, length, window, dropout_rate)
     q_BHLD, k_BHLD, v_BHLD = (
         pad_to_blocks(x.transpose(0, 2, 1, 3), ranges.block_size, axis=2)
         for x in (q_BLHD, k_BLHD, v_BLHD)
     )
-    empty_BQ = ranges.lower_BQ == ranges.upper_BQ
-    num_blocks = ranges.lower_BQ.shape[1]
-    lower_Q = jnp.min(jnp.where(empty_BQ, num_blocks, ranges.lower_BQ), axis=0)
-    upper_Q = jnp.max(ranges.upper_BQ, axis=0)
+    lower_BQ, upper_BQ = ranges.of_blocks(ranges.block_size, ranges.block_size, window=window)
+    lower_Q = jnp.min(jnp.where(lower_BQ == upper_BQ, lower_BQ.shape[1], lower_BQ), axis=0)
+    upper_Q = jnp.max(upper_BQ, axis=0)
     context = _Context(
         pad_to_blocks(segment_ids_BL, ranges.block_size),
         slopes_H.astype(jnp.float32),
@@ -101,6 +106,8 @@ def _scores(settings: _Settings, q_BHID, k_BHJD, i, j, context: _Context):
     ids_BI = _take(context.segment_ids_BL, i, size, 1)
     ids_BJ = _take(context.segment_ids_BL, j, size, 1)
     visible_BIJ = (ids_BI[:, :, None] == ids_BJ[:, None, :]) & (ids_BI != 0)[:, :, None]
+    if settings.window is not None:
+        visible_BIJ &= distance_IJ <= settings.window
     scores_BHIJ -= context.slopes_H[:, None, None] * distance_IJ
     return jnp.where(visible_BIJ[:, None], scores_BHIJ, -jnp.inf)
 

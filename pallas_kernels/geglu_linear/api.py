@@ -12,6 +12,7 @@ def geglu_linear(
     gate_up_BL2F: Float[Array, "B L 2 F"],
     kernel_FE: Float[Array, "F E"],
     *,
+    activation: str = "gelu",
     dropout_rate: float = 0.0,
     dropout_keys_B: Key[Array, "B"] | None = None,
     divide: triton.Divide = triton.undivided,
@@ -19,13 +20,14 @@ def geglu_linear(
 ) -> Float[Array, "B L E"]:
     """dropout(GELU(gate) · up) @ kernel, [gate | up] = gate_up: a gated feed-forward's second half.
 
-    GeGLU (Shazeer, 2020, arXiv:2002.05202) with the exact GELU. Differentiable in both. The linear
-    map is part of it since its gradient needs the product: kept from forward by "xla", written
+    GeGLU with the exact GELU, or SwiGLU with SiLU, x · sigmoid(x), in its place (Shazeer, 2020,
+    arXiv:2002.05202). Differentiable in both. The linear map is part of it since its gradient needs the product: kept from forward by "xla", written
     again in backward by the kernels, which keep gate_up alone.
 
     Args:
       gate_up_BL2F: float32, bfloat16 or float16. The product is rounded to its dtype.
       kernel_FE: float32, cast to gate_up's dtype for the matrix product; its gradient is not.
+      activation: "gelu" or "silu".
       dropout_rate: probability of dropping an element of the product.
       dropout_keys_B: a typed JAX key a row; needed if dropout_rate is not 0. The elements dropped
         are those of `drop_elements` on the product, whatever the backend.
@@ -47,6 +49,10 @@ def geglu_linear(
     if gate_up_BL2F.ndim != 4 or kernel_FE.ndim != 2 or gate_up_BL2F.shape[2:] != (2, width):
         given = f"{gate_up_BL2F.shape}, {kernel_FE.shape}"
         raise ValueError(f"gate_up and kernel must be (B, L, 2, F) and (F, E), not {given}")
+    if activation not in reference.ACTIVATIONS:
+        raise ValueError(
+            f"activation {activation!r} is not one of {', '.join(reference.ACTIVATIONS)}"
+        )
     if dropout_rate and dropout_keys_B is None:
         raise ValueError("dropout_rate needs dropout_keys_B, one key a row")
     why_not_triton = reason_against_triton(width, gate_up_BL2F.dtype.name)
@@ -57,7 +63,11 @@ def geglu_linear(
             triton.geglu_linear, divide=divide, interpret=chosen == "interpret"
         )
     return backend_function(
-        gate_up_BL2F, kernel_FE, dropout_rate=dropout_rate, dropout_keys_B=dropout_keys_B
+        gate_up_BL2F,
+        kernel_FE,
+        activation=activation,
+        dropout_rate=dropout_rate,
+        dropout_keys_B=dropout_keys_B,
     )
 
 

@@ -16,16 +16,20 @@ def gelu(x: jax.Array) -> jax.Array:
     return 0.5 * x * (1.0 + jax.lax.erf(x * 0.5**0.5))
 
 
+ACTIVATIONS = {"gelu": gelu, "silu": jax.nn.silu}
+
+
 def geglu_linear(
     gate_up_BL2F: Float[Array, "B L 2 F"],
     kernel_FE: Float[Array, "F E"],
     *,
+    activation: str = "gelu",
     dropout_rate: float = 0.0,
     dropout_keys_B: Key[Array, "B"] | None = None,
 ) -> Float[Array, "B L E"]:
     """See `api.geglu_linear`."""
     gate_BLF, up_BLF = gate_up_BL2F[:, :, 0], gate_up_BL2F[:, :, 1]
-    product_BLF = gelu(gate_BLF) * up_BLF
+    product_BLF = ACTIVATIONS[activation](gate_BLF) * up_BLF
     if dropout_rate:
         product_BLF = drop_elements(product_BLF, dropout_keys_B, dropout_rate)
     return matmul(product_BLF, kernel_FE)

@@ -1,4 +1,4 @@
-"""GeGLU with dropout as Pallas kernels for NVIDIA GPUs, through Triton, before a matrix product.
+"""GeGLU or SwiGLU with dropout, before a matrix product, as Pallas kernels through Triton.
 
 Each array passes through the device's memory once a direction. Forward reads gate and up and writes
 the product, which nothing keeps. Backward reads gate, up and the product's gradient, and writes
@@ -43,11 +43,13 @@ class Settings:
     """What is known when the program is built.
 
     Attributes:
+      activation: "gelu" or "silu".
       dropout_rate: 0 or more.
       divide: how the kernels are run on a mesh.
       interpret: run the kernels step by step with JAX's interpreter, on any platform.
     """
 
+    activation: str
     dropout_rate: float
     divide: Divide
     interpret: bool
@@ -57,6 +59,7 @@ def geglu_linear(
     gate_up_BL2F: Float[Array, "B L 2 F"],
     kernel_FE: Float[Array, "F E"],
     *,
+    activation: str = "gelu",
     dropout_rate: float = 0.0,
     dropout_keys_B: Key[Array, "B"] | None = None,
     divide: Divide = undivided,
@@ -64,7 +67,8 @@ def geglu_linear(
 ) -> Float[Array, "B L E"]:
     """See `api.geglu_linear`."""
     words = dropout_words(dropout_rate, dropout_keys_B)
-    return _geglu_linear(Settings(dropout_rate, divide, interpret), gate_up_BL2F, kernel_FE, words)
+    settings = Settings(activation, dropout_rate, divide, interpret)
+    return _geglu_linear(settings, gate_up_BL2F, kernel_FE, words)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -156,6 +160,15 @@ def normal_cdf_and_density(x_TW):
     return jnp.where(x_TW < 0, tail_TW, 1.0 - tail_TW), density_TW
 
 
+def _activation(settings: Settings, x_TW):
+    """The activation's value and derivative."""
+    if settings.activation == "silu":
+        sigmoid_TW = 1.0 / (1.0 + jnp.exp(-x_TW))
+        return x_TW * sigmoid_TW, sigmoid_TW * (1.0 + x_TW * (1.0 - sigmoid_TW))
+    phi_TW, density_TW = normal_cdf_and_density(x_TW)
+    return x_TW * phi_TW, phi_TW + x_TW * density_TW
+
+
 def _rounded(x_TW, dtype):
     return x_TW.astype(dtype).astype(jnp.float32)
 
@@ -166,8 +179,8 @@ def _forward_kernel(settings, whole_width, shape, gate_up_ref, first_ref, *refs)
     place = {"first_column": first_ref[0], "whole_width": whole_width}
     drop = tile.dropout(settings.dropout_rate, word_refs, dtype, **place)
     gate_TW, up_TW = tile.load(gate_up_ref), tile.load(gate_up_ref, shape[2])
-    phi_TW, _ = normal_cdf_and_density(gate_TW)
-    tile.store(product_ref, drop(_rounded(gate_TW * phi_TW * up_TW, dtype)))
+    active_TW, _ = _activation(settings, gate_TW)
+    tile.store(product_ref, drop(_rounded(active_TW * up_TW, dtype)))
 
 
 def _backward_kernel(settings, whole_width, shape, gate_up_ref, d_product_ref, first_ref, *refs):
@@ -177,8 +190,7 @@ def _backward_kernel(settings, whole_width, shape, gate_up_ref, d_product_ref, f
     drop = tile.dropout(settings.dropout_rate, word_refs, dtype, **place)
     gate_TW, up_TW = tile.load(gate_up_ref), tile.load(gate_up_ref, shape[2])
     d_product_TW = drop(tile.load(d_product_ref))
-    phi_TW, density_TW = normal_cdf_and_density(gate_TW)
-    gelu_TW = gate_TW * phi_TW
-    tile.store(d_gate_up_ref, d_product_TW * up_TW * (phi_TW + gate_TW * density_TW))
-    tile.store(d_gate_up_ref, d_product_TW * gelu_TW, shape[2])
-    tile.store(product_ref, drop(_rounded(gelu_TW * up_TW, dtype)))
+    active_TW, slope_TW = _activation(settings, gate_TW)
+    tile.store(d_gate_up_ref, d_product_TW * up_TW * slope_TW)
+    tile.store(d_gate_up_ref, d_product_TW * active_TW, shape[2])
+    tile.store(product_ref, drop(_rounded(active_TW * up_TW, dtype)))

@@ -1,1 +1,1 @@
-"""LayerNorm of a sum of a residual and what dropout leaves."""
+"""LayerNorm or RMSNorm of a sum of a residual and what dropout leaves."""

@@ -1,4 +1,4 @@
-"""The public function: it checks, and chooses a backend."""
+"""The public functions: they check, and choose a backend."""
 
 import functools
 
@@ -14,10 +14,11 @@ def residual_norm(
     x_BLE: Float[Array, "B L E"],
     residual_BLE: Float[Array, "B L E"],
     scale_E: Float[Array, "E"],
-    bias_E: Float[Array, "E"],
+    bias_E: Float[Array, "E"] | None,
     *,
     x_bias_E: Float[Array, "E"] | None = None,
     epsilon: float,
+    center: bool = True,
     norm_dtype: DTypeLike = jnp.float32,
     dropout_rate: float = 0.0,
     dropout_keys_B: Key[Array, "B"] | None = None,
@@ -26,14 +27,16 @@ def residual_norm(
     """LayerNorm(dropout(x + x_bias) + residual) over E: what ends each half of a post-LN layer.
 
     y = (s - mean(s)) / sqrt(variance(s) + epsilon) * scale + bias, s = dropout(x + x_bias) +
-    residual (Ba et al., 2016, arXiv:1607.06450), statistics in float32. Differentiable in all
-    arrays; the bias of the projection that x comes from is here, because its gradient is a sum over
-    the tokens of what backward has in its registers.
+    residual (Ba et al., 2016, arXiv:1607.06450), or RMSNorm: y = s / sqrt(mean(s²) + epsilon) *
+    scale (Zhang and Sennrich, 2019, arXiv:1910.07467). Statistics are in float32. Differentiable in
+    all arrays; the bias of the projection that x comes from is here, because its gradient is a sum
+    over the tokens of what backward has in its registers.
 
     Args:
       x_BLE, residual_BLE: float32, bfloat16 or float16. The sum is rounded to their dtype.
-      scale_E, bias_E: float32.
+      scale_E, bias_E: float32; None adds nothing.
       x_bias_E: float32, rounded to x's dtype, as is the sum; None adds nothing.
+      center: whether the mean is subtracted: LayerNorm does, RMSNorm does not.
       norm_dtype: what the sum, the scale, the bias and the result are rounded to besides.
       dropout_rate: probability of dropping an element of x.
       dropout_keys_B: a typed JAX key a row; needed if dropout_rate is not 0. The elements dropped
@@ -47,11 +50,80 @@ def residual_norm(
       ValueError: shapes or dtypes that do not fit, dropout without keys, or a backend that is not
         there or can't serve.
     """
+    y_BLE, _ = _norm_and_sum(
+        x_BLE,
+        residual_BLE,
+        scale_E,
+        bias_E,
+        x_bias_E,
+        epsilon,
+        center,
+        norm_dtype,
+        dropout_rate,
+        dropout_keys_B,
+        backend,
+        returns_sum=False,
+    )
+    return y_BLE
+
+
+def residual_norm_and_sum(
+    x_BLE: Float[Array, "B L E"],
+    residual_BLE: Float[Array, "B L E"],
+    scale_E: Float[Array, "E"],
+    bias_E: Float[Array, "E"] | None,
+    *,
+    x_bias_E: Float[Array, "E"] | None = None,
+    epsilon: float,
+    center: bool = True,
+    norm_dtype: DTypeLike = jnp.float32,
+    dropout_rate: float = 0.0,
+    dropout_keys_B: Key[Array, "B"] | None = None,
+    backend: str = "auto",
+) -> tuple[Float[Array, "B L E"], Float[Array, "B L E"]]:
+    """`residual_norm` and the sum that it normalizes: what begins each half of a pre-LN layer.
+
+    Both are written in one pass, and both of their gradients are read in one.
+
+    Returns:
+      y_BLE and sum_BLE, in x's dtype.
+    """
+    return _norm_and_sum(
+        x_BLE,
+        residual_BLE,
+        scale_E,
+        bias_E,
+        x_bias_E,
+        epsilon,
+        center,
+        norm_dtype,
+        dropout_rate,
+        dropout_keys_B,
+        backend,
+        returns_sum=True,
+    )
+
+
+def _norm_and_sum(
+    x_BLE,
+    residual_BLE,
+    scale_E,
+    bias_E,
+    x_bias_E,
+    epsilon,
+    center,
+    norm_dtype,
+    dropout_rate,
+    dropout_keys_B,
+    backend,
+    *,
+    returns_sum: bool,
+):
     if x_BLE.ndim != 3 or (x_BLE.shape, x_BLE.dtype) != (residual_BLE.shape, residual_BLE.dtype):
         given = f"{x_BLE.dtype}{x_BLE.shape}, {residual_BLE.dtype}{residual_BLE.shape}"
         raise ValueError(f"x and residual must have one dtype and shape (B, L, E), not {given}")
     width = x_BLE.shape[-1]
-    vectors = [scale_E, bias_E] if x_bias_E is None else [scale_E, bias_E, x_bias_E]
+    vectors = [vector for vector in (scale_E, bias_E, x_bias_E) if vector is not None]
     if any(vector.shape != (width,) for vector in vectors):
         given = ", ".join(str(vector.shape) for vector in vectors)
         raise ValueError(f"scale and biases must be ({width},), the last axis of x, not {given}")
@@ -62,7 +134,9 @@ def residual_norm(
     chosen = choose_backend("residual_norm", backend, target(), why_not_triton)
     backend_function = reference.residual_norm
     if chosen != "xla":
-        backend_function = functools.partial(triton.residual_norm, interpret=chosen == "interpret")
+        backend_function = functools.partial(
+            triton.residual_norm, returns_sum=returns_sum, interpret=chosen == "interpret"
+        )
     return backend_function(
         x_BLE,
         residual_BLE,
@@ -70,6 +144,7 @@ def residual_norm(
         bias_E,
         x_bias_E=x_bias_E,
         epsilon=epsilon,
+        center=center,
         norm_dtype=norm_dtype,
         dropout_rate=dropout_rate,
         dropout_keys_B=dropout_keys_B,

@@ -175,7 +175,9 @@ def test_missing_and_wrong_files_are_named(tmp_path, sequences):
         TokenDataset(folder, "validation")
     tokens = folder / "train-00002.tokens.npy"
     whole = tokens.read_bytes()
-    of_python_2 = whole.replace(b",), } ", b"L,), }", 1)  # its header, which NumPy reads with a warning
+    of_python_2 = whole.replace(
+        b",), } ", b"L,), }", 1
+    )  # its header, which NumPy reads with a warning
     for damaged in (whole[:-2], whole + b"xx", b"", b"nonsense", of_python_2):
         tokens.write_bytes(damaged)
         with pytest.raises(UserError, match=r"train-00002\.tokens\.npy"):

@@ -24,6 +24,7 @@ from pallas_kernels import (
     geglu_linear,
     matmul,
     residual_norm,
+    residual_norm_and_sum,
     sum_rows,
 )
 
@@ -105,7 +106,7 @@ def compile_kernels(
     )
 
 
-def compile_between_projections(target: str) -> Program:
+def compile_between_projections(target: str, **options) -> Program:
     """Attention after its input's matrix product and before its output's, and all gradients."""
     width = HEADS * PROJECTED_HEAD_SIZE
     mesh = make_mesh(GPUS[target])
@@ -121,6 +122,7 @@ def compile_between_projections(target: str) -> Program:
                 bias_3HD=qkv_bias.reshape(shape),
                 block_ranges=ranges,
                 backend="triton",
+                **options,
             )
             return out_BLHD.reshape(x_BLE.shape) @ out_weight
 
@@ -136,7 +138,7 @@ def compile_between_projections(target: str) -> Program:
         array(mesh, jnp.bfloat16, width, width),
         array(mesh, jnp.int32, ROWS, PROJECTED_LENGTH),
         array(mesh, jnp.bfloat16, ROWS, PROJECTED_LENGTH, width),
-        kernels="alibi",
+        kernels="_",
     )
 
 
@@ -172,6 +174,30 @@ def compile_sharded(target: str, sharding: str) -> Program:
         array(mesh, jnp.int32, *shape[:2], spec=rows),
         array(mesh, jnp.bfloat16, *shape[:2], *shape[3:], spec=unpacked),
     )
+
+
+def compile_pre_norm(target: str) -> Program:
+    """RMSNorm of x + residual with that sum, and the gradients through both."""
+    mesh, width = make_mesh(GPUS[target]), NORM_WIDTHS[0]
+
+    def step(x_BLE, residual_BLE, scale_E, d_y_BLE, d_sum_BLE):
+        def forward(x_BLE, residual_BLE, scale_E):
+            return residual_norm_and_sum(
+                *(x_BLE, residual_BLE, scale_E, None),
+                epsilon=1e-5,
+                center=False,
+                norm_dtype=jnp.bfloat16,
+                backend="triton",
+            )
+
+        results, backward = jax.vjp(forward, x_BLE, residual_BLE, scale_E)
+        _, *gradients = backward((d_y_BLE, d_sum_BLE))  # without dropout, x's is the residual's
+        return results, gradients
+
+    x_BLE = array(mesh, jnp.bfloat16, ROWS, NORM_LENGTH, width)
+    scale_E = array(mesh, jnp.float32, width)
+    operands = x_BLE, x_BLE, scale_E, x_BLE, x_BLE
+    return compile_for(GPUS[target], step, *operands, kernels="residual_norm")
 
 
 def compile_norm(target: str, width: int, devices: int) -> Program:
@@ -348,13 +374,21 @@ def _kernels_of(target: str, length: int, head_size: int) -> dict:
     }
 
 
-def _projected(target: str) -> dict:
-    program = compile_between_projections(target)
+def _projected(target: str, **options) -> dict:
+    program = compile_between_projections(target, **options)
     entry = program.entry().values()
     return {
         "entry": [{**dataclasses.asdict(line), "largest": line.largest} for line in entry],
-        "kernels": [dataclasses.asdict(kernel) for kernel in program.kernels],
+        "kernels": [
+            dataclasses.asdict(kernel)
+            for kernel in program.kernels
+            if kernel.name.startswith(("alibi", "rotate"))
+        ],
     }
+
+
+def _pre_norm_of(target: str) -> dict:
+    return _summary_of(compile_pre_norm(target), ROWS * NORM_LENGTH * NORM_WIDTHS[0])
 
 
 def _sharded(target: str, sharding: str) -> dict:
@@ -373,6 +407,9 @@ def main() -> None:
         for target in TARGETS:
             work[f"{target} unpacked"] = pool.submit(_unpacked_of, target)
             work[f"{target} projected"] = pool.submit(_projected, target)
+            rotated = pool.submit(_projected, target, rope_theta=10_000.0, window=64)
+            work[f"{target} rotated"] = rotated
+            work[f"{target} pre-norm"] = pool.submit(_pre_norm_of, target)
             for sharding in SHARDINGS:
                 work[f"{target} {sharding}"] = pool.submit(_sharded, target, sharding)
             for width in NORM_WIDTHS:

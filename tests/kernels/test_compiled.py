@@ -132,6 +132,27 @@ def test_the_projections_bias_costs_no_spill(compiled, target):
 
 
 @each_target
+def test_rotation_is_in_place(compiled, target):
+    program = compiled[f"{target} rotated"]
+    names = [kernel["name"] for kernel in program["kernels"]]
+    assert names == ["alibi_attention_backward", "alibi_attention_forward", "rotate_in_place"]
+    for kernel in program["kernels"]:
+        assert kernel["spilled_bytes"] == 0
+        assert not kernel["serialized"]
+    size = cases.ROWS * cases.PROJECTED_LENGTH * cases.HEADS * cases.PROJECTED_HEAD_SIZE
+    large = {line["opcode"] for line in program["entry"] if line["largest"] >= size}
+    assert large <= {"parameter", "tuple", *FREE, MATMUL, KERNEL}  # no copy
+
+
+@each_target
+def test_pre_norm_is_one_kernel_each_way(compiled, target):
+    program = compiled[f"{target} pre-norm"]
+    assert [kernel["spilled_bytes"] for kernel in program["kernels"]] == [0, 0]
+    assert {*program["large"]} <= {"parameter", "tuple", *FREE, KERNEL}
+    assert program["large"].count(KERNEL) == 2
+
+
+@each_target
 @pytest.mark.parametrize("sharding", cases.SHARDINGS)
 def test_sharded_attention_speaks_with_no_other_device(compiled, target, sharding):
     program = compiled[f"{target} {sharding}"]

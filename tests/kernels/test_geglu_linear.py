@@ -31,20 +31,26 @@ def inputs(rows, length, width, dtype="float32"):
 
 @on_gpu
 @pytest.mark.parametrize(
-    ("rows", "length", "width", "dtype", "rate"),
+    ("rows", "length", "width", "dtype", "rate", "activation"),
     [
-        (3, 11, 192, "float32", 0.1),  # three blocks of columns, two of tokens, the last not full
-        (1, 3, 3072, "float32", 0.0),
-        (2, 5, 2048, "float32", 0.5),  # a token's columns go to two programs
-        (2, 9, 128, "bfloat16", 0.1),
-        (2, 9, 128, "bfloat16", 0.0),
-        (2, 9, 128, "float16", 0.1),
+        # Three blocks of columns, two of tokens, the last not full.
+        (3, 11, 192, "float32", 0.1, "gelu"),
+        (1, 3, 3072, "float32", 0.0, "gelu"),
+        (2, 5, 2048, "float32", 0.5, "gelu"),  # a token's columns go to two programs
+        (2, 9, 128, "bfloat16", 0.1, "gelu"),
+        (2, 9, 128, "bfloat16", 0.0, "gelu"),
+        (2, 9, 128, "float16", 0.1, "gelu"),
+        (3, 11, 192, "float32", 0.1, "silu"),
+        (2, 9, 128, "bfloat16", 0.0, "silu"),
     ],
 )
-def test_kernels_are_the_plain_form(rows, length, width, dtype, rate):
+def test_kernels_are_the_plain_form(rows, length, width, dtype, rate, activation):
     operands, d_out_BLE = inputs(rows, length, width, dtype)
     function = functools.partial(
-        geglu_linear, dropout_rate=rate, dropout_keys_B=row_keys(KEY, rows) if rate else None
+        geglu_linear,
+        activation=activation,
+        dropout_rate=rate,
+        dropout_keys_B=row_keys(KEY, rows) if rate else None,
     )
     ours, true = (
         values_and_gradients(functools.partial(function, backend=backend), operands, d_out_BLE)

@@ -37,6 +37,10 @@ def test_what_was_measured_here_is_taken_for_rows_like_it(cache_folder):
         assert launches.launch_for(H100, length, 64, jnp.bfloat16) == expected
     assert launches.launch_for(H100, 512, 32, jnp.bfloat16) == default
     assert launches.launch_for(H100, 512, 64, jnp.float16) == default
+    assert launches.launch_for(H100, 512, 64, jnp.bfloat16, rotates=True) == default
+    key = launches.cache_key(H100.device_kind, 512, 64, jnp.bfloat16, rotates=True)
+    launches.store(launches.cache_path(), {key: default})
+    assert launches.launch_for(H100, 512, 64, jnp.bfloat16) == TUNED
     another = Target("gpu", "NVIDIA H200", (9, 0))
     assert launches.launch_for(another, 512, 64, jnp.bfloat16) == default
 

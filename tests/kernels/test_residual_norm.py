@@ -11,7 +11,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from mosaicbert_jax.modeling.dropout import Site, dropout, row_keys, site_keys
 from mosaicbert_jax.modeling.on_mesh import on_own_rows
-from pallas_kernels import residual_norm
+from pallas_kernels import residual_norm, residual_norm_and_sum
 from pallas_kernels.residual_norm import api
 from tests.kernels.attention_cases import normal
 from tests.kernels.device import KERNELS, on_gpu
@@ -63,6 +63,53 @@ def test_kernels_are_the_plain_form(rows, length, width, dtype, norm_dtype, rate
     assert_close(ours, true, TOLERANCE[dtype])
     if rate:
         np.testing.assert_array_equal(ours[1] == 0, true[1] == 0)
+
+
+@on_gpu
+@pytest.mark.parametrize("returns_sum", [False, True])
+@pytest.mark.parametrize(
+    ("center", "bias", "x_bias", "rate", "dtype"),
+    [
+        (False, False, False, 0.0, "float32"),  # RMSNorm, as a pre-LN layer without biases has it
+        (False, False, True, 0.1, "bfloat16"),
+        (False, True, False, 0.1, "float32"),
+        (True, False, False, 0.0, "bfloat16"),  # ModernBERT's
+        (True, True, True, 0.1, "float32"),
+    ],
+)
+def test_each_norm_with_and_without_its_sum(center, bias, x_bias, rate, dtype, returns_sum):
+    (x_BLE, residual_BLE, scale_E, bias_E, x_bias_E), d_y_BLE = inputs(3, 5, 192, dtype)
+    biases = [bias_E] * bias + [x_bias_E] * x_bias
+    if returns_sum:
+        d_y_BLE = jnp.concatenate([d_y_BLE, d_y_BLE[::-1]], axis=-1)
+
+    def function(backend, x_BLE, residual_BLE, scale_E, *biases):
+        results = (residual_norm_and_sum if returns_sum else residual_norm)(
+            *(x_BLE, residual_BLE, scale_E, biases[0] if bias else None),
+            x_bias_E=biases[-1] if x_bias else None,
+            epsilon=1e-5,
+            center=center,
+            norm_dtype=dtype,
+            dropout_rate=rate,
+            dropout_keys_B=row_keys(KEY, 3) if rate else None,
+            backend=backend,
+        )
+        return jnp.concatenate(results, axis=-1) if returns_sum else results
+
+    operands = x_BLE, residual_BLE, scale_E, *biases
+    ours, true = (
+        values_and_gradients(functools.partial(function, backend), operands, d_y_BLE)
+        for backend in (KERNELS, "xla")
+    )
+    assert_close(ours, true, TOLERANCE[dtype])
+
+
+def test_without_center_it_is_rms_norm():
+    (x_BLE, residual_BLE, scale_E, *_), _ = inputs(2, 6, 96)
+    rms_norm = nnx.RMSNorm(96, epsilon=1e-5, rngs=nnx.Rngs(0))
+    rms_norm.scale[...] = scale_E
+    ours = norm(x_BLE, residual_BLE, scale_E, None, center=False, backend="xla")
+    np.testing.assert_allclose(ours, rms_norm(x_BLE + residual_BLE), rtol=1e-6, atol=1e-6)
 
 
 @on_gpu

@@ -48,18 +48,21 @@ def both_ways(block: int, inner_block: int) -> AttentionLaunch:
     dtype=st.sampled_from(DTYPES),
     blocks=st.sampled_from([None, (32, 64), (64, 32), (128, 32), (32, 128)]),
     packed=st.booleans(),
-    bias=st.booleans(),
+    position=st.sampled_from([{"slopes_H": None}, {"slopes_H": 0.0}, {"rope_theta": 100.0}]),
+    window=st.sampled_from([None, None, 0, 7, 64]),
     scale=st.sampled_from([None, 0.3]),
     seed=st.integers(0, 2**16),
 )
 def test_kernels_are_the_reference(
-    length, heads, head_size, longest, dtype, blocks, packed, bias, scale, seed
+    length, heads, head_size, longest, dtype, blocks, packed, position, window, scale, seed
 ):
     rng = np.random.default_rng(seed)
     qkv_BL3HD = normal(rng, 2, length, 3, heads, head_size, dtype=dtype)
     d_out_BLHD = normal(rng, 2, length, heads, head_size)
     ids_BL = packed_ids(rng, 2, length, longest)
-    options = {"slopes_H": None if bias else np.zeros(heads), "scale": scale}
+    options = position | {"window": window, "scale": scale}
+    if options.get("slopes_H") == 0.0:
+        options["slopes_H"] = np.zeros(heads)
     true = values_and_gradients(
         qkv_BL3HD, ids_BL, d_out_BLHD, packed, backend="reference", **options
     )
