@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 
 from mosaicbert_jax.errors import UserError
-from mosaicbert_jax.interop.names import WORDS
+from mosaicbert_jax.interop import modernbert_config
+from mosaicbert_jax.interop.names import LAYOUTS, kind_of_config, kind_of_tensors
 from mosaicbert_jax.interop.weight_files import read_json
-from mosaicbert_jax.modeling.config import BertConfig
+from mosaicbert_jax.modeling.config import BertConfig, field_type
 from mosaicbert_jax.text.tokenizer import padded_vocab_size
 
 CONFIG_FILE = "config.json"
-_FIELDS = {field.name: field.type for field in dataclasses.fields(BertConfig)}
+_FIELDS = {field.name: field_type(field)[0] for field in dataclasses.fields(BertConfig)}
 # Fields that make another model with any other value.
 _ONLY: dict[str, Any] = {
     "hidden_act": "gelu",
@@ -24,12 +25,35 @@ _ONLY: dict[str, Any] = {
     "pruned_heads": {},
     "quantization_config": None,
 }
-_MODEL_TYPES = ("bert", "mosaicbert", None)
-_MOSAIC = {"position_embedding": "alibi", "feed_forward": "geglu"}
-_BERT = {"position_embedding": "learned", "feed_forward": "gelu"}
+_MODEL_TYPES = ("bert", "mosaicbert", "modernbert", None)
+# What other values of would be neither's.
+_OF_BOTH = {
+    "norm_position": "post",
+    "normalization": "layernorm",
+    "use_bias": True,
+    "norm_bias": True,
+    "head_bias": True,
+    "sliding_window": None,
+    "embedding_dropout_prob": None,
+    "feed_forward_dropout_prob": None,
+    "classifier_head": "pooler",
+    "classifier_pooling": "cls",
+}
+_ARCHITECTURES = {
+    "mosaicbert": {"position_embedding": "alibi", "feed_forward": "geglu"},
+    "bert": {"position_embedding": "learned", "feed_forward": "gelu"},
+}
+_UNSTORED_OF_BOTH = (
+    *_OF_BOTH, "global_attention_every", "global_rope_theta", "local_rope_theta",
+)  # fmt: skip
 # Stock BERT has no such field; ALiBi has no limit, which libraries would take this for.
-_UNSTORED = {"bert": ("head_norm_eps",), "mosaicbert": ("max_position_embeddings",)}
-_TORCH_PREFIX = {"mosaicbert": "MosaicBert", "bert": "Bert"}
+_UNSTORED = {
+    "bert": (*_UNSTORED_OF_BOTH, "head_norm_eps"),
+    "mosaicbert": (*_UNSTORED_OF_BOTH, "max_position_embeddings"),
+}
+_TORCH_PREFIX = {"mosaicbert": "MosaicBert", "bert": "Bert", "modernbert": "ModernBert"}
+_SPELLED = {"mosaicbert": "MosaicBERT", "bert": "BERT", "modernbert": "ModernBERT"}
+_UNCHECKED = ("global_attention_every", "sliding_window")  # which shape no tensor
 AUTO_CLASSES = {
     "BertModel": "AutoModel",
     "BertForMaskedLM": "AutoModelForMaskedLM",
@@ -56,7 +80,8 @@ def read_config(
     """
     path = folder / CONFIG_FILE
     stored = read_json(path)
-    for key, only in _ONLY.items():
+    kind = kind_of_tensors(tensors)
+    for key, only in (_ONLY if kind != "modernbert" else modernbert_config.ONLY).items():
         if stored.get(key, only) != only:
             raise UserError(f"{path}: {key} {stored[key]!r} is not supported, only {only}")
     if stored.get("model_type") not in _MODEL_TYPES:
@@ -64,11 +89,23 @@ def read_config(
             f"{path}: model_type {stored['model_type']!r} is not BERT: its tensors may have BERT's "
             "names, and yet it computes something else"
         )
-    fields = dict(_MOSAIC if any("Wqkv" in name for name in tensors) else _BERT)
-    fields |= {name: stored[name] for name in _FIELDS if name in stored and name != "dtype"}
-    if fields["feed_forward"] == "gelu" and "layer_norm_eps" in stored:
-        fields["head_norm_eps"] = stored["layer_norm_eps"]  # as in transformers
-    rows = len(tensors[WORDS]) if WORDS in tensors and tensors[WORDS].ndim else 0
+    if (kind == "modernbert") != (stored.get("model_type") == "modernbert"):
+        raise UserError(
+            f"{path}: model_type {stored.get('model_type')!r} does not go with the names of the "
+            f"tensors, which are those of {kind}"
+        )
+    if kind == "modernbert":
+        try:
+            fields = modernbert_config.read_fields(stored)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
+    else:
+        fields = dict(_ARCHITECTURES[kind])
+        fields |= {name: stored[name] for name in _FIELDS if name in stored and name != "dtype"}
+        if fields["feed_forward"] == "gelu" and "layer_norm_eps" in stored:
+            fields["head_norm_eps"] = stored["layer_norm_eps"]  # as in transformers
+    words = tensors.get(LAYOUTS[kind].words)
+    rows = len(words) if words is not None and words.ndim else 0
     entries = fields.get("vocab_size")
     # The original pads the table when it builds the model, and may have stored the size before.
     if type(entries) is int and entries != rows == padded_vocab_size(entries):
@@ -112,10 +149,10 @@ def _check_bounds(
     """
     elements = sum(tensor.size for tensor in tensors.values())
     for name, kind in _FIELDS.items():
-        if name == "max_position_embeddings" and config.position_embedding == "alibi":
+        if name in _UNCHECKED or (config.position_embedding != "learned" and "position" in name):
             continue
         most = len(tensors) if name == "num_hidden_layers" else elements
-        if kind is int and getattr(config, name) > most:
+        if kind is int and (getattr(config, name) or 0) > most:
             raise UserError(
                 f"{path}: {name} is {getattr(config, name)}, but the weights beside it are "
                 f"{len(tensors)} tensors of {elements} elements in all"
@@ -123,19 +160,23 @@ def _check_bounds(
 
 
 def model_type(config: BertConfig) -> str:
-    """What transformers shall take the model for: "mosaicbert", our own code, or its own "bert".
+    """What transformers shall take the model for: "bert", "modernbert", or our own "mosaicbert".
 
     Raises:
-      UserError: a mixture of the two, which neither code computes.
+      UserError: a mixture, which no code of PyTorch computes.
     """
-    for name, architecture in ("mosaicbert", _MOSAIC), ("bert", _BERT):
-        if architecture.items() <= vars(config).items():
-            return name
-    raise UserError(
-        f"a model with {config.position_embedding} positions and a {config.feed_forward} "
-        "feed-forward is neither MosaicBERT (alibi, geglu) nor BERT (learned, gelu), and nothing "
-        "else could be saved so that PyTorch computes the same"
-    )
+    kind = kind_of_config(config)
+    if kind == "modernbert":
+        wanted = modernbert_config.ARCHITECTURE
+    else:
+        wanted = _OF_BOTH | _ARCHITECTURES[kind]
+    for name, value in wanted.items():
+        if getattr(config, name) != value:
+            raise UserError(
+                f"model.{name} is {getattr(config, name)!r} where {_SPELLED[kind]} has {value!r}: "
+                "no code of PyTorch computes this mixture, so it can't be saved for it"
+            )
+    return kind
 
 
 def stored_config(
@@ -163,6 +204,8 @@ def stored_config(
             raise UserError(
                 f"head_norm_eps={head} and layer_norm_eps={encoder}: stock BERT has one for both"
             )
+    if kind == "modernbert":
+        modernbert_config.check_stored(config)
     prefix = _TORCH_PREFIX[kind]
     stored: dict[str, Any] = {
         "architectures": [prefix + class_name.removeprefix("Bert")],
@@ -173,15 +216,17 @@ def stored_config(
             auto: f"modeling_{kind}.{prefix}{name.removeprefix('Bert')}"
             for name, auto in AUTO_CLASSES.items()
         }
+    if kind == "modernbert":
+        stored |= modernbert_config.stored_fields(config)
+    else:
+        stored |= {name: getattr(config, name) for name in _FIELDS if name not in _UNSTORED[kind]}
+        stored["hidden_act"] = "gelu"
     # A float field may hold an int, at which transformers' typed fields would take offence.
-    stored |= {
-        name: float(getattr(config, name)) if kind_ is float else getattr(config, name)
-        for name, kind_ in _FIELDS.items()
-        if name not in _UNSTORED[kind]
-    }
+    for name, value in stored.items():
+        if _FIELDS.get(name) is float and value is not None:
+            stored[name] = float(value)
     stored |= {
         "dtype": "float32",  # of the weights, as everywhere; ours, of the computation, is a choice
-        "hidden_act": "gelu",
         "pad_token_id": pad_token_id,
         "tie_word_embeddings": True,
     }

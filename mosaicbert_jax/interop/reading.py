@@ -15,13 +15,7 @@ from mosaicbert_jax.interop.config_file import (
     read_config,
     read_labels,
 )
-from mosaicbert_jax.interop.names import (
-    TIED_DECODER,
-    WORDS,
-    canonical_name,
-    is_of_another_class,
-    tensor_names,
-)
+from mosaicbert_jax.interop.names import LAYOUTS, canonical_name, kind_of_config, kind_of_tensors
 from mosaicbert_jax.interop.weight_files import read_json, read_weights
 from mosaicbert_jax.modeling.config import BertConfig
 from mosaicbert_jax.modeling.heads import BertForSequenceClassification, BertForTokenClassification
@@ -36,7 +30,7 @@ class FolderContents:
 
     Attributes:
       config: of the encoder.
-      heads: which of "pooler" and "classifier" are there.
+      heads: which of "pooler", "head" and "classifier" a classifier would find there.
       labels: the names of a classifier's outputs, by number.
       of_tokens: whether the classifier is one of tokens, by its class.
       problem_type: as config.json has it.
@@ -53,10 +47,13 @@ def folder_contents(folder: pathlib.Path) -> FolderContents:
     """Describes the model in a folder; raises UserError as `read_model`."""
     tensors = _read_tensors(folder)
     config, num_labels = read_config(folder, tensors)
-    heads = {"pooler": "bert.pooler.dense.weight", "classifier": "classifier.weight"}
+    outside = LAYOUTS[kind_of_config(config)].outside
+    heads = {"pooler": "pooler", "head": "head.dense", "classifier": "classifier"}
+    if config.classifier_head != "prediction":
+        del heads["head"]
     return FolderContents(
         config,
-        frozenset(head for head, tensor in heads.items() if tensor in tensors),
+        frozenset(head for head, part in heads.items() if f"{outside.get(part)}.weight" in tensors),
         read_labels(folder, num_labels or 2),
         classifies_tokens(folder),
         read_json(folder / CONFIG_FILE).get("problem_type"),
@@ -100,9 +97,10 @@ def _match(
     shape_of_path: dict, tensors: dict[str, np.ndarray], config: BertConfig, renew: set[str]
 ) -> tuple[dict, list[str]]:
     """Our parameters by path, all but those to renew; and what is missing, unknown or misshapen."""
+    layout = LAYOUTS[kind_of_config(config)]
     params, problems, left = {}, [], dict(tensors)
     for path, wanted in shape_of_path.items():
-        names = tensor_names(path, config)
+        names = layout.names(path)
         parts = {name: left.pop(name, None) for name in names}
         if path[0] in renew:
             continue
@@ -117,7 +115,8 @@ def _match(
             array = np.concatenate(list(parts.values()))
             array = array.T if path[-1] == "kernel" else array
             params[path] = jnp.asarray(array, wanted.dtype)
-    problems += [f"unknown {name}" for name in sorted(left) if not is_of_another_class(name)]
+    of_others = layout.other_classes
+    problems += [f"unknown {name}" for name in sorted(left) if not of_others.fullmatch(name)]
     return params, problems
 
 
@@ -135,16 +134,19 @@ def _problem(name: str, tensor: np.ndarray | None, shape: tuple[int, ...]) -> st
 def _read_tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:
     """The tensors by their canonical names; the tied decoder is checked and dropped."""
     stored = read_weights(folder)
-    if not any(name.startswith("bert.") for name in stored):
-        stored = {f"bert.{name}": tensor for name, tensor in stored.items()}
+    layout = LAYOUTS[kind_of_tensors(stored)]
+    if not any(name.startswith(f"{layout.encoder}.") for name in stored):
+        stored = {f"{layout.encoder}.{name}": tensor for name, tensor in stored.items()}
     tensors: dict[str, np.ndarray] = {}
     for name, tensor in stored.items():
         # Stock BERT's decoder shares its bias, and both of its names may be there.
-        name = canonical_name(name)
+        name = canonical_name(name, layout)
         if name in tensors and not np.array_equal(tensors[name], tensor):
             raise UserError(f"{folder}: {name} is there under two names, with other values")
         tensors[name] = tensor
-    tied = tensors.pop(TIED_DECODER, None)
-    if tied is not None and not np.array_equal(tied, tensors.get(WORDS)):
-        raise UserError(f"{folder}: {TIED_DECODER} differs from {WORDS}, but the two are tied")
+    tied = tensors.pop(layout.tied_decoder, None)
+    if tied is not None and not np.array_equal(tied, tensors.get(layout.words)):
+        raise UserError(
+            f"{folder}: {layout.tied_decoder} differs from {layout.words}, but the two are tied"
+        )
     return tensors

@@ -16,13 +16,7 @@ from tokenizers import Tokenizer, processors
 from mosaicbert_jax.files import new_folder
 from mosaicbert_jax.interop.config_file import CONFIG_FILE, model_type, stored_config
 from mosaicbert_jax.interop.model_card import Finetuned, Training, model_card
-from mosaicbert_jax.interop.names import (
-    BERT_DECODER_BIAS,
-    DECODER_BIAS,
-    TIED_DECODER,
-    WORDS,
-    tensor_names,
-)
+from mosaicbert_jax.interop.names import BERT_DECODER_BIAS, LAYOUTS
 from mosaicbert_jax.interop.weight_files import SAFETENSORS
 from mosaicbert_jax.modeling.encoder import BertModel
 from mosaicbert_jax.text.tokenizer import (
@@ -89,28 +83,31 @@ def save_model(
             for name in _TORCH_FILES:
                 (unfinished / name).write_bytes((sources / name).read_bytes())
         if encoder is not None:
-            limits = [max_length, config.max_position_embeddings if kind == "bert" else None]
+            has_limit = config.position_embedding != "alibi"
+            limits = [max_length, config.max_position_embeddings if has_limit else None]
             known = [limit for limit in limits if limit is not None]
             write_tokenizer(encoder, unfinished, max_length=min(known, default=None))
 
 
 def stored_tensors(model: Any) -> dict[str, np.ndarray]:
     """The parameters, float32, by the names that PyTorch's class has for them."""
-    config = model.config
+    kind = model_type(model.config)
+    layout = LAYOUTS[kind]
     tensors: dict[str, np.ndarray] = {}
     for path, value in nnx.to_flat_state(nnx.state(model, nnx.Param)):
-        names = tensor_names(path, config)
+        names = layout.names(path)
         array = np.asarray(value[...], np.float32)
         array = array.T if path[-1] == "kernel" else array  # PyTorch stores (outputs, inputs)
         parts = np.split(array, len(names))
         tensors |= {n: np.ascontiguousarray(x) for n, x in zip(names, parts, strict=True)}
-    if DECODER_BIAS in tensors and model_type(config) == "bert":
-        tensors[BERT_DECODER_BIAS] = tensors.pop(DECODER_BIAS)
-    elif DECODER_BIAS in tensors:
+    if layout.decoder_bias in tensors and kind == "bert":
+        tensors[BERT_DECODER_BIAS] = tensors.pop(layout.decoder_bias)
+    elif layout.decoder_bias in tensors:
         # Written out, as the original does: code that does not tie reads a whole model.
-        tensors[TIED_DECODER] = tensors[WORDS]
-    if isinstance(model, BertModel):  # a bare encoder's names begin behind "bert."
-        tensors = {name.removeprefix("bert."): tensor for name, tensor in tensors.items()}
+        tensors[layout.tied_decoder] = tensors[layout.words]
+    if isinstance(model, BertModel):
+        prefix = f"{layout.encoder}."
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     return tensors
 
 

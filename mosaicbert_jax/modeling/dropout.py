@@ -59,6 +59,10 @@ class Dropout:
             return NO_DROPOUT
         return cls(rate, site_keys(keys_B, layer, site))
 
+    def __call__(self, x_BLE: Float[Array, "B L E"]) -> Float[Array, "B L E"]:
+        """Drops elements with probability `rate` and scales the rest."""
+        return drop_elements(x_BLE, self.keys_B, self.rate) if self.rate else x_BLE
+
 
 NO_DROPOUT = Dropout()
 
@@ -72,5 +76,4 @@ def dropout(
     site: Site,
 ) -> Float[Array, "B L E"]:
     """Drops elements with probability `rate` and scales the rest; keys_B=None drops nothing."""
-    here = Dropout.at(keys_B, rate, layer=layer, site=site)
-    return drop_elements(x_BLE, here.keys_B, here.rate) if here.rate else x_BLE
+    return Dropout.at(keys_B, rate, layer=layer, site=site)(x_BLE)

@@ -1,5 +1,7 @@
 """The encoder: embeddings and a stack of layers."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -8,7 +10,7 @@ from jaxtyping import Array, Float, Int, Key
 from mosaicbert_jax.modeling.checkpoint_methods import PretrainedMixin
 from mosaicbert_jax.modeling.config import BertConfig
 from mosaicbert_jax.modeling.dropout import Site, dropout, row_keys
-from mosaicbert_jax.modeling.layers import EncoderLayer, embedding, layer_norm, look_up, norm_of_sum
+from mosaicbert_jax.modeling.layers import EncoderLayer, Norm, embedding, look_up
 from pallas_kernels import block_ranges
 
 
@@ -21,15 +23,16 @@ def segment_positions(segment_ids_BL: Int[Array, "B L"]) -> Int[Array, "B L"]:
 
 
 class Embeddings(nnx.Module):
-    """dropout(norm(word + token type [+ learned position]))."""
+    """dropout(norm(word [+ token type] [+ learned position]))."""
 
     def __init__(self, config: BertConfig, *, rngs: nnx.Rngs):
         self.config = config
         self.word = embedding(config, config.vocab_size, rngs=rngs)
-        self.token_type = embedding(config, config.type_vocab_size, rngs=rngs)
+        if config.type_vocab_size:
+            self.token_type = embedding(config, config.type_vocab_size, rngs=rngs)
         if config.position_embedding == "learned":
             self.position = embedding(config, config.max_position_embeddings, rngs=rngs)
-        self.norm = layer_norm(config, rngs=rngs)
+        self.norm = Norm(config, rngs=rngs)
 
     def __call__(
         self,
@@ -39,21 +42,31 @@ class Embeddings(nnx.Module):
         keys_B: Key[Array, "B"] | None,
     ) -> Float[Array, "B L E"]:
         """The embedded tokens, normalized, with dropout."""
-        dtype = self.config.compute_dtype
-        word_BLE = look_up(self.word.embedding[...], tokens_BL, dtype)
-        types_TE = self.token_type.embedding[...]
-        if token_type_ids_BL is None:
-            added_BLE = jnp.broadcast_to(types_TE[0], word_BLE.shape)
+        config = self.config
+        word_BLE = look_up(self.word.embedding[...], tokens_BL, config.compute_dtype)
+        added = []
+        if config.type_vocab_size:
+            types_TE = self.token_type.embedding[...]
+            if token_type_ids_BL is None:
+                added.append(jnp.broadcast_to(types_TE[0], word_BLE.shape))
+            else:
+                added.append(look_up(types_TE, token_type_ids_BL))
+        if config.position_embedding == "learned":
+            positions_BL = segment_positions(segment_ids_BL)
+            added.append(look_up(self.position.embedding[...], positions_BL))
+        if added:
+            x_BLE = self.norm.of_sum(
+                word_BLE, functools.reduce(jnp.add, added).astype(word_BLE.dtype)
+            )
         else:
-            added_BLE = look_up(types_TE, token_type_ids_BL)
-        if self.config.position_embedding == "learned":
-            added_BLE += look_up(self.position.embedding[...], segment_positions(segment_ids_BL))
-        x_BLE = norm_of_sum(self.norm, word_BLE, added_BLE.astype(dtype))
-        return dropout(x_BLE, self.config.hidden_dropout_prob, keys_B, layer=-1, site=Site.HIDDEN)
+            x_BLE = self.norm(word_BLE)
+        rate = config.embedding_dropout_prob
+        rate = config.hidden_dropout_prob if rate is None else rate
+        return dropout(x_BLE, rate, keys_B, layer=-1, site=Site.HIDDEN)
 
 
 class BertModel(PretrainedMixin, nnx.Module):
-    """The encoder without a head: MosaicBERT or BERT, by its config."""
+    """The encoder without a head: MosaicBERT, BERT or ModernBERT, by its config."""
 
     def __init__(self, config: BertConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -61,6 +74,8 @@ class BertModel(PretrainedMixin, nnx.Module):
         self.layers = nnx.List(
             [EncoderLayer(config, index, rngs=rngs) for index in range(config.num_hidden_layers)]
         )
+        if config.norm_position == "pre":
+            self.final_norm = Norm(config, rngs=rngs)
 
     def __call__(
         self,
@@ -98,7 +113,9 @@ class BertModel(PretrainedMixin, nnx.Module):
         encode = EncoderLayer.__call__
         if activation_checkpointing:
             encode = nnx.remat(encode)
+        stream = x_BLE, None
         *layers, last = self.layers
         for layer in layers:
-            x_BLE = encode(layer, x_BLE, segment_ids_BL, ranges, keys_B)
-        return encode(last, x_BLE, segment_ids_BL, ranges, keys_B, positions_BP)
+            stream = encode(layer, stream, segment_ids_BL, ranges, keys_B)
+        x_BLE, update_BLE = encode(last, stream, segment_ids_BL, ranges, keys_B, positions_BP)
+        return x_BLE if update_BLE is None else self.final_norm.of_sum(update_BLE, x_BLE)

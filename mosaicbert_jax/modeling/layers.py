@@ -1,6 +1,8 @@
-"""One encoder layer and its parts, for MosaicBERT and the BERT baseline alike.
+"""One encoder layer and its parts, for MosaicBERT, the BERT baseline and ModernBERT alike.
 
-Post-LayerNorm: x = norm(dropout(output(attention(x))) + x); y = norm(feed_forward(x) + x).
+Post-norm: x = norm(dropout(output(attention(x))) + x); y = norm(feed_forward(x) + x).
+Pre-norm: x = x + dropout(output(attention(norm(x)))); y = x + feed_forward(norm(x)). There each sum
+is computed together with the norm that follows it, which may be the next layer's.
 """
 
 import functools
@@ -8,7 +10,6 @@ import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
@@ -32,17 +33,30 @@ from pallas_kernels import (
     gelu,
     matmul,
     residual_norm,
+    residual_norm_and_sum,
     sum_rows,
 )
 
 
+def weight_initializer(config: BertConfig, *, is_output: bool = False) -> nnx.Initializer:
+    """N(0, initializer_range); for pre-norm as ModernBERT's.
+
+    That is cut at two standard deviations and, for projections whose output is added to the
+    residual stream, divided by the root of twice the layers.
+    """
+    if config.norm_position == "post":
+        return nnx.initializers.normal(config.initializer_range)
+    scale = (2 * config.num_hidden_layers) ** -0.5 if is_output else 1.0
+    return nnx.initializers.truncated_normal(config.initializer_range * scale)
+
+
 def embedding(config: BertConfig, entries: int, *, rngs: nnx.Rngs) -> nnx.Embed:
-    """A table of hidden_size columns, N(0, initializer_range).
+    """A table of hidden_size columns; see `weight_initializer`.
 
     Its gradient is summed in float32, as that of a frequent token is a sum over thousands of
     places: in bfloat16 a sum stops growing at 256 times what is added.
     """
-    init = nnx.initializers.normal(config.initializer_range)
+    init = weight_initializer(config)
     return nnx.Embed(entries, config.hidden_size, embedding_init=init, rngs=rngs)
 
 
@@ -78,51 +92,80 @@ def _look_up_backward(entries: int, dtype: jnp.dtype, index_BL, d_entries_BLE):
 _look_up.defvjp(_look_up_forward, _look_up_backward)
 
 
-def layer_norm(config: BertConfig, *, epsilon: float | None = None, rngs: nnx.Rngs):
-    """LayerNorm over hidden_size in config.norm_dtype, with statistics in float32."""
-    return nnx.LayerNorm(
-        config.hidden_size,
-        epsilon=config.layer_norm_eps if epsilon is None else epsilon,
-        dtype=config.norm_dtype,
-        use_fast_variance=False,  # E[x²] - E[x]² loses the digits that the golden values have
-        rngs=rngs,
-    )
+class Norm(nnx.Module):
+    """LayerNorm or RMSNorm over hidden_size in config.norm_dtype, with statistics in float32."""
 
+    def __init__(self, config: BertConfig, *, epsilon: float | None = None, rngs: nnx.Rngs):
+        self.epsilon = config.layer_norm_eps if epsilon is None else epsilon
+        self.center, self.dtype = config.normalization == "layernorm", config.norm_dtype
+        width = config.hidden_size
+        # The initializers ignore their keys, but drawing these determines those of later layers.
+        self.scale = nnx.Param(nnx.initializers.ones(rngs.params(), (width,), jnp.float32))
+        zeros_E = nnx.initializers.zeros(rngs.params(), (width,), jnp.float32)
+        self.bias = nnx.Param(zeros_E) if config.norm_bias else None
 
-def norm_of_sum(
-    norm: nnx.LayerNorm,
-    x_BLE: Float[Array, "B L E"],
-    residual_BLE: Float[Array, "B L E"],
-    *,
-    bias: nnx.Param | None = None,
-    dropout: Dropout = NO_DROPOUT,
-) -> Float[Array, "B L E"]:
-    """norm(dropout(x + bias) + residual)."""
-
-    def call(x_BLE, residual_BLE, dropout, scale_E, bias_E, x_bias_E):
+    def __call__(self, x_BLE: Float[Array, "B L E"]) -> Float[Array, "B L E"]:
+        """norm(x), by the compiler, which makes it part of what stands before."""
         return residual_norm(
             x_BLE,
-            residual_BLE,
-            scale_E,
-            bias_E,
-            x_bias_E=x_bias_E,
-            epsilon=norm.epsilon,
-            norm_dtype=norm.dtype,
-            dropout_rate=dropout.rate,
-            dropout_keys_B=dropout.keys_B,
+            jnp.zeros_like(x_BLE),
+            self.scale[...],
+            None if self.bias is None else self.bias[...],
+            epsilon=self.epsilon,
+            center=self.center,
+            norm_dtype=self.dtype,
+            backend="xla",
         )
 
-    vectors = norm.scale[...], norm.bias[...], None if bias is None else bias[...]
-    return on_own_rows(call, (x_BLE, residual_BLE, dropout), vectors)
+    def of_sum(
+        self,
+        x_BLE: Float[Array, "B L E"],
+        residual_BLE: Float[Array, "B L E"],
+        *,
+        bias: nnx.Param | None = None,
+        dropout: Dropout = NO_DROPOUT,
+    ) -> Float[Array, "B L E"]:
+        """norm(dropout(x + bias) + residual)."""
+        return self._call(residual_norm, x_BLE, residual_BLE, bias, dropout)
+
+    def with_sum(
+        self,
+        x_BLE: Float[Array, "B L E"],
+        residual_BLE: Float[Array, "B L E"],
+        *,
+        bias: nnx.Param | None = None,
+        dropout: Dropout = NO_DROPOUT,
+    ) -> tuple[Float[Array, "B L E"], Float[Array, "B L E"]]:
+        """norm(sum) and the sum, dropout(x + bias) + residual."""
+        return self._call(residual_norm_and_sum, x_BLE, residual_BLE, bias, dropout)
+
+    def _call(self, function, x_BLE, residual_BLE, bias, dropout):
+        def call(x_BLE, residual_BLE, dropout, scale_E, bias_E, x_bias_E):
+            return function(
+                x_BLE,
+                residual_BLE,
+                scale_E,
+                bias_E,
+                x_bias_E=x_bias_E,
+                epsilon=self.epsilon,
+                center=self.center,
+                norm_dtype=self.dtype,
+                dropout_rate=dropout.rate,
+                dropout_keys_B=dropout.keys_B,
+            )
+
+        biases = (None if param is None else param[...] for param in (self.bias, bias))
+        return on_own_rows(call, (x_BLE, residual_BLE, dropout), (self.scale[...], *biases))
 
 
 class Dense(nnx.Module):
-    """x · kernel [+ bias], in x's dtype; kernel ~ N(0, initializer_range), bias 0, both float32.
+    """x · kernel [+ bias], in x's dtype; the bias starts at 0, and both are float32.
 
     Args:
       outputs: sizes of the output's axes; the parameters are stored with these flattened.
       tensor_axis: the axis of (inputs, *outputs) that the mesh's tensor axis divides at use; None:
         the kernel is whole on every device.
+      is_output: see `weight_initializer`.
     """
 
     def __init__(
@@ -132,11 +175,12 @@ class Dense(nnx.Module):
         *outputs: int,
         tensor_axis: int | None = None,
         use_bias: bool = True,
+        is_output: bool = False,
         rngs: nnx.Rngs,
     ):
         self.shape, self.tensor_axis = (inputs, *outputs), tensor_axis
-        width, normal = math.prod(outputs), nnx.initializers.normal(config.initializer_range)
-        self.kernel = nnx.Param(normal(rngs.params(), (inputs, width), jnp.float32))
+        width, init = math.prod(outputs), weight_initializer(config, is_output=is_output)
+        self.kernel = nnx.Param(init(rngs.params(), (inputs, width), jnp.float32))
         zeros = nnx.initializers.zeros
         # The initializer ignores its key, but drawing one determines the keys of later layers.
         self.bias = nnx.Param(zeros(rngs.params(), (width,), jnp.float32)) if use_bias else None
@@ -202,11 +246,12 @@ gather_columns.defvjp(_gather_columns_forward, _gather_columns_backward)
 class SelfAttention(nnx.Module):
     """Multi-head attention within segments; one projection to query, key and value."""
 
-    def __init__(self, config: BertConfig, *, rngs: nnx.Rngs):
-        self.config = config
+    def __init__(self, config: BertConfig, index: int, *, rngs: nnx.Rngs):
+        self.config, self.window = config, config.window_of(index)
         width, qkv_shape = config.hidden_size, (3, config.num_attention_heads, config.head_size)
-        self.qkv = Dense(config, width, *qkv_shape, tensor_axis=2, rngs=rngs)
-        self.output = Dense(config, width, width, tensor_axis=0, rngs=rngs)
+        options = {"use_bias": config.use_bias, "rngs": rngs}
+        self.qkv = Dense(config, width, *qkv_shape, tensor_axis=2, **options)
+        self.output = Dense(config, width, width, tensor_axis=0, is_output=True, **options)
 
     def context(
         self,
@@ -218,11 +263,16 @@ class SelfAttention(nnx.Module):
         """Attention before its output projection."""
         config = self.config
         qkv_BL3HD = self.qkv.product(x_BLE)
-        bias_3HD = self.qkv.bias[...].reshape(self.qkv.shape[1:])
-        # The baseline has no bias: the same attention with slopes of 0.
-        slopes_H = np.zeros(config.num_attention_heads, np.float32)
-        if config.position_embedding == "alibi":
-            slopes_H = alibi_slopes(config.num_attention_heads)
+        bias_3HD = slopes_H = theta = None
+        if self.qkv.bias is not None:
+            bias_3HD = self.qkv.bias[...].reshape(self.qkv.shape[1:])
+        if config.position_embedding == "rope":
+            is_local = self.window is not None
+            theta = config.local_rope_theta if is_local else config.global_rope_theta
+        elif config.position_embedding == "alibi":
+            slopes_H = jnp.asarray(alibi_slopes(config.num_attention_heads))
+        else:  # the baseline, without a bias of attention: slopes of 0
+            slopes_H = jnp.zeros(config.num_attention_heads)
 
         def attend(qkv_BL3HD, bias_3HD, segment_ids_BL, ranges, slopes_H, dropout):
             return alibi_attention_qkv(
@@ -230,6 +280,8 @@ class SelfAttention(nnx.Module):
                 segment_ids_BL,
                 bias_3HD=bias_3HD,
                 slopes_H=slopes_H,
+                rope_theta=theta,
+                window=self.window,
                 block_ranges=ranges,
                 dropout_rate=dropout.rate,
                 dropout_keys_B=dropout.keys_B,
@@ -240,30 +292,47 @@ class SelfAttention(nnx.Module):
         in_specs = P(ROW_AXES, None, None, WIDTH_AXIS), P(None, WIDTH_AXIS), rows, rows, heads, rows
         out_specs = P(ROW_AXES, None, WIDTH_AXIS)
         context_BLHD = on_own_parts(attend, in_specs, out_specs)(
-            qkv_BL3HD, bias_3HD, segment_ids_BL, ranges, jnp.asarray(slopes_H), dropout
+            qkv_BL3HD, bias_3HD, segment_ids_BL, ranges, slopes_H, dropout
         )
         return context_BLHD.reshape(x_BLE.shape)
 
 
 class FeedForward(nnx.Module):
-    """GeGLU: output(dropout(GELU(g) * u)), [g | u] = input(x). BERT's: output(GELU(input(x)))."""
+    """GeGLU: output(dropout(GELU(g) * u)), [g | u] = input(x). BERT's: output(GELU(input(x))).
+
+    SwiGLU is GeGLU with SiLU.
+    """
 
     def __init__(self, config: BertConfig, *, rngs: nnx.Rngs):
-        self.gated = config.feed_forward == "geglu"
+        self.config = config
         inputs, width = config.hidden_size, config.intermediate_size
-        outputs = (2, width) if self.gated else (width,)
+        outputs = (2, width) if config.is_gated else (width,)
         self.input = Dense(
-            config, inputs, *outputs, tensor_axis=len(outputs), use_bias=not self.gated, rngs=rngs
+            config,
+            inputs,
+            *outputs,
+            tensor_axis=len(outputs),
+            use_bias=config.use_bias and not config.is_gated,
+            rngs=rngs,
         )
-        self.output = Dense(config, width, inputs, tensor_axis=0, rngs=rngs)
+        self.output = Dense(
+            config,
+            width,
+            inputs,
+            tensor_axis=0,
+            use_bias=config.use_bias,
+            is_output=True,
+            rngs=rngs,
+        )
 
     def __call__(self, x_BLE: Float[Array, "B L E"], dropout: Dropout) -> Float[Array, "B L E"]:
         """Without the output's bias; `dropout` is GeGLU's, before its output projection."""
-        if not self.gated:
+        if not self.config.is_gated:
             return self.output.product(gelu(self.input(x_BLE)))
         return geglu_linear(
             self.input.product(x_BLE),
             self.output.kernel_at_use(),
+            activation="gelu" if self.config.feed_forward == "geglu" else "silu",
             dropout_rate=dropout.rate,
             dropout_keys_B=dropout.keys_B,
             divide=on_own_columns,
@@ -271,45 +340,59 @@ class FeedForward(nnx.Module):
 
 
 class EncoderLayer(nnx.Module):
-    """Attention and feed-forward, each with its residual and LayerNorm after it."""
+    """Attention and feed-forward, each with its residual and its norm.
+
+    A layer takes and gives the residual stream and what is still to be added to it: nothing behind
+    post-norm layers and embeddings, the feed-forward's output behind pre-norm layers.
+    """
 
     def __init__(self, config: BertConfig, index: int, *, rngs: nnx.Rngs):
         self.config, self.index = config, index
-        self.attention = SelfAttention(config, rngs=rngs)
-        self.attention_norm = layer_norm(config, rngs=rngs)
+        self.attention = SelfAttention(config, index, rngs=rngs)
+        # The first pre-norm layer reads the embeddings, which have a norm.
+        has_norm = config.norm_position == "post" or index > 0
+        self.attention_norm = Norm(config, rngs=rngs) if has_norm else None
         self.feed_forward = FeedForward(config, rngs=rngs)
-        self.feed_forward_norm = layer_norm(config, rngs=rngs)
+        self.feed_forward_norm = Norm(config, rngs=rngs)
 
     def __call__(
         self,
-        x_BLE: Float[Array, "B L E"],
+        stream: tuple[Float[Array, "B L E"], Float[Array, "B L E"] | None],
         segment_ids_BL: Int[Array, "B L"],
         ranges: BlockRanges,
         keys_B: Key[Array, "B"] | None,
         positions_BP: Int[Array, "B P"] | None = None,
-    ) -> Float[Array, "B L E"]:
+    ) -> tuple[Float[Array, "B L E"], Float[Array, "B L E"] | None]:
         """One layer; after attention, it runs only on positions_BP, if given: (B, P, E)."""
         config, drop_at = self.config, functools.partial(Dropout.at, keys_B, layer=self.index)
         weights_dropout = drop_at(config.attention_probs_dropout_prob, site=Site.ATTENTION_WEIGHTS)
         hidden_dropout = drop_at(config.hidden_dropout_prob, site=Site.HIDDEN)
-        within, after = drop_at(config.hidden_dropout_prob, site=Site.FEED_FORWARD), NO_DROPOUT
-        if not self.feed_forward.gated:  # BERT drops after the feed-forward, MosaicBERT within it.
+        rate = config.feed_forward_dropout_prob
+        rate = config.hidden_dropout_prob if rate is None else rate
+        within, after = drop_at(rate, site=Site.FEED_FORWARD), NO_DROPOUT
+        if not config.is_gated:  # BERT drops after the feed-forward, MosaicBERT within it.
             within, after = after, within
+        x_BLE, update_BLE = stream
+        residual_BLE = x_BLE
+        is_post = config.norm_position == "post"
+        if update_BLE is not None:
+            x_BLE, residual_BLE = self.attention_norm.with_sum(update_BLE, residual_BLE)
         context_BLE = self.attention.context(x_BLE, segment_ids_BL, ranges, weights_dropout)
         if positions_BP is not None:
             context_BLE = gather_columns(context_BLE, positions_BP)
-            x_BLE = gather_columns(x_BLE, positions_BP)
-        x_BLE = norm_of_sum(
-            self.attention_norm,
-            self.attention.output.product(context_BLE),
-            x_BLE,
-            bias=self.attention.output.bias,
-            dropout=hidden_dropout,
-        )
-        return norm_of_sum(
-            self.feed_forward_norm,
-            self.feed_forward(x_BLE, within),
-            x_BLE,
-            bias=self.feed_forward.output.bias,
-            dropout=after,
-        )
+            residual_BLE = gather_columns(residual_BLE, positions_BP)
+        attended_BLE = self.attention.output.product(context_BLE)
+        sum_of = {"bias": self.attention.output.bias, "dropout": hidden_dropout}
+        if is_post:
+            x_BLE = self.attention_norm.of_sum(attended_BLE, residual_BLE, **sum_of)
+        else:
+            x_BLE, residual_BLE = self.feed_forward_norm.with_sum(
+                attended_BLE, residual_BLE, **sum_of
+            )
+        update_BLE, bias = self.feed_forward(x_BLE, within), self.feed_forward.output.bias
+        if is_post:
+            sum_of = {"bias": bias, "dropout": after}
+            return self.feed_forward_norm.of_sum(update_BLE, x_BLE, **sum_of), None
+        if bias is not None:
+            update_BLE += bias[...].astype(update_BLE.dtype)
+        return residual_BLE, after(update_BLE)

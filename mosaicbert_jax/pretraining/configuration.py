@@ -11,7 +11,7 @@ from ml_collections.config_dict import FieldReference, placeholder
 from mosaicbert_jax.data.dataset import DatasetMetadata
 from mosaicbert_jax.data.integrity import SKIP, STOP
 from mosaicbert_jax.errors import UserError
-from mosaicbert_jax.modeling.config import BertConfig, resolved_dtype
+from mosaicbert_jax.modeling.config import BertConfig, field_type, resolved_dtype
 from mosaicbert_jax.pretraining.microbatch import AUTO
 from mosaicbert_jax.training import configuration, recovery
 
@@ -24,9 +24,12 @@ def pretraining(model: BertConfig) -> ConfigDict:
         None is the data set's padded vocabulary, dtype "auto" bfloat16 on GPUs and float32 else.
     """
     architecture = ConfigDict(dataclasses.asdict(model) | {"dtype": "auto"})
+    for field in dataclasses.fields(model):
+        kind, may_be_none = field_type(field)
+        if may_be_none:
+            architecture[field.name] = placeholder(kind)
+            architecture[field.name] = getattr(model, field.name)
     architecture.vocab_size = placeholder(int)
-    architecture.layer_norm_dtype = placeholder(str)
-    architecture.layer_norm_dtype = model.layer_norm_dtype
     config = ConfigDict(
         {
             "kind": "pretraining",  # which kind of run `train` starts; can't be changed

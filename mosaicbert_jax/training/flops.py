@@ -39,12 +39,15 @@ def model_flops_per_token(
 
     6 for each weight of the layers, 12 for each layer, hidden unit and key of the attention, and
     the masked-language-model head on the masked share: 737 MFLOP for MosaicBERT-Base at 128
-    tokens and 30%. Fixed by the architecture: what is skipped or computed twice does not count.
+    tokens and 30%. Layers with a sliding window count its keys. Fixed by the architecture: what is
+    skipped or computed twice does not count.
     """
     hidden, feed_forward = config.hidden_size, config.intermediate_size
-    feed_forward_matrices = 3 if config.feed_forward == "geglu" else 2
+    feed_forward_matrices = 3 if config.is_gated else 2
     layer_weights = 4 * hidden**2 + feed_forward_matrices * hidden * feed_forward
-    layers = config.num_hidden_layers * (6 * layer_weights + 12 * hidden * sequence_length)
+    windows = map(config.window_of, range(config.num_hidden_layers))
+    keys = sum(sequence_length if w is None else min(2 * w + 1, sequence_length) for w in windows)
+    layers = config.num_hidden_layers * 6 * layer_weights + 12 * hidden * keys
     head = 6 * masking_rate * (hidden**2 + hidden * config.vocab_size)
     return layers + head
 

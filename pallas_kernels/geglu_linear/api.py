@@ -21,8 +21,9 @@ def geglu_linear(
     """dropout(GELU(gate) · up) @ kernel, [gate | up] = gate_up: a gated feed-forward's second half.
 
     GeGLU with the exact GELU, or SwiGLU with SiLU, x · sigmoid(x), in its place (Shazeer, 2020,
-    arXiv:2002.05202). Differentiable in both. The linear map is part of it since its gradient needs the product: kept from forward by "xla", written
-    again in backward by the kernels, which keep gate_up alone.
+    arXiv:2002.05202). Differentiable in both. The linear map is part of it since its gradient needs
+    the product: kept from forward by "xla", written again in backward by the kernels, which keep
+    gate_up alone.
 
     Args:
       gate_up_BL2F: float32, bfloat16 or float16. The product is rounded to its dtype.
@@ -50,9 +51,8 @@ def geglu_linear(
         given = f"{gate_up_BL2F.shape}, {kernel_FE.shape}"
         raise ValueError(f"gate_up and kernel must be (B, L, 2, F) and (F, E), not {given}")
     if activation not in reference.ACTIVATIONS:
-        raise ValueError(
-            f"activation {activation!r} is not one of {', '.join(reference.ACTIVATIONS)}"
-        )
+        known = ", ".join(reference.ACTIVATIONS)
+        raise ValueError(f"activation {activation!r} is not one of {known}")
     if dropout_rate and dropout_keys_B is None:
         raise ValueError("dropout_rate needs dropout_keys_B, one key a row")
     why_not_triton = reason_against_triton(width, gate_up_BL2F.dtype.name)

@@ -12,6 +12,7 @@ TINY = (
 )  # fmt: skip
 
 
+@pytest.mark.one_end
 def test_no_path_is_taken_for_a_pattern(tmp_path, corpus, monkeypatch, capsys):
     here = tmp_path / "a[b] *c?"
     here.mkdir()

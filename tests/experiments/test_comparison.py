@@ -101,6 +101,7 @@ def test_each_ablation_differs_from_the_recipe_in_one_thing():
         assert len(changed) == len(off) == (name not in ("nothing", "masked-only last layer"))
 
 
+@pytest.mark.one_end
 def test_the_whole_last_layer_gives_the_same_loss():
     model, batch = small_model(), make_batch()
     found = ablation.whole_last_layer_sums(model, batch, None)

@@ -161,6 +161,7 @@ QUICK = (
 TWO_SEEDS = fast("rte", "(19, 717)")
 
 
+@pytest.mark.one_end
 def test_a_whole_suite(folder, dataset, tmp_path, capsys):
     """All eight tasks, interrupted in the first one and in one of the last; then what it left.
 

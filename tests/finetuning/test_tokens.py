@@ -98,6 +98,7 @@ def test_packed_words_are_those_of_one_by_one(dataset):
     assert np.std(packed) > 0.1
 
 
+@pytest.mark.one_end
 def test_a_run_learns_and_predict_labels_words(dataset, tmp_path, capsys):
     origin = pretrained(tmp_path / "origin", dataset)
     data = write(tmp_path / "x.jsonl", tagged(150))

@@ -140,6 +140,7 @@ def test_the_host_tells_its_memory():
     assert 10**8 < microbatch.device_memory() < 10**13
 
 
+@pytest.mark.one_end
 def test_train_auto(dataset, tmp_path):
     """From the command line, with what the compiled step really needs."""
     settings = ("train.microbatch_tokens=auto", "train.duration=2ba", "model.num_hidden_layers=1")

@@ -199,6 +199,7 @@ def test_init_from_continues_from_a_run(run, dataset, tmp_path, capsys):
     assert "model.hidden_size is 32" in capsys.readouterr().err
 
 
+@pytest.mark.one_end
 def test_the_baseline_trains_unpacked(dataset, tmp_path):
     """Learned positions, plain feed-forward, attention dropout, padding; and microbatches."""
     workdir = tmp_path / "bert"
@@ -328,6 +329,7 @@ def test_an_evaluation_cut_short_is_done_again(dataset, tmp_path):
     assert [r["step"] for r in rows_of(workdir, "loss")] == [1, 2, 3, 4]
 
 
+@pytest.mark.one_end
 def test_a_cpu_trains_in_bfloat16(dataset, tmp_path):
     """Slowly, as it has no such numbers; with the low precision LayerNorm and without."""
     for dtype in ("bfloat16", "float32"):

@@ -319,6 +319,7 @@ command.main()
 """
 
 
+@pytest.mark.one_end
 def test_a_hang_is_told_and_ended_if_asked_for(dataset, tmp_path):
     line = run_train(
         tmp_path / "run", dataset, "recovery.hang_seconds=20", "recovery.exit_on_hang=True",
