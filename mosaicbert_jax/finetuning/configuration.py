@@ -115,7 +115,7 @@ def model_config(config: ConfigDict, origin: BertConfig, source: pathlib.Path) -
             f"data.max_seq_len={longest}, but the model in {source} has "
             f"{origin.max_position_embeddings} positions"
         )
-    if config.data.second_text and origin.type_vocab_size < 2:
+    if config.data.second_text and origin.type_vocab_size == 1:
         raise UserError(f"the model in {source} has one token type, and pairs need two")
     return BertConfig.from_fields(vars(origin) | {"dtype": dtype})
 

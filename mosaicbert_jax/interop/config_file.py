@@ -52,7 +52,7 @@ _UNSTORED = {
     "mosaicbert": (*_UNSTORED_OF_BOTH, "max_position_embeddings"),
 }
 _TORCH_PREFIX = {"mosaicbert": "MosaicBert", "bert": "Bert", "modernbert": "ModernBert"}
-_SPELLED = {"mosaicbert": "MosaicBERT", "bert": "BERT", "modernbert": "ModernBERT"}
+MODEL_NAMES = {"mosaicbert": "MosaicBERT", "bert": "BERT", "modernbert": "ModernBERT"}
 _UNCHECKED = ("global_attention_every", "sliding_window")  # which shape no tensor
 AUTO_CLASSES = {
     "BertModel": "AutoModel",
@@ -173,8 +173,8 @@ def model_type(config: BertConfig) -> str:
     for name, value in wanted.items():
         if getattr(config, name) != value:
             raise UserError(
-                f"model.{name} is {getattr(config, name)!r} where {_SPELLED[kind]} has {value!r}: "
-                "no code of PyTorch computes this mixture, so it can't be saved for it"
+                f"model.{name} is {getattr(config, name)!r}, which {MODEL_NAMES[kind]} has as "
+                f"{value!r}: no PyTorch code computes this mixture, so it can't be saved for it"
             )
     return kind
 

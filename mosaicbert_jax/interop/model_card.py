@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from mosaicbert_jax.interop.config_file import AUTO_CLASSES, model_type
+from mosaicbert_jax.interop.config_file import AUTO_CLASSES, MODEL_NAMES, model_type
 from mosaicbert_jax.modeling.config import BertConfig
 
 _TASKS = {
@@ -23,6 +23,8 @@ _ARCHITECTURES = {
     "mosaicbert": "MosaicBERT (Portes et al., 2023, arXiv:2312.17482): BERT with ALiBi in place of "
     "position embeddings and with gated linear units",
     "bert": "BERT (Devlin et al., 2019, arXiv:1810.04805)",
+    "modernbert": "ModernBERT (Warner et al., 2024, arXiv:2412.13663): rotary position embeddings, "
+    "attention within a window in most layers, pre-norm layers without biases",
 }
 
 
@@ -89,15 +91,13 @@ def model_card(
     """Markdown, with the front matter that model hubs read."""
     kind = model_type(config)
     task, what = _TASKS[class_name]
-    limit = (
-        f"at most {config.max_position_embeddings} tokens"
-        if kind == "bert"
-        else "no limit on the number of tokens"
-    )
+    limit = f"at most {config.max_position_embeddings} tokens"
+    if kind == "mosaicbert":
+        limit = "no limit on the number of tokens"
     parts = [
         f"---\nlibrary_name: transformers\npipeline_tag: {task}\ntags:\n- {kind}\n"
         "- mosaicbert_jax\n---",
-        f"# {'BERT' if kind == 'bert' else 'MosaicBERT'}, {parameters:,} parameters",
+        f"# {MODEL_NAMES[kind]}, {parameters:,} parameters",
         f"{_ARCHITECTURES[kind]}; {what}. {config.num_hidden_layers} layers, hidden size "
         f"{config.hidden_size}, {config.num_attention_heads} heads, feed-forward size "
         f"{config.intermediate_size}, vocabulary {config.vocab_size}; {limit}. Written by "

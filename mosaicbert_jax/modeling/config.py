@@ -217,7 +217,7 @@ class BertConfig:
 
     @classmethod
     def modernbert_large(cls, **overrides: Any) -> Self:
-        """ModernBERT-large: 395,881,536 parameters with the masked-language-model head."""
+        """ModernBERT-large: 395,881,664 parameters with the masked-language-model head."""
         return cls.from_fields(_MODERNBERT_LARGE | _MODERNBERT | overrides)
 
     @classmethod

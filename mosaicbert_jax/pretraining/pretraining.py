@@ -35,6 +35,18 @@ from mosaicbert_jax.training.optimizer import optimizer_of
 from mosaicbert_jax.training.run import Run
 from mosaicbert_jax.training.step import evaluation_step, masked_lm
 
+# What may change where a run starts from a model: how it computes, its dropout, and for longer rows
+# the rotation.
+_FREE_FIELDS = {
+    "dtype",
+    "layer_norm_dtype",
+    "initializer_range",
+    "global_rope_theta",
+    "local_rope_theta",
+    "classifier_head",
+    "classifier_pooling",
+}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pretraining(Run):
@@ -247,25 +259,14 @@ def _check_same_tokenizer(origin: StoredModel, path: pathlib.Path) -> None:
 
 def _check_same_model(origin: StoredModel, wanted: BertConfig) -> None:
     """Raises UserError if parameters of one do not fit the other."""
-    found = origin.config
-    shaping = [
-        "vocab_size",
-        "hidden_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "intermediate_size",
-        "type_vocab_size",
-        "position_embedding",
-        "feed_forward",
-        "layer_norm_eps",
-        "head_norm_eps",
-    ]
-    if wanted.position_embedding == "learned":
-        shaping.append("max_position_embeddings")
+    free = _FREE_FIELDS
+    if wanted.position_embedding != "learned":
+        free |= {"max_position_embeddings"}
+    there, here = vars(origin.config), vars(wanted)
     changed = [
-        f"model.{name} is {getattr(found, name)!r} there and {getattr(wanted, name)!r} here"
-        for name in shaping
-        if getattr(found, name) != getattr(wanted, name)
+        f"model.{name} is {there[name]!r} there and {here[name]!r} here"
+        for name in here
+        if there[name] != here[name] and name not in free and "dropout" not in name
     ]
     if changed:
         raise UserError(f"init_from={origin.place} is another model: {'; '.join(changed)}")

@@ -23,6 +23,8 @@ _NAMES = {
     "MosaicBERT-Large": BertConfig.mosaicbert_large(),
     "BERT-Base": BertConfig.bert_base(),
     "BERT-Large": BertConfig.bert_large(),
+    "ModernBERT-base": BertConfig.modernbert_base(),
+    "ModernBERT-large": BertConfig.modernbert_large(),
 }
 _SIZES = {
     "num_hidden_layers": "layers",

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
+from flax import nnx, traverse_util
 from tokenizers import Tokenizer
 
 from mosaicbert_jax.errors import UserError
@@ -36,7 +36,7 @@ class StoredModel(abc.ABC):
       place: a run's folder, or one in Hugging Face's layout.
       config: of the encoder.
       target: what its classifier predicts; None without one.
-      heads: which of "pooler" and "classifier" it has.
+      heads: which of the classifier's parts besides the encoder it has; see `heads_of`.
       settings: the config of the run that trained it; empty if that isn't known.
     """
 
@@ -101,7 +101,9 @@ def open_model(place: pathlib.Path | str, step: int | None = None) -> StoredMode
         found = record.get(workdir.CLASSIFIER)
         target = None if found is None else Target.from_dict(found)
         config = BertConfig.from_fields(record["model"])
-        heads = () if target is None else heads_of(target)
+        heads = heads_of(target, config)
+        if target is None and config.classifier_head != "prediction":
+            heads = ()
         return _Run(place, config, target, heads, record["config"], step)
     if not (place / workdir.CONFIG_FILE).exists():
         if not place.exists() and is_hub_name(str(place)):
@@ -118,7 +120,7 @@ def open_model(place: pathlib.Path | str, step: int | None = None) -> StoredMode
             )
         except UserError as error:
             raise UserError(f"{place / workdir.CONFIG_FILE}: {error} is not supported") from None
-    heads = tuple(head for head in ("pooler", "classifier") if head in stored.heads)
+    heads = tuple(head for head in ("pooler", "head", "classifier") if head in stored.heads)
     return _Folder(place, stored.config, target, heads, {})
 
 
@@ -147,12 +149,12 @@ class _Run(StoredModel):
         return nnx.merge(graph, self._read({}))
 
     def params(self, abstract: dict[str, Any]) -> dict[str, Any]:
-        found = self._read(abstract)
-        return {part: found[part] for part in abstract}
+        return _part_of(self._read(abstract), abstract)
 
     def _read(self, abstract: dict[str, Any]) -> dict[str, Any]:
         here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        wanted = abstract_params(self._empty(), here) | abstract
+        own = traverse_util.flatten_dict(abstract_params(self._empty(), here))
+        wanted = traverse_util.unflatten_dict(own | traverse_util.flatten_dict(abstract))
         return checkpoint_files.read_params(self.place, wanted, self.step)
 
 
@@ -174,7 +176,8 @@ class _Folder(StoredModel):
         dtype = resolved_dtype("auto")
         if self.target is None:
             return read_model(BertForMaskedLM, self.place, dtype=dtype)
-        missing = tuple(head for head in heads_of(self.target) if head not in self.heads)
+        wanted = heads_of(self.target, self.config)
+        missing = tuple(head for head in wanted if head not in self.heads)
         return read_model(
             model_class(self.target),
             self.place,
@@ -184,25 +187,34 @@ class _Folder(StoredModel):
         )
 
     def params(self, abstract: dict[str, Any]) -> dict[str, Any]:
-        if "head" in abstract:
+        if "bias" in abstract.get("head", {}):  # the decoder's
             model = read_model(BertForMaskedLM, self.place)
         else:
             target = self.target or Target(CLASSIFICATION, ("0", "1"))
-            random = tuple(part for part in heads_of(target) if part not in abstract)
+            wanted = heads_of(target, self.config)
+            random = tuple(part for part in wanted if part not in abstract)
             outputs = target.outputs
             model = read_model(model_class(target), self.place, renew=random, num_labels=outputs)
         found = nnx.to_pure_dict(nnx.state(model, nnx.Param))
         return jax.tree.map(
             lambda like, x: jax.device_put(np.asarray(x), like.sharding),
             abstract,
-            {part: found[part] for part in abstract},
+            _part_of(found, abstract),
         )
 
 
-def heads_of(target: Target | None) -> tuple[str, ...]:
+def _part_of(params: dict[str, Any], like: dict[str, Any]) -> dict[str, Any]:
+    """Those parameters that a tree of the same names has; a classifier's head has no decoder."""
+    found = traverse_util.flatten_dict(params)
+    return traverse_util.unflatten_dict({p: found[p] for p in traverse_util.flatten_dict(like)})
+
+
+def heads_of(target: Target | None, config: BertConfig) -> tuple[str, ...]:
     """The parts of a model besides its encoder."""
     if target is None:
         return ("head",)
+    if config.classifier_head == "prediction":
+        return ("head", "classifier")
     return ("classifier",) if target.kind == TOKEN_CLASSIFICATION else ("pooler", "classifier")
 
 

@@ -28,6 +28,11 @@ BASELINE = dataclasses.replace(
     TINY, position_embedding="learned", feed_forward="gelu", max_position_embeddings=64
 )
 
+MODERN = BertConfig.modernbert_base(
+    num_hidden_layers=2, hidden_size=32, num_attention_heads=2, intermediate_size=64,
+    sliding_window=3, global_attention_every=2,
+)  # fmt: skip
+
 
 def pretrained(folder: pathlib.Path, dataset: pathlib.Path, config=TINY, seed=1) -> pathlib.Path:
     """A workdir for init_from with random weights, as `convert` makes one."""

@@ -1,5 +1,6 @@
 """Packed batches: exactly the recipe's examples, few shapes, and the numbers of one by one."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -13,7 +14,7 @@ from mosaicbert_jax.data.pipeline import Position
 from mosaicbert_jax.finetuning.batching import bucket, packed_batch, training_batches
 from mosaicbert_jax.finetuning.objective import CLASSES, jitted_logits, logits_of
 from mosaicbert_jax.training import sharding
-from tests.finetuning.cases import BASELINE, TINY, encoded_pairs
+from tests.finetuning.cases import BASELINE, MODERN, TINY, encoded_pairs
 
 SETTINGS = {"seed": 3, "size": 16, "row_length": 48, "shards": 2}
 
@@ -78,7 +79,11 @@ def test_few_shapes_with_room_for_all():
     assert [bucket(rows, 2) for rows in (1, 2, 3, 5)] == [2, 2, 4, 6]
 
 
-@pytest.mark.parametrize("config", [TINY, BASELINE], ids=["mosaicbert", "bert"])
+@pytest.mark.parametrize(
+    "config",
+    [TINY, BASELINE, MODERN, dataclasses.replace(MODERN, classifier_pooling="mean")],
+    ids=["mosaicbert", "bert", "modernbert", "modernbert, mean"],
+)
 def test_packed_logits_are_those_of_one_by_one(examples, config):
     model = BertForSequenceClassification(config, rngs=nnx.Rngs(0))
     graph, params = nnx.split(model)
