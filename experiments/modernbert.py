@@ -1,0 +1,121 @@
+"""What each of ModernBERT's changes to MosaicBERT is worth.
+
+    python -m experiments.modernbert --config=experiments/configs/modernbert.py \\
+        --workdir=runs/modernbert --config.data.path=DIR [--output=experiments/results/modernbert]
+
+See experiments/configs/modernbert.py. Writes OUTPUT.md and OUTPUT.png as it goes.
+"""
+
+import datetime
+import functools
+import pathlib
+import platform
+import statistics
+import sys
+from typing import Any
+
+import jax
+from matplotlib.figure import Figure
+from ml_collections import ConfigDict
+
+from benchmarks.preparation import processor
+from experiments.comparison import (
+    Job,
+    StepSeconds,
+    by_seed,
+    jobs,
+    prepare,
+    read_command,
+    run,
+    step_seconds,
+    variant_config,
+)
+from experiments.configs.modernbert import CHANGES
+from mosaicbert_jax.errors import explained
+
+Found = dict[Job, dict[str, Any]]
+
+
+def mean_and_deviation(values: list[float], digits: int = 3) -> str:
+    """For a table: the mean, and the sample standard deviation where there are two or more."""
+    if not values:
+        return ""
+    deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.{digits}f}{deviation}"
+
+
+def table(config: ConfigDict, found: Found, seconds: StepSeconds, picture: str) -> str:
+    """The results, with machine, versions and command."""
+    first = jobs(config)[0]
+    one = variant_config(config, first)
+    of = functools.partial(by_seed, found, budget=first.budget)
+    lines = [
+        "# Each of ModernBERT's changes to MosaicBERT alone",
+        "",
+        f"{datetime.date.today()}, {processor()}, Python {platform.python_version()}, jax "
+        f"{jax.__version__}",
+        "`python -m experiments.modernbert --config=experiments/configs/modernbert.py "
+        "--workdir=runs/modernbert --config.data.path=DIR`",
+        "",
+        f"{one.model.num_hidden_layers} layers of {one.model.hidden_size} with "
+        f"{one.model.num_attention_heads} heads on the embedded corpus, rows of "
+        f"{one.data.row_length} and {one.train.batch_tokens:,} slots a step, a peak learning rate "
+        f"of {one.optimizer.learning_rate:g} for all, float32. Steps a second: with all variants "
+        f"taking turns, data and all ({seconds.machine}; median). Each run has the whole schedule "
+        f"in {first.budget} at this speed. Held out: masked at 15%. Mean of the seeds ± standard "
+        "deviation.",
+        "",
+        "| change | steps/s | steps | seeds | held-out loss | held-out masked accuracy |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for name in CHANGES:
+        steps = of(name, key="steps")
+        if steps:
+            lines.append(
+                f"| {name} | {1 / seconds.seconds[name]:.1f} | {steps[0]:,} | {len(steps)} | "
+                f"{mean_and_deviation(of(name, key='eval_loss'))} | "
+                f"{mean_and_deviation(of(name, key='eval_masked_accuracy'))} |"
+            )
+    lines += [
+        "",
+        "At two layers and 128 tokens, what pre-norm and RoPE are for (depth, length) is not seen; "
+        "the window is 8 tokens on each side in the second layer.",
+        "",
+        f"![losses]({picture}.png)",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def draw(config: ConfigDict, found: Found, path: pathlib.Path) -> None:
+    """The held-out losses: a dot a seed, a line at their mean, MosaicBERT's dashed through all."""
+    budget = config.budgets[0]
+    losses = {name: by_seed(found, name, budget, "eval_loss") for name in CHANGES}
+    losses = {name: values for name, values in reversed(losses.items()) if values}
+    figure = Figure(figsize=(7, 3.8), layout="constrained")
+    axis = figure.subplots()
+    for place, values in enumerate(losses.values()):
+        axis.plot(values, [place] * len(values), "o", color="C0", alpha=0.5)
+        axis.plot(statistics.fmean(values), place, "|", color="C0", markersize=18, mew=2)
+    if "MosaicBERT" in losses:
+        axis.axvline(statistics.fmean(losses["MosaicBERT"]), color="gray", linestyle="--")
+    axis.set_yticks(range(len(losses)), list(losses))
+    axis.set(xlabel=f"held-out loss after {budget} (lower is better)")
+    axis.grid(axis="x", alpha=0.3)
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    with explained("interrupted; the same command resumes"):
+        config, folder, target = read_command(sys.argv, "experiments/results/modernbert")
+        seconds = step_seconds(config, folder, prepare)
+        jax.config.update("jax_compilation_cache_dir", str((folder / "compiled").absolute()))
+        for found in run(jobs(config), config, folder, seconds):
+            target.with_suffix(".md").write_text(table(config, found, seconds, target.name))
+            if found:
+                draw(config, found, target.with_suffix(".png"))
+        print(target.with_suffix(".md").read_text())
+
+
+if __name__ == "__main__":
+    main()
