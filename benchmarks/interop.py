@@ -27,7 +27,7 @@ import numpy as np
 from benchmarks.preparation import processor
 from mosaicbert_jax import BertConfig, BertForMaskedLM
 from mosaicbert_jax.conversion import export_run, import_folder
-from mosaicbert_jax.text.tokenizer import train_tokenizer
+from mosaicbert_jax.text.tokenizer_training import train_tokenizer
 from tests.golden_cases import FOLDER
 from tests.interop.model_cases import call, random_model
 from tests.interop.published_layout import write_published

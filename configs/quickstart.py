@@ -1,5 +1,7 @@
 """A small MosaicBERT on the embedded corpus, in minutes on a CPU: what `make quickstart` runs.
 
+With configs/quickstart.py:modernbert it is a small ModernBERT.
+
 Command:   python train.py --config=configs/quickstart.py --workdir=runs/quickstart \\
                --config.data.path=DIR
            DIR: the embedded corpus, vocabulary 4,096, long documents split (the Makefile has the
@@ -17,16 +19,22 @@ from mosaicbert_jax import BertConfig
 from mosaicbert_jax.pretraining.configuration import pretraining
 
 
-def get_config():
+def get_config(architecture: str = "mosaicbert"):
     """2 layers of 128 with 8 heads, steps of 4 rows of 128 tokens."""
-    model = BertConfig(
-        num_hidden_layers=2,
-        hidden_size=128,
+    sizes = {
+        "num_hidden_layers": 2,
+        "hidden_size": 128,
         # ALiBi's slopes are steep with 8: 0.207 after 1.5M tokens, where 2 heads reach 0.137.
-        num_attention_heads=8,
-        intermediate_size=256,
-        hidden_dropout_prob=0.0,
-    )
+        "num_attention_heads": 8,
+        "intermediate_size": 256,
+        "hidden_dropout_prob": 0.0,
+    }
+    model = {
+        "mosaicbert": lambda: BertConfig(**sizes),
+        "modernbert": lambda: BertConfig.modernbert_base(
+            **sizes, sliding_window=16, global_attention_every=2
+        ),
+    }[architecture]()
     config = pretraining(model)
     config.data.row_length = 128
     config.optimizer.learning_rate = 2e-3

@@ -14,7 +14,9 @@ from mosaicbert_jax.storage.opening import open_model
 from mosaicbert_jax.text.tokenizer import (
     check_vocabulary,
     encode_texts,
+    is_wordpiece,
     of_plain_text,
+    shown_token,
     special_token_ids,
     vocab_size,
 )
@@ -70,9 +72,14 @@ class FillMask:
         Raises:
           UserError: the text has no [MASK].
         """
-        parts = text.split(MASK)
+        own = self.tokenizer.id_to_token(self.special_ids.mask)
+        parts = text.replace(own, MASK).split(MASK)
         if len(parts) == 1:
             raise UserError(f"{text!r} has no {MASK}; put one where a word is to be predicted")
+        if not is_wordpiece(
+            self.tokenizer
+        ):  # the space before a mask is the mask's, as in training
+            parts = [*(part.rstrip() for part in parts[:-1]), parts[-1]]
         tokens = [self.special_ids.cls]
         for index, part in enumerate(encode_texts(self._plain, parts)):
             tokens += ([self.special_ids.mask] if index else []) + part.tolist()
@@ -96,7 +103,7 @@ class FillMask:
         probabilities_MV = exp_MV / exp_MV.sum(axis=1, keepdims=True)
         return [
             [
-                Guess(self.tokenizer.id_to_token(int(index)), float(row_V[index]))
+                Guess(shown_token(self.tokenizer, int(index)), float(row_V[index]))
                 for index in np.argsort(-row_V, kind="stable")[:top]
                 if row_V[index] > 0
             ]

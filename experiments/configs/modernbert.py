@@ -16,7 +16,7 @@ from ml_collections.config_dict import placeholder
 from configs import mosaicbert_base
 from experiments.configs.pareto import mini
 
-# A window in proportion: ModernBERT's first phase has 64 of 1,024 tokens on each side, rows here 128.
+# A window in proportion: 64 tokens on each side for ModernBERT's 1,024, and here rows of 128.
 _WINDOW = {"model.sliding_window": 8, "model.global_attention_every": 2}
 _NO_BIAS = {"model.use_bias": False, "model.norm_bias": False, "model.head_bias": False}
 _NO_DROPOUT = {"model.hidden_dropout_prob": 0.0}

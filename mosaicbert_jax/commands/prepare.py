@@ -30,6 +30,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="entries of a tokenizer trained here; if not set they grow with the text: the root of "
         "its bytes, from 512 to 30,522",
     )
+    parser.add_argument(
+        "--tokenizer-model",
+        choices=["wordpiece", "bpe"],
+        default="wordpiece",
+        help="of a tokenizer trained here: BERT's, or byte-level BPE, which keeps case and knows "
+        "all text, whatever its script",
+    )
+    parser.add_argument(
+        "--special-tokens",
+        nargs="+",
+        default=[],
+        metavar="ROLE=ENTRY",
+        help="entries of --tokenizer that are its pad, unk, cls, sep or mask, where they have none "
+        "of the names of BERT, RoBERTa and Gemma",
+    )
     parser.add_argument("--cased", action="store_true", help="train a tokenizer that keeps case")
     parser.add_argument(
         "--long-documents",
@@ -61,6 +76,18 @@ def run(arguments: argparse.Namespace) -> None:
 
     if arguments.cased and arguments.tokenizer:
         raise UserError("--cased is for a tokenizer trained here; --tokenizer decides by itself")
+    if arguments.special_tokens and not arguments.tokenizer:
+        raise UserError("--special-tokens are entries of a --tokenizer; give one")
+    if arguments.tokenizer_model != "wordpiece" and arguments.tokenizer:
+        raise UserError("--tokenizer-model is for a tokenizer trained here, without --tokenizer")
+    special_tokens = []
+    for word in arguments.special_tokens:
+        role, equals, entry = word.partition("=")
+        if not (equals and entry):
+            raise UserError(
+                f"--special-tokens {word!r} is not of the form ROLE=ENTRY, as in mask=<m>"
+            )
+        special_tokens.append((role, entry))
     prepare(
         PrepareOptions(
             inputs=tuple(arguments.input),
@@ -70,7 +97,9 @@ def run(arguments: argparse.Namespace) -> None:
             validation_fraction=arguments.validation_fraction,
             tokenizer=arguments.tokenizer,
             vocab_size=arguments.vocab_size,
-            lowercase=not arguments.cased,
+            lowercase=False if arguments.cased else None,
+            tokenizer_model=arguments.tokenizer_model,
+            special_tokens=tuple(special_tokens),
             long_documents=arguments.long_documents,
             deduplicate=not arguments.keep_duplicates,
             on_error=arguments.on_error,

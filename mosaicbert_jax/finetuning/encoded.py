@@ -12,7 +12,13 @@ from mosaicbert_jax.errors import UserError
 from mosaicbert_jax.finetuning.examples import Example, TaggedExample
 from mosaicbert_jax.storage.target import REGRESSION, Target
 from mosaicbert_jax.text.encoding import encode_documents
-from mosaicbert_jax.text.tokenizer import WordEncoder, of_plain_text, special_token_ids
+from mosaicbert_jax.text.tokenizer import (
+    WordEncoder,
+    first_piece,
+    of_plain_text,
+    special_token_ids,
+    words_in_text,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,14 +137,17 @@ def encode_tagged(
     for example in examples:
         pieces, firsts = [np.array([ids.cls], np.int32)], [np.array([-1], np.int32)]
         names = example.labels or (None,) * len(example.words)
-        words = zip(example.words, names, encode_words(example.words), strict=True)
+        in_text = words_in_text(tokenizer, example.words)
+        words = zip(example.words, names, encode_words(in_text), strict=True)
         for number, (word, name, word_T) in enumerate(words, 1):
             place = f"{example.place}, word {number}"
             if not len(word_T):
                 raise UserError(f"{place}: {word!r} has no token")
             pieces.append(word_T)
             firsts.append(np.full(len(word_T), -1, np.int32))
-            firsts[-1][0] = 0 if name is None else target.number(name, place)
+            firsts[-1][first_piece(tokenizer, word_T)] = (
+                0 if name is None else target.number(name, place)
+            )
         kept = slice(max_seq_len - 1)
         tokens += [np.concatenate(pieces)[kept], np.array([ids.sep], np.int32)]
         labels += [np.concatenate(firsts)[kept], np.array([-1], np.int32)]

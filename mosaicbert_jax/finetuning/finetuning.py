@@ -34,7 +34,7 @@ from mosaicbert_jax.storage.opening import (
     open_model,
 )
 from mosaicbert_jax.storage.target import Target
-from mosaicbert_jax.text.tokenizer import vocab_text
+from mosaicbert_jax.text.tokenizer import tokenizer_files
 from mosaicbert_jax.training import flops, loop, sharding
 from mosaicbert_jax.training.durations import Duration
 from mosaicbert_jax.training.optimizer import optimizer_of
@@ -145,11 +145,7 @@ class Finetuning(Run):
 
     def tokenizer_files(self) -> dict[str, str]:
         """The origin's."""
-        tokenizer = self.origin.tokenizer
-        return {
-            "tokenizer.json": tokenizer.to_str(pretty=True),
-            "vocab.txt": vocab_text(tokenizer),
-        }
+        return tokenizer_files(self.origin.tokenizer)
 
     def initial_params(self, abstract: Any) -> Any:
         """The origin's encoder and heads, and new ones for those that are missing or to renew."""

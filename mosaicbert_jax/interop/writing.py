@@ -24,7 +24,8 @@ from mosaicbert_jax.text.tokenizer import (
     is_lowercase,
     load_tokenizer,
     special_token_ids,
-    vocab_text,
+    special_token_names,
+    tokenizer_files,
 )
 
 _TORCH_FILES = (
@@ -86,7 +87,12 @@ def save_model(
             has_limit = config.position_embedding != "alibi"
             limits = [max_length, config.max_position_embeddings if has_limit else None]
             known = [limit for limit in limits if limit is not None]
-            write_tokenizer(encoder, unfinished, max_length=min(known, default=None))
+            write_tokenizer(
+                encoder,
+                unfinished,
+                max_length=min(known, default=None),
+                token_types=config.type_vocab_size > 0,
+            )
 
 
 def stored_tensors(model: Any) -> dict[str, np.ndarray]:
@@ -112,25 +118,33 @@ def stored_tensors(model: Any) -> dict[str, np.ndarray]:
 
 
 def write_tokenizer(
-    tokenizer: Tokenizer, folder: pathlib.Path, *, max_length: int | None = None
+    tokenizer: Tokenizer,
+    folder: pathlib.Path,
+    *,
+    max_length: int | None = None,
+    token_types: bool = True,
 ) -> None:
-    """tokenizer.json and vocab.txt, and what AutoTokenizer reads beside them.
+    """The tokenizer's files, and what AutoTokenizer reads beside them.
 
     Args:
       max_length: tokens that the model takes; None: any number.
+      token_types: whether the model has token types.
     """
-    ids = special_token_ids(tokenizer)
+    ids, names = special_token_ids(tokenizer), special_token_names(tokenizer)
     # Ours puts the two round every sequence, whatever the file that the tokenizer came from says.
-    tokenizer.post_processor = processors.BertProcessing(("[SEP]", ids.sep), ("[CLS]", ids.cls))
-    (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
-    (folder / "vocab.txt").write_text(vocab_text(tokenizer), encoding="utf-8")
+    tokenizer.post_processor = processors.BertProcessing(
+        (names["sep"], ids.sep), (names["cls"], ids.cls)
+    )
+    for name, text in tokenizer_files(tokenizer).items():
+        (folder / name).write_text(text, encoding="utf-8")
+    inputs = ["input_ids", *(["token_type_ids"] if token_types else []), "attention_mask"]
     settings: dict[str, Any] = {
         # The class that takes tokenizer.json as it is; BertTokenizer builds one of its own.
         "tokenizer_class": "PreTrainedTokenizerFast",
         "do_lower_case": is_lowercase(tokenizer),
-        "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
+        "model_input_names": inputs,
     }
-    settings |= {f"{name}_token": f"[{name.upper()}]" for name in ids.__dataclass_fields__}
+    settings |= {f"{role}_token": name for role, name in names.items()}
     if max_length is not None:
         settings["model_max_length"] = max_length
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", "utf-8")

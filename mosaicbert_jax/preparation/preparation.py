@@ -34,14 +34,18 @@ from mosaicbert_jax.progress import ByteProgress, while_ticking
 from mosaicbert_jax.text.encoding import EncodedBlock, Encoder
 from mosaicbert_jax.text.sources import find_sources, input_bytes
 from mosaicbert_jax.text.tokenizer import (
-    check_vocab_size,
     is_lowercase,
     load_tokenizer,
     padded_vocab_size,
     special_token_ids,
-    train_tokenizer,
+    tokenizer_files,
     vocab_size,
-    vocab_text,
+)
+from mosaicbert_jax.text.tokenizer_training import (
+    BPE_MODEL,
+    WORDPIECE,
+    check_vocab_size,
+    train_tokenizer,
 )
 from mosaicbert_jax.text.vocabulary import token_dtype
 
@@ -70,7 +74,10 @@ class PrepareOptions:
       tokenizer: a vocab.txt, a tokenizer.json or a Hugging Face folder; None trains one, on at
         most 100 MB of the training documents, drawn by digest.
       vocab_size: entries of the tokenizer trained here; None: see `scaled_vocab_size`.
-      lowercase: whether the tokenizer trained here lower-cases. One that is given decides itself.
+      lowercase: whether the tokenizer trained here lower-cases; None: WordPiece does, BPE doesn't.
+        One that is given decides itself.
+      tokenizer_model: of a tokenizer trained here, "wordpiece" or "bpe" (byte-level).
+      special_tokens: of `tokenizer`, by role; see `load_tokenizer`.
       long_documents: "truncate" keeps the first max_seq_len tokens of a document, as the recipe
         does; "split" makes consecutive sequences of them all.
       deduplicate: drop all but the first of documents with the same text. Takes 8 bytes of memory
@@ -88,7 +95,9 @@ class PrepareOptions:
     validation_fraction: float = 0.05
     tokenizer: str | None = None
     vocab_size: int | None = None
-    lowercase: bool = True
+    lowercase: bool | None = None
+    tokenizer_model: str = WORDPIECE
+    special_tokens: tuple[tuple[str, str], ...] = ()
     long_documents: str = "truncate"
     deduplicate: bool = True
     on_error: str = "stop"
@@ -121,8 +130,10 @@ def prepare(options: PrepareOptions, say: Callable[[str], None] = print) -> Data
         held_out_below=int(options.validation_fraction * 2**64),
         workers=options.workers,
     )
-    given = load_tokenizer(options.tokenizer) if options.tokenizer is not None else None
-    if given is not None and is_lowercase(given) and not options.lowercase:
+    given = None
+    if options.tokenizer is not None:
+        given = load_tokenizer(options.tokenizer, special_tokens=dict(options.special_tokens))
+    if given is not None and is_lowercase(given) and options.lowercase is False:
         raise UserError(
             f"lowercase=False: the tokenizer {options.tokenizer} lower-cases; give a cased one"
         )
@@ -194,7 +205,7 @@ def _check(options: PrepareOptions) -> None:
     if options.tokenizer is not None and options.vocab_size is not None:
         raise UserError("vocab_size is for a tokenizer trained here; give one of them")
     if options.vocab_size is not None:
-        check_vocab_size(options.vocab_size)  # before the inputs are read
+        check_vocab_size(options.vocab_size, options.tokenizer_model)  # before the inputs are read
     output = _output_folder(options.output).resolve()
     for each in filter(os.path.isdir, options.inputs):
         if output.is_relative_to(Path(each).resolve()):
@@ -214,11 +225,12 @@ def _recorded_options(options: PrepareOptions, given: Tokenizer | None) -> dict[
         "on_error": options.on_error,
     }
     if given is None:
+        lowercase = options.lowercase
         return recorded | {
-            "tokenizer": "trained",
+            "tokenizer": "trained BPE" if options.tokenizer_model == BPE_MODEL else "trained",
             "tokenizer_sample_bytes": TOKENIZER_SAMPLE_BYTES,
             "vocab_size": _SCALED if options.vocab_size is None else options.vocab_size,
-            "lowercase": options.lowercase,
+            "lowercase": options.tokenizer_model != BPE_MODEL if lowercase is None else lowercase,
         }
     return recorded | {
         "tokenizer": hashlib.sha256(given.to_str().encode()).hexdigest(),
@@ -280,9 +292,9 @@ def _build(
         tokenizer = load_tokenizer(path)
         say(f"resuming the unfinished preparation in {work.folder}")
     else:
-        tokenizer = given or _trained(inputs, recorded["vocab_size"], options.lowercase, say)
-        write_synced(path, tokenizer.to_str(pretty=True).encode() + b"\n")
-        write_synced(work.data / "vocab.txt", vocab_text(tokenizer).encode())
+        tokenizer = given or _trained(inputs, recorded, options.tokenizer_model, say)
+        for name, text in tokenizer_files(tokenizer).items():
+            write_synced(work.data / name, text.encode() + (b"\n" if name == path.name else b""))
         work.progress.documents = [0] * len(inputs.files)
         if given is None:
             work.save()
@@ -330,8 +342,9 @@ def _build(
 
 
 def _trained(
-    inputs: Inputs, entries: int | str, lowercase: bool, say: Callable[[str], None]
+    inputs: Inputs, recorded: dict[str, Any], model: str, say: Callable[[str], None]
 ) -> Tokenizer:
+    entries = recorded["vocab_size"]
     sample = inputs.sample(TOKENIZER_SAMPLE_BYTES, "sampling for the tokenizer")
     if not sample.is_whole:
         say(
@@ -345,7 +358,8 @@ def _trained(
             "text; --vocab-size sets another number"
         )
     return while_ticking(
-        "training the tokenizer", lambda: train_tokenizer(sample, int(entries), lowercase)
+        "training the tokenizer",
+        lambda: train_tokenizer(sample, int(entries), recorded["lowercase"], model),
     )
 
 

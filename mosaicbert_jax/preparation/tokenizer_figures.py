@@ -14,7 +14,12 @@ import numpy as np
 from tokenizers import Tokenizer, normalizers, pre_tokenizers
 
 from mosaicbert_jax.markdown import columns, shortened
-from mosaicbert_jax.text.tokenizer import SPECIAL_TOKENS, encode_texts, of_plain_text
+from mosaicbert_jax.text.tokenizer import (
+    encode_texts,
+    is_wordpiece,
+    of_plain_text,
+    special_token_ids,
+)
 
 # A word is frequent if one in so many of the sample is this word, and it is there twice at least.
 _FREQUENT_ONE_IN = 50_000
@@ -75,20 +80,24 @@ def tokenizer_figures(
     tokenizer: Tokenizer, name: str, sample: Sequence[str], words: Counter[str]
 ) -> TokenizerFigures:
     """Measure a tokenizer, which stays as it is, on the sample and on the words in it."""
+    special_ids = special_token_ids(tokenizer)
     tokenizer = of_plain_text(tokenizer)
     tokenizer.no_truncation()
     tokenizer.no_padding()
     ids_of_texts = encode_texts(tokenizer, sample)
     tokens = sum(map(len, ids_of_texts))
     used_ids = {int(i) for ids_T in ids_of_texts for i in np.unique(ids_T)}
-    ids_of_words = encode_texts(tokenizer, list(words))
+    # As within a text, where but for WordPiece a space before a word is part of it.
+    space = "" if is_wordpiece(tokenizer) else " "
+    ids_of_words = encode_texts(tokenizer, [space + word for word in words])
     pieces = {word: tuple(ids.tolist()) for word, ids in zip(words, ids_of_words, strict=True)}
-    unknown_id = tokenizer.token_to_id("[UNK]")
+    unknown_id = special_ids.unk
     unknown = sum(count for word, count in words.items() if unknown_id in pieces[word])
     single = sum(count for word, count in words.items() if len(pieces[word]) == 1)
     lost = sum(count for word, count in words.items() if pieces[word] == (unknown_id,))
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
-    entries = {i: entry for entry, i in vocabulary.items() if entry not in SPECIAL_TOKENS}
+    special = {*dataclasses.astuple(special_ids)}
+    entries = {i: entry for entry, i in vocabulary.items() if i not in special}
     return TokenizerFigures(
         name=name,
         entries=entries,

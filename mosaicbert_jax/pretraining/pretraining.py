@@ -170,8 +170,8 @@ class Pretraining(Run):
     def tokenizer_files(self) -> dict[str, str]:
         """Those of the data set."""
         path = self.dataset.metadata.tokenizer_path
-        files = (path, path.parent / "vocab.txt")
-        return {file.name: file.read_text(encoding="utf-8") for file in files}
+        files = (path, path.parent / "vocab.txt")  # of WordPiece alone
+        return {file.name: file.read_text(encoding="utf-8") for file in files if file.exists()}
 
     def initial_params(self, abstract: Any) -> Any:
         """Those of init_from: a run's folder, or one in Hugging Face's layout; else random ones."""

@@ -21,7 +21,7 @@ from mosaicbert_jax.text.tokenizer import (
     special_token_ids,
     vocab_size,
 )
-from mosaicbert_jax.text.vocabulary import token_dtype
+from mosaicbert_jax.text.vocabulary import SpecialTokenIds, token_dtype
 
 MIN_PIECE_TOKENS = 8
 _BATCH_CHARS = 2**19
@@ -130,12 +130,16 @@ class Encoder:
         return token_dtype(padded_vocab_size(vocab_size(self._tokenizer)))
 
     @functools.cached_property
+    def _special_ids(self) -> SpecialTokenIds:
+        return special_token_ids(Tokenizer.from_str(self.tokenizer_json))
+
+    @functools.cached_property
     def _cls(self) -> np.ndarray:
-        return np.array([special_token_ids(self._tokenizer).cls], self._dtype)
+        return np.array([self._special_ids.cls], self._dtype)
 
     @functools.cached_property
     def _sep(self) -> np.ndarray:
-        return np.array([special_token_ids(self._tokenizer).sep], self._dtype)
+        return np.array([self._special_ids.sep], self._dtype)
 
 
 def encode_documents(
@@ -178,6 +182,14 @@ def cut_point(text: str, begin: int, size: int) -> int:
     end = begin + size
     if end >= len(text):
         return len(text)
+    # At a single space, as BPE has several in one token; else at any.
+    before = text.rfind(" ", begin + 1, end)
+    while before > begin and (
+        text[before - 1].isspace() or text[before + 1 : before + 2].isspace()
+    ):
+        before = text.rfind(" ", begin + 1, before)
+    if before > begin:
+        return before
     before = max(text.rfind(" ", begin + 1, end), text.rfind("\n", begin + 1, end))
     if before > begin:
         return before

@@ -1,34 +1,30 @@
-"""BERT's WordPiece tokenizer: trained here, or read from a vocab.txt or tokenizer.json.
+"""Tokenizers: BERT's WordPiece, and any BPE or Unigram of the `tokenizers` library.
 
-Normalization, splitting and matching are those of the original BERT, as the `tokenizers` library
-implements them. https://arxiv.org/abs/1810.04805
+WordPiece's normalization, splitting and matching are those of the original BERT
+(https://arxiv.org/abs/1810.04805). Special tokens are known by their names; see `SPECIAL_NAMES`.
 """
 
+import dataclasses
 import json
 import os
-import sys
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int
-from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import WordPiece
 
 from mosaicbert_jax.errors import UserError
 from mosaicbert_jax.files import how_to_download, is_hub_name
-from mosaicbert_jax.text.vocabulary import MAX_VOCAB_SIZE, SpecialTokenIds
+from mosaicbert_jax.text.vocabulary import MAX_VOCAB_SIZE, SPECIAL_NAMES, SpecialTokenIds
 
 # In the order of their ids in a vocabulary trained here, and of SpecialTokenIds' fields.
-SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-MIN_VOCAB_SIZE = 32
-# Rarer characters become [UNK], as in the vocabularies that Google trained.
-_ALPHABET_LIMIT = 1000
-_MIN_FREQUENCY = 2
+SPECIAL_TOKENS = tuple(names[0] for names in SPECIAL_NAMES.values())
+_KINDS = ("WordPiece", "BPE", "Unigram")
 _MAX_CHARS_PER_WORD = 100
-_COUNTED_CHARS = 2**20
+_SPACES = ("\u0120", "\u2581")  # what byte-level BPE and Metaspace write for a space
 _REMEMBERED_CHARS = 2**21
 # Of tokenizer_config.json: BertNormalizer's names for them.
 _NORMALIZER_SETTINGS = {
@@ -38,63 +34,25 @@ _NORMALIZER_SETTINGS = {
 }
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int, lowercase: bool = True) -> Tokenizer:
-    """Train a WordPiece vocabulary of at most `vocab_size` entries; the same one on every run.
-
-    Args:
-      texts: iterated twice, so a collection, or an object whose __iter__ starts over; one pass
-        counts characters, the other words. Neither holds the texts.
-      vocab_size: entries asked for, special tokens included. Little text yields fewer.
-      lowercase: lower-case and strip accents first, as bert-base-uncased does.
-
-    Raises:
-      UserError: see `check_vocab_size`.
-      ValueError: `texts` is an iterator, which can't be read twice.
-    """
-    check_vocab_size(vocab_size)
-    if iter(texts) is texts:
-        raise ValueError("texts must be iterable twice; an iterator is not")
-    blank = _bert_tokenizer({token: i for i, token in enumerate(SPECIAL_TOKENS)}, lowercase)
-    alphabet = _alphabet(blank, texts, min(_ALPHABET_LIMIT, (vocab_size - 5) // 2))
-    # The library numbers ##x as it meets them in a hash map, another order on each run, and breaks
-    # ties between merges by these numbers. Named as special tokens they are numbered in our order;
-    # only the vocabulary of this trainer is used. As in BERT's own, x and ##x come together.
-    continuing = [f"##{char}" for char in alphabet if _can_continue(blank, char)]
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size,
-        min_frequency=_MIN_FREQUENCY,
-        special_tokens=[*SPECIAL_TOKENS, *continuing],
-        initial_alphabet=alphabet,
-        limit_alphabet=len(alphabet),
-        continuing_subword_prefix="##",
-        show_progress=False,
-    )
-    learner = Tokenizer(WordPiece(unk_token="[UNK]"))
-    learner.normalizer, learner.pre_tokenizer = blank.normalizer, blank.pre_tokenizer
-    learner.train_from_iterator(texts, trainer)
-    return _bert_tokenizer(learner.get_vocab(with_added_tokens=False), lowercase)
-
-
-def check_vocab_size(entries: int) -> None:
-    """Raises UserError for a size that no tokenizer can be trained to."""
-    if entries < MIN_VOCAB_SIZE:
-        raise UserError(f"vocab_size {entries}: at least {MIN_VOCAB_SIZE} entries are needed")
-    if entries > MAX_VOCAB_SIZE:
-        raise UserError(f"vocab_size {entries}: at most {MAX_VOCAB_SIZE:,} entries are allowed")
-
-
-def load_tokenizer(path: str | os.PathLike, lowercase: bool | None = None) -> Tokenizer:
-    """Read a WordPiece tokenizer; truncation and padding that the file asks for are ignored.
+def load_tokenizer(
+    path: str | os.PathLike,
+    lowercase: bool | None = None,
+    *,
+    special_tokens: Mapping[str, str] | None = None,
+) -> Tokenizer:
+    """Read a tokenizer; truncation and padding that the file asks for are ignored.
 
     Args:
       path: a vocab.txt, a tokenizer.json, or a Hugging Face folder with a tokenizer.json, or with
         a vocab.txt and a tokenizer_config.json that says `do_lower_case`.
       lowercase: for a vocab.txt alone, whether text is lower-cased. None: it is, unless the
         vocabulary has upper-case entries.
+      special_tokens: by role, such as "mask", entries that have none of the names of
+        SPECIAL_NAMES; they are given the first of these.
 
     Raises:
-      UserError: a file is missing or damaged, it is no WordPiece tokenizer, a special token or
-        the token for unknown words is missing from it, or an id is far too large.
+      UserError: a file is missing or damaged, it is of another kind, a special token or the token
+        for unknown words is missing from it, or an id is far too large.
     """
     path = Path(path)
     if path.is_dir():
@@ -105,18 +63,19 @@ def load_tokenizer(path: str | os.PathLike, lowercase: bool | None = None) -> To
         raise UserError(f"{path}: no such file. {how_to_download(str(path))}")
     else:
         tokenizer = _load_vocab(path, lowercase)
+    if special_tokens:
+        tokenizer = _renamed(tokenizer, special_tokens, path)
     try:
         special_token_ids(tokenizer)
     except KeyError as error:
+        role = error.args[0]
         raise UserError(
-            f"{path}: the vocabulary lacks {error.args[0]}; BERT needs {' '.join(SPECIAL_TOKENS)}"
+            f"{path}: the vocabulary lacks {SPECIAL_NAMES[role][0]} by any of the names "
+            f"{' '.join(SPECIAL_NAMES[role])}; BERT needs {' '.join(SPECIAL_TOKENS)} "
+            f"(`prepare --special-tokens {role}=ENTRY` names another)"
         ) from None
-    unknown = tokenizer.model.unk_token
-    if tokenizer.model.token_to_id(unknown) is None:  # an added token doesn't do
-        raise UserError(
-            f"{path}: the model's vocabulary lacks its unk_token {unknown!r}, so no unknown word "
-            "could be encoded; add it"
-        )
+    if why := _loses_text(tokenizer):
+        raise UserError(f"{path}: {why}, so no unknown word could be encoded; add it")
     if vocab_size(tokenizer) > MAX_VOCAB_SIZE:
         raise UserError(
             f"{path}: an entry has id {vocab_size(tokenizer) - 1}; number them from 0 on"
@@ -125,11 +84,59 @@ def load_tokenizer(path: str | os.PathLike, lowercase: bool | None = None) -> To
 
 
 def special_token_ids(tokenizer: Tokenizer) -> SpecialTokenIds:
-    """The ids of the special tokens, looked up by name. Raises KeyError for one that is missing."""
-    ids = [tokenizer.token_to_id(token) for token in SPECIAL_TOKENS]
-    if None in ids:
-        raise KeyError(SPECIAL_TOKENS[ids.index(None)])
-    return SpecialTokenIds(*ids)
+    """The ids of the special tokens, looked up by name. Raises KeyError for a role without one."""
+    ids: dict[str, int] = {}
+    for role, names in SPECIAL_NAMES.items():
+        found = [i for name in names if (i := tokenizer.token_to_id(name)) is not None]
+        if found:
+            ids[role] = found[0]
+        elif role == "unk" and not is_wordpiece(tokenizer):
+            ids[role] = ids["pad"]
+        else:
+            raise KeyError(role)
+    return SpecialTokenIds(**ids)
+
+
+def special_token_names(tokenizer: Tokenizer) -> dict[str, str]:
+    """The name of each special token that there is, by role."""
+    ids = dataclasses.asdict(special_token_ids(tokenizer))
+    if ids["unk"] == ids["pad"]:
+        del ids["unk"]
+    return {role: tokenizer.id_to_token(number) for role, number in ids.items()}
+
+
+def is_wordpiece(tokenizer: Tokenizer) -> bool:
+    """Whether the model is WordPiece, whose words are the same whatever stands before them."""
+    return type(tokenizer.model).__name__ == "WordPiece"
+
+
+def tokenizer_files(tokenizer: Tokenizer) -> dict[str, str]:
+    """The text of each file, by name: tokenizer.json, and for WordPiece vocab.txt."""
+    files = {"tokenizer.json": tokenizer.to_str(pretty=True)}
+    return files | ({"vocab.txt": vocab_text(tokenizer)} if is_wordpiece(tokenizer) else {})
+
+
+def words_in_text(tokenizer: Tokenizer, words: Sequence[str]) -> list[str]:
+    """Words as they stand in a text; the space before one counts, but for WordPiece."""
+    if is_wordpiece(tokenizer):
+        return list(words)
+    return [word if not index else f" {word}" for index, word in enumerate(words)]
+
+
+def first_piece(tokenizer: Tokenizer, ids_T: Int[np.ndarray, "T"]) -> int:
+    """Where the first piece of a word is that holds more than the space before it."""
+    for place, number in enumerate(ids_T.tolist()):
+        if tokenizer.id_to_token(number) not in _SPACES:
+            return place
+    return 0
+
+
+def shown_token(tokenizer: Tokenizer, number: int) -> str:
+    """An entry for people: bytes as text, and without the space before a word."""
+    if is_wordpiece(tokenizer):
+        return tokenizer.id_to_token(number)
+    text = tokenizer.decode([number], skip_special_tokens=False).strip()
+    return text or tokenizer.id_to_token(number)
 
 
 def of_plain_text(tokenizer: Tokenizer) -> Tokenizer:
@@ -137,9 +144,17 @@ def of_plain_text(tokenizer: Tokenizer) -> Tokenizer:
 
     Special tokens beyond these, such as markers of entities, stay whole, as everywhere.
     """
+    own = {*special_token_names(tokenizer).values()}
     settings = json.loads(tokenizer.to_str())
+    model = settings["model"]
+    if model["type"] == "Unigram":
+        # Its special tokens are pieces too, which text would match: no text has a name with NUL.
+        model["vocab"] = [
+            [f"\0{piece}" if piece in own else piece, score] for piece, score in model["vocab"]
+        ]
+        settings["added_tokens"] = [t for t in settings["added_tokens"] if t["content"] not in own]
     for token in settings["added_tokens"]:
-        token["special"] = token["content"] in SPECIAL_TOKENS
+        token["special"] = token["content"] in own
     copy = Tokenizer.from_str(json.dumps(settings))
     copy.encode_special_tokens = True
     return copy
@@ -166,7 +181,7 @@ def padded_vocab_size(entries: int) -> int:
 
 def is_lowercase(tokenizer: Tokenizer) -> bool:
     """Whether text is lower-cased before it is matched."""
-    return tokenizer.normalizer is not None and tokenizer.normalizer.normalize_str("A") == "a"
+    return tokenizer.normalizer is not None and "A" not in tokenizer.normalizer.normalize_str("A")
 
 
 def encode_texts(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Int[np.ndarray, "T"]]:
@@ -238,12 +253,13 @@ def vocab_text(tokenizer: Tokenizer) -> str:
     return "".join(f"{entry}\n" for entry in entries)
 
 
-def _bert_tokenizer(
+def bert_tokenizer(
     vocab: dict[str, int],
     lowercase: bool,
     strip_accents: bool | None = None,
     handle_chinese_chars: bool = True,
 ) -> Tokenizer:
+    """BERT's WordPiece with these entries."""
     tokenizer = Tokenizer(
         WordPiece(
             vocab,
@@ -270,43 +286,6 @@ def _bert_tokenizer(
     return tokenizer
 
 
-def _alphabet(tokenizer: Tokenizer, texts: Iterable[str], limit: int) -> list[str]:
-    """The `limit` most frequent characters after normalisation, in the order of their code points.
-
-    The trainer has a limit of its own, but which of equally rare characters it keeps is chance.
-    """
-    raw = np.zeros(sys.maxunicode + 1, np.int64)
-    for text in _joined(texts, _COUNTED_CHARS):
-        codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
-        raw += np.bincount(codes, minlength=len(raw))
-    counts: Counter[str] = Counter()
-    for code in np.flatnonzero(raw):
-        for normalized in tokenizer.normalizer.normalize_str(chr(code)).split():
-            for part in normalized:
-                counts[part] += int(raw[code])
-    ranked = sorted(counts, key=lambda char: (-counts[char], char))
-    return sorted(ranked[:limit])
-
-
-def _joined(texts: Iterable[str], chars: int) -> Iterator[str]:
-    """The same characters in fewer texts, of about `chars`."""
-    parts: list[str] = []
-    found = 0
-    for text in texts:
-        parts.append(text)
-        found += len(text)
-        if found >= chars:
-            yield "".join(parts)
-            parts, found = [], 0
-    yield "".join(parts)
-
-
-def _can_continue(tokenizer: Tokenizer, char: str) -> bool:
-    """Whether a word can continue with `char`: not with punctuation or a Chinese character."""
-    text = tokenizer.normalizer.normalize_str(f"a{char}")
-    return len(tokenizer.pre_tokenizer.pre_tokenize_str(text)) == 1
-
-
 def _load_json(path: Path) -> Tokenizer:
     try:
         text = path.read_text(encoding="utf-8")
@@ -315,8 +294,8 @@ def _load_json(path: Path) -> Tokenizer:
         raise UserError(f"{path}: no such file; check the path") from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{path}: not a tokenizer.json of the `tokenizers` library") from None
-    if kind != "WordPiece":
-        raise UserError(f"{path}: the tokenizer is {kind}, and BERT's is WordPiece; give another")
+    if kind not in _KINDS:
+        raise UserError(f"{path}: the tokenizer is {kind}, none of {', '.join(_KINDS)}")
     try:
         tokenizer = Tokenizer.from_str(text)
     except Exception as error:  # the library raises plain Exception
@@ -324,6 +303,46 @@ def _load_json(path: Path) -> Tokenizer:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+def _loses_text(tokenizer: Tokenizer) -> str | None:
+    """Why an unknown word would have no token; None: it has one."""
+    settings = json.loads(tokenizer.to_str())
+    model = settings["model"]
+    if model.get("byte_fallback") or '"ByteLevel"' in json.dumps(settings["pre_tokenizer"]):
+        return None
+    if model["type"] == "Unigram":
+        return "the Unigram model has no unk_id" if model.get("unk_id") is None else None
+    unknown = model.get("unk_token")
+    if unknown is None or tokenizer.model.token_to_id(unknown) is None:  # not an added token
+        return f"the model's vocabulary lacks its unk_token {unknown!r}"
+    return None
+
+
+def _renamed(tokenizer: Tokenizer, special_tokens: Mapping[str, str], path: Path) -> Tokenizer:
+    """With the first of a role's names in place of what the role's entry is called."""
+    settings = json.loads(tokenizer.to_str())
+    new_names = {}
+    for role, entry in special_tokens.items():
+        if role not in SPECIAL_NAMES:
+            raise UserError(f"special token {role!r} is not one of {', '.join(SPECIAL_NAMES)}")
+        name = SPECIAL_NAMES[role][0]
+        if tokenizer.token_to_id(entry) is None:
+            raise UserError(f"{path}: no entry {entry!r}, which is given for {role}")
+        if entry != name and tokenizer.token_to_id(name) is not None:
+            raise UserError(f"{path}: {role} is {name}, and {entry!r} is given for it")
+        new_names[entry] = name
+    model, rename = settings["model"], lambda entry: new_names.get(entry, entry)
+    if isinstance(model["vocab"], dict):
+        model["vocab"] = {rename(entry): number for entry, number in model["vocab"].items()}
+    else:
+        model["vocab"] = [[rename(entry), score] for entry, score in model["vocab"]]
+    if "unk_token" in model:
+        model["unk_token"] = rename(model["unk_token"])
+    for token in settings["added_tokens"]:
+        token["content"] = rename(token["content"])
+    settings["post_processor"] = None  # which names them too; ours is set where a folder is written
+    return Tokenizer.from_str(json.dumps(settings))
 
 
 def _load_vocab(path: Path, lowercase: bool | None, **options) -> Tokenizer:
@@ -342,7 +361,7 @@ def _load_vocab(path: Path, lowercase: bool | None, **options) -> Tokenizer:
         vocab[entry] = line - 1
     if lowercase is None:
         lowercase = not any(entry != entry.lower() for entry in entries if entry[0] != "[")
-    return _bert_tokenizer(vocab, lowercase, **options)
+    return bert_tokenizer(vocab, lowercase, **options)
 
 
 def _apply_settings(tokenizer: Tokenizer, settings: dict[str, Any]) -> None:

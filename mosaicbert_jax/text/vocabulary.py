@@ -1,4 +1,4 @@
-"""Sizes and special ids of a vocabulary, without the library that tokenizes."""
+"""Sizes and special tokens of a vocabulary, without the library that tokenizes."""
 
 import dataclasses
 
@@ -7,9 +7,23 @@ import numpy as np
 MAX_VOCAB_SIZE = 2**24  # entries; more is a slip, for which libraries would ask too much memory
 
 
+# What tokenizers call each special token, by the field of SpecialTokenIds; the first name that a
+# vocabulary has counts. BERT's come first, then those of RoBERTa, XLM-R and Gemma.
+SPECIAL_NAMES = {
+    "pad": ("[PAD]", "<pad>", "<|padding|>"),
+    "unk": ("[UNK]", "<unk>"),
+    "cls": ("[CLS]", "<s>", "<bos>", "<cls>"),
+    "sep": ("[SEP]", "</s>", "<eos>", "<sep>"),
+    "mask": ("[MASK]", "<mask>", "<|mask|>"),
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class SpecialTokenIds:
-    """The ids of [PAD], [UNK], [CLS], [SEP] and [MASK]."""
+    """The ids of [PAD], [UNK], [CLS], [SEP] and [MASK], by whatever name.
+
+    A tokenizer to which nothing is unknown has no [UNK]; then `unk` is `pad`.
+    """
 
     pad: int
     unk: int

@@ -13,7 +13,7 @@ import pytest
 from mosaicbert_jax import BertConfig, BertForMaskedLM, BertForSequenceClassification
 from mosaicbert_jax.storage import checkpoint_files, workdir
 from mosaicbert_jax.storage.opening import load_run
-from mosaicbert_jax.text.tokenizer import train_tokenizer
+from mosaicbert_jax.text.tokenizer_training import train_tokenizer
 from tests.conftest import ROOT
 from tests.interop.model_cases import SMALL, assert_same_parameters, call, random_model
 from tests.interop.published_layout import write_published

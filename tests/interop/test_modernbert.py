@@ -183,11 +183,16 @@ def test_configs_of_the_family_are_read(name):
     assert config.sliding_window == 64
     assert config.local_rope_theta == stored["local_rope_theta"]
     assert config.hidden_size == stored["hidden_size"]
-    base = BertConfig.modernbert_base(**{
-        key: stored[key]
-        for key in ("hidden_size", "intermediate_size", "num_attention_heads", "vocab_size",
-                    "num_hidden_layers", "local_rope_theta")
-    }, embedding_dropout_prob=0.0, feed_forward_dropout_prob=0.0, classifier_dropout=0.0)  # fmt: skip
+    sizes = (
+        "hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers",
+        "vocab_size", "local_rope_theta",
+    )  # fmt: skip
+    base = BertConfig.modernbert_base(
+        **{key: stored[key] for key in sizes},
+        embedding_dropout_prob=0.0,
+        feed_forward_dropout_prob=0.0,
+        classifier_dropout=0.0,
+    )
     assert config == base
 
 

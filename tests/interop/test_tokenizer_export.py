@@ -8,12 +8,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mosaicbert_jax import BertConfig, BertModel
-from mosaicbert_jax.text.tokenizer import (
-    WordEncoder,
-    load_tokenizer,
-    special_token_ids,
-    train_tokenizer,
-)
+from mosaicbert_jax.text.tokenizer import WordEncoder, load_tokenizer, special_token_ids
+from mosaicbert_jax.text.tokenizer_training import train_tokenizer
 from tests.interop.model_cases import SMALL, random_model
 from tests.interop.torch_cases import transformers
 

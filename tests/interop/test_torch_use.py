@@ -6,7 +6,8 @@ import pytest
 from mosaicbert_jax import BertConfig, BertForMaskedLM, BertForSequenceClassification
 from mosaicbert_jax.interop.writing import stored_tensors
 from mosaicbert_jax.prediction import FillMask
-from mosaicbert_jax.text.tokenizer import load_tokenizer, train_tokenizer
+from mosaicbert_jax.text.tokenizer import load_tokenizer
+from mosaicbert_jax.text.tokenizer_training import train_tokenizer
 from tests.interop.model_cases import SMALL, assert_same_parameters, call, random_model
 from tests.interop.torch_cases import EMPTY_REPORT, load, torch, transformers
 

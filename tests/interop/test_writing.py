@@ -20,7 +20,7 @@ from mosaicbert_jax import (
 )
 from mosaicbert_jax.interop import writing
 from mosaicbert_jax.interop.config_file import stored_config
-from mosaicbert_jax.text.tokenizer import train_tokenizer
+from mosaicbert_jax.text.tokenizer_training import train_tokenizer
 from tests.golden_cases import FOLDER
 from tests.interop.model_cases import SMALL, assert_same_parameters, random_model
 

@@ -12,7 +12,7 @@ from mosaicbert_jax.conversion import export_run
 from mosaicbert_jax.interop.writing import save_model
 from mosaicbert_jax.storage.opening import abstract_params, build_model, initial_params
 from mosaicbert_jax.storage.target import CLASSIFICATION, Target
-from mosaicbert_jax.text.tokenizer import train_tokenizer
+from mosaicbert_jax.text.tokenizer_training import train_tokenizer
 from tests.finetuning.cases import TINY, params_of, pretrained
 from tests.interop.model_cases import random_model
 

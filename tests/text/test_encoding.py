@@ -18,7 +18,8 @@ from mosaicbert_jax.text.encoding import (
     split_lengths,
 )
 from mosaicbert_jax.text.readers import Problem
-from mosaicbert_jax.text.tokenizer import encode_texts, train_tokenizer
+from mosaicbert_jax.text.tokenizer import encode_texts
+from mosaicbert_jax.text.tokenizer_training import train_tokenizer
 
 
 @pytest.fixture(scope="module")
