@@ -5,7 +5,15 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 
 import numpy as np
-from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from tokenizers.models import BPE, WordPiece
 
 from mosaicbert_jax.errors import UserError
@@ -55,7 +63,10 @@ def _train_bpe(texts: Iterable[str], vocab_size: int, lowercase: bool) -> Tokeni
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         min_frequency=_MIN_FREQUENCY,
-        special_tokens=list(SPECIAL_TOKENS),
+        # A mask stands for a token that holds the space before a word, and takes that in text.
+        special_tokens=[
+            AddedToken(token, lstrip=token == "[MASK]", special=True) for token in SPECIAL_TOKENS
+        ],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )

@@ -105,6 +105,12 @@ def test_no_text_is_unknown_to_bpe(trained):
         assert plain.decode(ids_T.tolist(), skip_special_tokens=False) == text
 
 
+def test_a_mask_in_text_takes_the_space_before_it(trained):
+    encoded = trained.encode("state [MASK] and [MASK].")
+    assert "Ġ" not in encoded.tokens
+    assert encoded.ids.count(special_token_ids(trained).mask) == 2
+
+
 def test_lower_case_is_a_choice_of_bpe():
     assert is_lowercase(train_tokenizer(TEXTS, 300, True, BPE_MODEL))
     assert not is_lowercase(train_tokenizer(TEXTS, 300, False, BPE_MODEL))
