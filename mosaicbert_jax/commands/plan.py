@@ -28,7 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--budget", type=float, help="dollars; tells how many tokens they buy")
     parser.add_argument(
         "--tokens-per-sequence", type=float,
-        help="on average; the default is 128, to which the recipe cuts its documents",
+        help="on average; the default is 128, to which MosaicBERT's recipe cuts its documents, and "
+        "for ModernBERT a whole row",
     )  # fmt: skip
     parser.add_argument("--inside", type=float, default=600, help="GB/s of a GPU to its node")
     parser.add_argument("--between", type=float, default=200, help="GB/s of a node to others")

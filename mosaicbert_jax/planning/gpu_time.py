@@ -9,11 +9,13 @@ model can't derive are in TIMINGS, ISSUED and LAUNCH_GAP, for a measurement to r
 
 import dataclasses
 import math
+import re
 from collections.abc import Iterable
 from typing import Self
 
 from mosaicbert_jax.planning.gpus import Gpu
 from mosaicbert_jax.planning.traffic import Work
+from pallas_kernels.alibi_attention.triton import WINDOW_MARK
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +105,7 @@ def seconds(gpu: Gpu, work: Work, sequence_length: int) -> Range:
         once = product_seconds(gpu, *product_shape(work), moved=bytes_each)
     elif pass_ := attention_pass(work):
         rows, length, _, heads, head_size = work.operands[0].dimensions
-        tiles = attention_tiles(length, sequence_length) * (rows * heads)
+        tiles = attention_tiles(length, sequence_length, _window(work)) * (rows * heads)
         once = attention_seconds(gpu, pass_, tiles, head_size, moved=bytes_each)
     else:
         once = memory_seconds(gpu, bytes_each)
@@ -170,24 +172,38 @@ def attention_pass(work: Work) -> str:
     return next((kernel for kernel in _KERNELS if kernel in name), "")
 
 
+def _window(work: Work) -> int | None:
+    """Tokens on each side that attention's kernel sees, which its name says; None: all."""
+    found = re.search(rf"{WINDOW_MARK}(\d+)", work.instruction.op_name)
+    return int(found[1]) if found else None
+
+
 def attention_flops(work: Work, sequence_length: int) -> int:
     """Of attention's kernels, all times together, were all sequences so long; 0 of all else."""
     if not (kernel := attention_pass(work)):
         return 0
     rows, length, _, heads, head_size = work.operands[0].dimensions
-    product = 2 * rows * length * min(length, sequence_length) * heads * head_size
+    window = _window(work)
+    keys = min(length, sequence_length)
+    if window is not None:
+        keys = min(keys, 2 * window + 1)
+    product = 2 * rows * length * keys * heads * head_size
     return work.times * ATTENTION_PRODUCTS[kernel] * product
 
 
-def attention_tiles(length: int, sequence_length: int) -> Range:
+def attention_tiles(length: int, sequence_length: int, window: int | None = None) -> Range:
     """Of a row and head: blocks of 64 queries times those of 64 keys that they visit.
 
     Fast: sequences begin at blocks. Slow: they begin anywhere.
+
+    Args:
+      window: tokens on each side that a token sees; None: its whole sequence.
     """
     blocks = -(-length // 64)
     sequence = min(length, sequence_length)
     visited = -(-sequence // 64), (sequence + 126) / 64
-    return Range(*(blocks * min(blocks, keys) for keys in visited))
+    most = blocks if window is None else min(blocks, 2 * -(-window // 64) + 1)
+    return Range(*(blocks * min(most, keys) for keys in visited))
 
 
 def attention_seconds(

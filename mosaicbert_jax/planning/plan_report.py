@@ -235,7 +235,7 @@ def _model_of_time(plan: Plan) -> str:
     )
     mfu = published.MFU_BY_GPU.get(plan.workload.gpu)
     if mfu is None:
-        return f"{words} No runs on this GPU are published that it could be compared with."
+        return f"{words} No MosaicBERT runs on this GPU are published to compare it with."
     return (
         f"{words} The published runs: at the {mfu:.1%} MFU of the original PyTorch "
         "implementation's Base run on such GPUs."
@@ -306,6 +306,6 @@ def _published(plan: Plan) -> str:
         here = _pair(hours, 1, "{:,.2f}") if hours else "its sequences are not published"
         rows.append((point.result, str(point.gpus), f"{point.hours:,.2f}", here))
     return (
-        f"{_table(*rows)}\n\nHere: as many sequences as it read in that time at the speed of its "
-        "full run on 8 GPUs, fast .. slow."
+        f"{_table(*rows)}\n\nHere: as many sequences as it read in that time (of MosaicBERT at the "
+        "speed of its full run on 8 GPUs), fast .. slow."
     )

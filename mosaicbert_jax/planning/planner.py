@@ -22,8 +22,9 @@ from mosaicbert_jax.training import sharding
 from mosaicbert_jax.training.durations import Duration
 from mosaicbert_jax.training.flops import model_flops_per_token
 
-_TOKENS_PER_SEQUENCE = 128  # to which the recipe cuts its documents
-_VOCABULARY = 30_528  # bert-base-uncased's, padded; a run takes that of its data
+_TOKENS_PER_SEQUENCE = 128  # to which MosaicBERT's recipe cuts its documents
+# By norm_position: bert-base-uncased's, padded, and ModernBERT's; a run takes that of its data.
+_VOCABULARY = {"post": 30_528, "pre": 50_368}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +110,7 @@ def _check(config: ConfigDict, options: PlanOptions) -> None:
 def _model(config: ConfigDict) -> BertConfig:
     """As trained on GPUs, with the recipe's vocabulary where the config leaves it to the data."""
     fields = dict(config.model)
-    fields["vocab_size"] = fields["vocab_size"] or _VOCABULARY
+    fields["vocab_size"] = fields["vocab_size"] or _VOCABULARY.get(fields["norm_position"])
     if fields["dtype"] == "auto":
         fields["dtype"] = "bfloat16"
     return BertConfig.from_fields(fields)
@@ -117,7 +118,8 @@ def _model(config: ConfigDict) -> BertConfig:
 
 def _workload(config: ConfigDict, options: PlanOptions, model: BertConfig) -> Workload:
     row_length = config.data.row_length
-    tokens = options.tokens_per_sequence or min(_TOKENS_PER_SEQUENCE, row_length)
+    longest = row_length if model.norm_position == "pre" else _TOKENS_PER_SEQUENCE
+    tokens = options.tokens_per_sequence or min(longest, row_length)
     if tokens > row_length:
         raise UserError(
             f"--tokens-per-sequence {tokens:g} is more than a row of data.row_length={row_length}"

@@ -1,4 +1,4 @@
-"""Published measurements: the original PyTorch implementation of MosaicBERT on A100s.
+"""Published measurements: the original PyTorch implementations, of MosaicBERT on A100s.
 
 Hours and prices as published with it (MosaicBERT, Portes et al., 2023, arXiv:2312.17482, and its
 repository). Its training speed follows from the whole run of MosaicBERT-Base: 286,720,000 sequences
@@ -29,7 +29,7 @@ class Point:
     """One published run.
 
     Attributes:
-      model: "base" or "large".
+      model: "base" or "large" of MosaicBERT, or "modernbert-base" or "modernbert-large".
       gpu, gpus: a name of GPUS, and how many.
       result: as published.
       hours: of pretraining.
@@ -56,6 +56,9 @@ POINTS = (
     Point("base", "a100-80gb", 512, "GLUE 79.6", 0.25, _read_in(1.13)),
     Point("large", "a100-80gb", 8, "GLUE 83.2", 15.85),
     Point("large", "a100-80gb", 8, "GLUE 85.5", 60.0),
+    # ModernBERT's first phase, without its evaluations: table 3 of arXiv:2412.13663.
+    Point("modernbert-base", "h100", 8, "1.719T tokens of 1,024 a row", 191.1, 1.719e12 / 1024),
+    Point("modernbert-large", "h100", 8, "1.719T tokens of 1,024 a row", 420.4, 1.719e12 / 1024),
 )
 
 
@@ -63,7 +66,12 @@ def model_name(model: BertConfig) -> str | None:
     """Which of the published models a config is, whatever its vocabulary and dtype."""
     shape = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size",
              "position_embedding", "feed_forward")  # fmt: skip
-    known = {"base": BertConfig.mosaicbert_base(), "large": BertConfig.mosaicbert_large()}
+    known = {
+        "base": BertConfig.mosaicbert_base(),
+        "large": BertConfig.mosaicbert_large(),
+        "modernbert-base": BertConfig.modernbert_base(),
+        "modernbert-large": BertConfig.modernbert_large(),
+    }
     for name, config in known.items():
         if all(getattr(model, field) == getattr(config, field) for field in shape):
             return name

@@ -36,6 +36,7 @@ from pallas_kernels.alibi_attention.rope import rope_tables, rotate_back
 from pallas_kernels.alibi_attention.rope_kernel import rotate_in_place
 
 HEAD_SIZES = (32, 64, 128)
+WINDOW_MARK = "_window_"  # in a kernel's name, before its window
 _LOG2_E = math.log2(math.e)
 
 
@@ -139,7 +140,7 @@ def _forward(settings: Settings, operands, context):
         ],
         compiler_params=_compiler_params(launch),
         interpret=settings.interpret,
-        name="alibi_attention_forward",
+        name=_name("alibi_attention_forward", settings),
     )(*_as_three(operands), *_context_of(settings, launch, context))
 
 
@@ -177,7 +178,7 @@ def _backward(settings: Settings, operands, context, d_out_BLHD, logsumexp_BHL, 
         out_shape=out_shape,
         compiler_params=_compiler_params(launch),
         interpret=settings.interpret,
-        name="alibi_attention_backward",
+        name=_name("alibi_attention_backward", settings),
     )(
         *_as_three(operands),
         *_context_of(settings, launch, context),
@@ -187,6 +188,10 @@ def _backward(settings: Settings, operands, context, d_out_BLHD, logsumexp_BHL, 
         *context[-1],
     )
     return tuple(gradients)
+
+
+def _name(kernel: str, settings: Settings) -> str:
+    return kernel if settings.window is None else f"{kernel}{WINDOW_MARK}{settings.window}"
 
 
 def _compiler_params(launch: Launch) -> plgpu.CompilerParams:
