@@ -86,17 +86,17 @@ class BertConfig:
         "rope", the length that the model is meant for. ALiBi has no limit.
       type_vocab_size: token types; two for pairs of texts, 0 for none.
       hidden_dropout_prob: dropout of embeddings, attention output and feed-forward.
-      embedding_dropout_prob: of the embeddings, if it differs.
-      feed_forward_dropout_prob: of the feed-forward, if it differs.
+      embedding_dropout_prob: dropout of the embeddings; None: hidden_dropout_prob.
+      feed_forward_dropout_prob: dropout of the feed-forward; None: hidden_dropout_prob.
       attention_probs_dropout_prob: dropout of attention probabilities, for the baseline.
-      classifier_dropout: before a classifier; None: hidden_dropout_prob.
+      classifier_dropout: dropout before a classifier; None: hidden_dropout_prob.
       norm_position: "post" (the norm of each residual sum is the next input, as in BERT) or "pre"
         (each half of a layer reads a norm of the residual stream, and the last layer's output has
         one more; the embeddings' norm is the first, and output projections start smaller by the
         root of twice the layers, as in ModernBERT).
       normalization: "layernorm" or "rmsnorm", which subtracts no mean and has no bias.
-      layer_norm_eps: of the norms in the encoder.
-      head_norm_eps: of the norm in the masked-language-model head; the original MosaicBERT's is
+      layer_norm_eps: epsilon of the norms in the encoder.
+      head_norm_eps: epsilon of the norm in the masked-language-model head; the original MosaicBERT's is
         1e-12 whatever the encoder's, stock BERT's is the encoder's.
       use_bias: whether attention's projections and the feed-forward's last one have biases. The
         first one of a gated feed-forward never has.

@@ -44,8 +44,8 @@ def describe_dataset(
             lines.append(
                 f"warning: {unknown:.1%} of the tokens of {name} are [UNK], of which nothing is "
                 "learned: words that the tokenizer cannot spell, or that are longer than 100 "
-                "characters. Put spaces between words, give a larger --vocab-size, or a "
-                "--tokenizer made for this text"
+                "characters. Train --tokenizer-model bpe, to which nothing is unknown, or give a "
+                "larger --vocab-size or a --tokenizer made for this text"
             )
     if metadata.options["validation_fraction"] and "validation" not in metadata.splits:
         lines.append(

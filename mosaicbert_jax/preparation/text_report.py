@@ -199,7 +199,8 @@ def _warnings(
         if split.unknown > MANY_UNKNOWN:
             yield (
                 f"**Warning:** {percent(split.unknown)} of the tokens of {name} are [UNK], of "
-                "which a model learns nothing.\nClean the text, or use a tokenizer trained on it."
+                "which a model learns nothing.\nClean the text, use a tokenizer trained on it, or "
+                "--tokenizer-model bpe."
             )
     for name, record in metadata.splits.items():
         share = record.truncated_documents / record.documents
