@@ -7,12 +7,16 @@ number generators", OOPSLA 2014; its finaliser is variant 13 of Stafford's mixer
 """
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Bool, Int, Int32, UInt64
 
 from mosaicbert_jax.errors import UserError
 from mosaicbert_jax.text.vocabulary import SpecialTokenIds
+
+if TYPE_CHECKING:  # it imports the library that tokenizes, which only whole words need
+    from mosaicbert_jax.text.word_starts import WordStarts
 
 _GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
@@ -43,7 +47,8 @@ class TokenMasking:
 
     Of the chosen, 80% become [MASK], 10% an ordinary token drawn uniformly, 10% stay. The five
     special ids are neither chosen nor drawn, wherever they stand; nor are the ids from
-    `vocab_size` on, which only pad the vocabulary.
+    `vocab_size` on, which only pad the vocabulary. With `word_starts`, whole words are chosen with
+    that probability: all of a word's tokens or none.
 
     Raises:
         UserError: the rate isn't in (0, 1], or no ordinary token is left to draw.
@@ -57,6 +62,7 @@ class TokenMasking:
         vocab_size: int,
         padded_vocab_size: int,
         special_token_ids: SpecialTokenIds,
+        word_starts: "WordStarts | None" = None,
     ):
         _check_rate(rate)
         ids = special_token_ids
@@ -71,6 +77,7 @@ class TokenMasking:
             )
         self._mask_id = ids.mask
         self._seed = seed
+        self._word_starts = word_starts
         self._choice_threshold = np.uint64(round(rate * 2**32))
 
     def __call__(
@@ -99,6 +106,9 @@ class TokenMasking:
             np.repeat(keys_S, lengths_S) + (_as_uint64(columns_T) + np.uint64(1)) * _GOLDEN_GAMMA
         )
         chosen_T = (bits_T >> np.uint64(32)) < self._choice_threshold
+        if self._word_starts is not None:
+            begins_T = self._word_starts(tokens_T) | (columns_T == 0)
+            chosen_T = chosen_T[begins_T][np.cumsum(begins_T) - 1]
         chosen_T &= self._ordinary_V[tokens_T]
         masked_T = tokens_T.copy()
         masked_T[chosen_T] = self._replacements(tokens_T[chosen_T], bits_T[chosen_T])

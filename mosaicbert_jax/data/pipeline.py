@@ -7,19 +7,22 @@ plans the whole stream, which costs no read of a token, and then reads only its 
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grain
 import numpy as np
 from absl import flags
 from jaxtyping import Bool, Int64
 
-from mosaicbert_jax.data.dataset import TokenDataset
+from mosaicbert_jax.data.dataset import DatasetMetadata, TokenDataset
 from mosaicbert_jax.data.masking import TokenMasking, predictions_per_row
 from mosaicbert_jax.data.mixture import Mixture
 from mosaicbert_jax.data.packing import RowPlanner, Rows
 from mosaicbert_jax.errors import UserError
 from mosaicbert_jax.parallel import follow_parent
+
+if TYPE_CHECKING:
+    from mosaicbert_jax.text.word_starts import WordStarts
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -93,6 +96,8 @@ class PackedBatches(grain.IterDataset):
         rows_per_batch: rows of the global batch.
         seed: decides order and masks.
         masking_rate: the probability with which a token is to be predicted.
+        whole_words: whether all tokens of a word are, or none; a few rows in a thousand then have
+            more than P.
         packing: whether sequences share rows.
         epochs: after how many epochs to stop; None for never.
         window_size: sequences that are packed together. Part of the order: a run keeps it.
@@ -112,6 +117,7 @@ class PackedBatches(grain.IterDataset):
         rows_per_batch: int,
         seed: int,
         masking_rate: float,
+        whole_words: bool = False,
         packing: bool = True,
         epochs: int | None = None,
         window_size: int = 8192,
@@ -139,6 +145,7 @@ class PackedBatches(grain.IterDataset):
                 vocab_size=metadata.vocab_size,
                 padded_vocab_size=metadata.padded_vocab_size,
                 special_token_ids=metadata.special_token_ids,
+                word_starts=_word_starts(metadata) if whole_words else None,
             ),
         )
         self._rows_per_batch = rows_per_batch
@@ -342,6 +349,14 @@ def scattered(
     array = np.full(shape, empty, dtype)
     array.reshape(-1)[places_N] = values_N
     return array
+
+
+def _word_starts(metadata: DatasetMetadata) -> "WordStarts":
+    # Imported here, as without whole words nothing of a run needs the library that tokenizes.
+    from mosaicbert_jax.text.tokenizer import load_tokenizer
+    from mosaicbert_jax.text.word_starts import word_starts
+
+    return word_starts(load_tokenizer(metadata.tokenizer_path), metadata.padded_vocab_size)
 
 
 def _check_row_length(row_length: int, max_seq_len: int) -> None:

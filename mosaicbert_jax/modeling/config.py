@@ -96,8 +96,8 @@ class BertConfig:
         root of twice the layers, as in ModernBERT).
       normalization: "layernorm" or "rmsnorm", which subtracts no mean and has no bias.
       layer_norm_eps: epsilon of the norms in the encoder.
-      head_norm_eps: epsilon of the norm in the masked-language-model head; the original MosaicBERT's is
-        1e-12 whatever the encoder's, stock BERT's is the encoder's.
+      head_norm_eps: epsilon of the norm in the masked-language-model head; the original
+        MosaicBERT's is 1e-12 whatever the encoder's, stock BERT's is the encoder's.
       use_bias: whether attention's projections and the feed-forward's last one have biases. The
         first one of a gated feed-forward never has.
       norm_bias: whether LayerNorms have biases.

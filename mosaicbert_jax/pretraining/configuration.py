@@ -45,6 +45,7 @@ def pretraining(model: BertConfig) -> ConfigDict:
                 "row_length": 512,  # slots of a row, which several sequences share
                 "packing": True,  # False places each sequence in a row of its own, padded
                 "masking_rate": 0.3,  # share of the tokens that are predicted in training
+                "whole_words": False,  # predict all tokens of a word or none, in training
                 "window_size": 8192,  # sequences shuffled and packed together
                 "workers": 0,  # processes that make batches; with 0 a thread does
                 "on_error": STOP,  # at damaged shards: stop, or skip their sequences

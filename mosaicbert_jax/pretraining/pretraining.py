@@ -196,6 +196,7 @@ class Pretraining(Run):
             workers=self.config.data.workers,
             rows_per_batch=self.shape.rows,
             masking_rate=self.config.data.masking_rate,
+            whole_words=self.config.data.whole_words,
             **self._stream_settings(),
         )
 

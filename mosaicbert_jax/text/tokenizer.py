@@ -24,7 +24,7 @@ from mosaicbert_jax.text.vocabulary import MAX_VOCAB_SIZE, SPECIAL_NAMES, Specia
 SPECIAL_TOKENS = tuple(names[0] for names in SPECIAL_NAMES.values())
 _KINDS = ("WordPiece", "BPE", "Unigram")
 _MAX_CHARS_PER_WORD = 100
-_SPACES = ("\u0120", "\u2581")  # what byte-level BPE and Metaspace write for a space
+SPACE_MARKS = ("\u0120", "\u2581")  # what byte-level BPE and Metaspace write for a space
 _REMEMBERED_CHARS = 2**21
 # Of tokenizer_config.json: BertNormalizer's names for them.
 _NORMALIZER_SETTINGS = {
@@ -126,7 +126,7 @@ def words_in_text(tokenizer: Tokenizer, words: Sequence[str]) -> list[str]:
 def first_piece(tokenizer: Tokenizer, ids_T: Int[np.ndarray, "T"]) -> int:
     """Where the first piece of a word is that holds more than the space before it."""
     for place, number in enumerate(ids_T.tolist()):
-        if tokenizer.id_to_token(number) not in _SPACES:
+        if tokenizer.id_to_token(number) not in SPACE_MARKS:
             return place
     return 0
 
