@@ -23,11 +23,13 @@ from pallas_kernels import (
     cross_entropy_and_gradient,
     geglu_linear,
     residual_norm,
+    residual_norm_and_sum,
     sum_rows,
 )
 
 FLOOR = {"float32": 1e-5, "bfloat16": 1e-3}
-_ATTENTION = {  # name: (rows, length, heads, head size, how segments lie)
+_MODERN = {"rope_theta": 10_000.0, "window": 64}
+_ATTENTION = {  # name: (rows, length, heads, head size, how segments lie[, options])
     "attention, packed": (32, 128, 12, 64, "packed"),
     "attention, packed, 512": (8, 512, 12, 64, "packed"),
     "attention, odd length": (3, 130, 12, 64, "packed"),
@@ -36,10 +38,14 @@ _ATTENTION = {  # name: (rows, length, heads, head size, how segments lie)
     "attention, heads of 128": (2, 384, 8, 128, "packed"),
     "attention, padding on the left": (4, 128, 12, 64, "left"),
     "attention, a row all of padding": (4, 128, 12, 64, "empty"),
+    "attention, rotated": (8, 512, 12, 64, "packed", {"rope_theta": 160_000.0}),
+    "attention, rotated, window": (8, 512, 12, 64, "packed", _MODERN),
+    "attention, rotated, window, 8,192": (1, 8192, 12, 64, "packed", _MODERN),
 }
 _SMALL_ATTENTION = {
     "attention, padding on the left": (2, 32, 1, 32, "left"),
     "attention, a row all of padding": (2, 32, 1, 32, "empty"),
+    "attention, rotated, window": (2, 32, 1, 32, "packed", {"rope_theta": 100.0, "window": 4}),
 }
 
 
@@ -51,7 +57,9 @@ def main(rehearse: bool) -> None:
     for dtype in ("bfloat16",) if rehearse else ("bfloat16", "float32"):
         checks.attention(dtype)
         checks.norm(dtype)
+        checks.pre_norm(dtype)
         checks.geglu(dtype)
+        checks.geglu(dtype, activation="silu")
         checks.cross_entropy(dtype)
         checks.row_sums(dtype)
     checks.unpacked()
@@ -72,12 +80,11 @@ class _Checks:
         cases = _SMALL_ATTENTION if self.rehearse else _ATTENTION
         if dtype == "float32":
             cases = dict(list(cases.items())[:1])
-        for name, (rows, length, heads, head_size, kind) in cases.items():
+        for name, (rows, length, heads, head_size, kind, *options) in cases.items():
             ids_BL = self.segment_ids(rows, length, kind)
             exact = "reference" if length <= 512 else "xla"
 
-            def attend(backend, qkv, bias, ids_BL):
-                return alibi_attention_qkv(qkv, ids_BL, bias_3HD=bias, backend=backend)
+            attend = functools.partial(_attend, dict(*options))
 
             operands = (
                 self.normal(rows, length, 3, heads, head_size, dtype=dtype),
@@ -133,12 +140,40 @@ class _Checks:
         d_y_BLE = self.normal(*shape, dtype=dtype)
         self.compare(f"residual_norm, dropout, {dtype}", norm, operands, d_y_BLE, dtype)
 
-    def geglu(self, dtype: str, rate: float = 0.1) -> None:
+    def pre_norm(self, dtype: str) -> None:
+        """As ModernBERT has it, and as RMSNorm."""
+        shape = (2, 8, 64) if self.rehearse else (64, 128, 768)
+        operands = (
+            self.normal(*shape, dtype=dtype),
+            self.normal(*shape, dtype=dtype),
+            1 + 0.3 * self.normal(shape[-1], dtype=dtype),
+        )
+        d_both_BLE = self.normal(*shape[:-1], 2 * shape[-1], dtype=dtype)
+        for name, center in ("LayerNorm", True), ("RMSNorm", False):
+
+            def norm(backend, x, residual, scale, center=center):
+                both = residual_norm_and_sum(
+                    *(x, residual, scale.astype(jnp.float32), None),
+                    epsilon=1e-5,
+                    center=center,
+                    norm_dtype=x.dtype,
+                    backend=backend,
+                )
+                return jnp.concatenate(both, axis=-1)
+
+            title = f"residual_norm_and_sum, {name}, {dtype}"
+            self.compare(title, norm, operands, d_both_BLE, dtype)
+
+    def geglu(self, dtype: str, rate: float = 0.1, activation: str = "gelu") -> None:
         rows, length, width, outputs = (2, 8, 64, 64) if self.rehearse else (64, 128, 3072, 768)
         keys_B = jax.random.split(jax.random.key(4), rows)
 
         def geglu(backend, gate_up, kernel):
-            options = {"dropout_rate": rate, "dropout_keys_B": keys_B}
+            options = {
+                "activation": activation,
+                "dropout_rate": rate,
+                "dropout_keys_B": keys_B,
+            }
             return geglu_linear(gate_up, kernel, backend=backend, **options)
 
         operands = (
@@ -146,7 +181,9 @@ class _Checks:
             0.02 * self.normal(width, outputs, dtype="float32"),
         )
         d_out_BLE = self.normal(rows, length, outputs, dtype=dtype)
-        self.compare(f"geglu_linear, dropout, {dtype}", geglu, operands, d_out_BLE, dtype)
+        self.compare(
+            f"geglu_linear, {activation}, dropout, {dtype}", geglu, operands, d_out_BLE, dtype
+        )
 
     def cross_entropy(self, dtype: str) -> None:
         count, words = (16, 256) if self.rehearse else (2048, 30528)
@@ -288,6 +325,10 @@ class _Checks:
             return f"{qkv.nbytes / 2**30:.1f} GiB", "", _verdict(_same_bits(whole, alone))
 
         attempt("attention on a large operand", cells)
+
+
+def _attend(options, backend, qkv, bias, ids_BL):
+    return alibi_attention_qkv(qkv, ids_BL, bias_3HD=bias, backend=backend, **options)
 
 
 def _verdict(right: bool) -> str:

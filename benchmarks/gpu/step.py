@@ -17,6 +17,7 @@ CASES = (
     ("mosaicbert_base", 64, 512, "packed"),
     ("mosaicbert_base", 256, 128, "full"),
     ("bert_base", 256, 128, "full"),
+    ("modernbert_base", 32, 1024, "packed"),
 )
 # Of the first case: (name, whether it is compiled for equal bits, options of the compiler).
 VARIANTS: tuple[tuple[str, bool, dict[str, Any]], ...] = (
