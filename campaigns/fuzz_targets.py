@@ -15,8 +15,9 @@ from unittest import mock
 
 import numpy as np
 from flax import nnx
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from mosaicbert_jax import BertConfig, BertForSequenceClassification
+from mosaicbert_jax import BertConfig, BertForMaskedLM, BertForSequenceClassification
 from mosaicbert_jax.commands import config_line
 from mosaicbert_jax.commands import train as command
 from mosaicbert_jax.commands.cli import main as commands
@@ -29,7 +30,16 @@ from mosaicbert_jax.finetuning.task import read_task
 from mosaicbert_jax.interop.writing import save_model
 from mosaicbert_jax.preparation.preparation import PrepareOptions, prepare
 from mosaicbert_jax.pretraining.pretraining import Pretraining
-from mosaicbert_jax.text.tokenizer import encode_texts, load_tokenizer
+from mosaicbert_jax.text.tokenizer import (
+    SPECIAL_TOKENS,
+    encode_texts,
+    load_tokenizer,
+    of_plain_text,
+    padded_vocab_size,
+    vocab_size,
+)
+from mosaicbert_jax.text.tokenizer_training import BPE_MODEL, train_tokenizer
+from mosaicbert_jax.text.word_starts import word_starts
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -104,6 +114,13 @@ def _use_tokenizer(folder: pathlib.Path, output: pathlib.Path) -> None:
     for path in (folder, folder / "tokenizer.json", folder / "vocab.txt"):
         tokenizer = load_tokenizer(path)
         encode_texts(tokenizer, ["the law of the union", "", "é\u0000 [MASK]", "x" * 300])
+
+
+def _use_other_tokenizers(folder: pathlib.Path, output: pathlib.Path) -> None:
+    for path in sorted(folder.glob("*.json")):
+        tokenizer = load_tokenizer(path)
+        encode_texts(of_plain_text(tokenizer), ["the law of the union", "", "é\u0000 [MASK]"])
+        word_starts(tokenizer, padded_vocab_size(vocab_size(tokenizer)))
 
 
 def _use_hugging_face(folder: pathlib.Path, output: pathlib.Path) -> None:
@@ -183,6 +200,8 @@ def good_input(folder: pathlib.Path) -> list[Target]:
     _write_run(folder)
     commands(["convert", str(folder / "run"), "--output", str(folder / "model")])
     _write_classifier(folder)
+    _write_other_tokenizers(folder / "others", texts)
+    _write_modernbert(folder)
     (folder / "run" / "lines.txt").write_text("the [MASK]\n[MASK] of \u00e9\n")
     _write_tables(folder / "tables", texts, rng)
     _write_tables(folder / "text", texts, rng)
@@ -195,6 +214,8 @@ def good_input(folder: pathlib.Path) -> list[Target]:
         Target("prepared data sets", folder / "set", data, _use_data_set),
         Target("config files", folder / "configs", ("tiny.py",), _use_config_file),
         Target("tokenizer files", folder / "tokenizer", ("*",), _use_tokenizer),
+        Target("BPE and Unigram", folder / "others", ("*",), _use_other_tokenizers),
+        Target("ModernBERT folders", folder / "modernbert", names, _use_hugging_face, share=0.5),
         Target("Hugging Face folders", folder / "model", names, _use_hugging_face),
         Target("CSV, TSV, JSON Lines", folder / "tables", ("*[vl]",), _use_tables),
         Target("GLUE's files", folder / "glue", ("*/*.tsv",), _use_glue),
@@ -241,6 +262,27 @@ def _write_classifier(folder: pathlib.Path) -> None:
         problem_type="multi_label_classification", max_length=32,
     )  # fmt: skip
     (folder / "classifier" / "lines.txt").write_text("the law\tof the union\n\u00e9\n")
+
+
+def _write_other_tokenizers(folder: pathlib.Path, texts: list[str]) -> None:
+    folder.mkdir()
+    train_tokenizer(texts, 300, model=BPE_MODEL).save(str(folder / "bpe.json"))
+    unigram = Tokenizer(models.Unigram())
+    unigram.pre_tokenizer = pre_tokenizers.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=60, special_tokens=list(SPECIAL_TOKENS), unk_token="[UNK]", show_progress=False
+    )
+    unigram.train_from_iterator(texts, trainer)
+    unigram.save(str(folder / "unigram.json"))
+
+
+def _write_modernbert(folder: pathlib.Path) -> None:
+    config = BertConfig.modernbert_base(
+        vocab_size=320, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=16, sliding_window=4,
+    )  # fmt: skip
+    model = BertForMaskedLM(config, rngs=nnx.Rngs(0))
+    save_model(model, folder / "modernbert", tokenizer=folder / "others" / "bpe.json")
 
 
 def _write_torch_file(folder: pathlib.Path) -> None:

@@ -69,12 +69,12 @@ def array(mesh, dtype, *shape: int, spec: PartitionSpec = PartitionSpec()):  # n
     return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
 
 
-def attend(qkv_BL3HD, segment_ids_BL, d_out_BLHD):
+def attend(qkv_BL3HD, segment_ids_BL, d_out_BLHD, **options):
     """The output and the gradient of the packed projection."""
     ranges = block_ranges(segment_ids_BL)
 
     def forward(qkv_BL3HD):
-        return alibi_attention_qkv(qkv_BL3HD, segment_ids_BL, block_ranges=ranges)
+        return alibi_attention_qkv(qkv_BL3HD, segment_ids_BL, block_ranges=ranges, **options)
 
     out_BLHD, backward = jax.vjp(forward, qkv_BL3HD)
     return out_BLHD, *backward(d_out_BLHD)
