@@ -11,6 +11,7 @@ from flax import nnx
 
 from mosaicbert_jax import BertConfig, BertForMaskedLM, BertModel
 from mosaicbert_jax.errors import UserError
+from mosaicbert_jax.training import sharding
 from mosaicbert_jax.training.flops import model_flops_per_token
 from pallas_kernels import alibi_slopes
 from tests.interop.model_cases import random_model
@@ -177,6 +178,19 @@ def test_activation_checkpointing_changes_nothing(name):
     again = loss_and_gradients(model, dropout_key=key, activation_checkpointing=True)
     for one, other in zip(jax.tree.leaves(plain), jax.tree.leaves(again), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("mesh", [{"tensor": 2}, {"fsdp": 2}])
+@pytest.mark.parametrize("name", ["all", "pre-norm"])
+def test_a_mesh_gives_the_same(name, mesh):
+    config = dataclasses.replace(MOSAICBERT, **SWITCHES[name])
+    model = random_model(BertForMaskedLM, config)
+    alone = loss_and_gradients(model)
+    with jax.set_mesh(sharding.make_mesh(-1, **{"fsdp": 1, "tensor": 1} | mesh)):
+        divided = loss_and_gradients(model)
+    for one, other in zip(jax.tree.leaves(alone), jax.tree.leaves(divided), strict=True):
+        scale = max(1.0, float(jnp.abs(one).max()))
+        np.testing.assert_allclose(one, other, atol=1e-5 * scale)
 
 
 @pytest.mark.parametrize("feed_forward", ["geglu", "gelu"])
