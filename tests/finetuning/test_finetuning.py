@@ -161,6 +161,7 @@ def test_a_finetuned_model_keeps_its_heads_unless_asked(run, data, tmp_path, cap
     assert "'badbad', 'goodgood'; give --config.renew_classifier=True" in error
 
 
+@pytest.mark.one_end
 def test_from_hugging_face_folders_of_both_kinds(place, dataset, data, tmp_path):
     for name, config in (("mosaic", TINY), ("baseline", BASELINE)):
         workdir = pretrained(place / f"{name}_origin", dataset, config)
@@ -174,6 +175,7 @@ def test_from_hugging_face_folders_of_both_kinds(place, dataset, data, tmp_path)
     assert same(started(tmp_path / "again", tmp_path / "classifier", data), params_of(model))
 
 
+@pytest.mark.one_end
 def test_regression(origin, tmp_path):
     texts = sentences(120)
     data = write_csv(tmp_path / "x.csv", [(t, 1.0 if y == "good" else -1.0) for t, y in texts])
@@ -289,6 +291,7 @@ def test_an_exported_classifier_keeps_its_class_names(run, tmp_path, capsys):
         assert found["score"] == pytest.approx(of_jax.probability, abs=1e-5)
 
 
+@pytest.mark.one_end
 def test_a_class_of_which_all_is_held_out_is_a_class(origin, tmp_path, capsys):
     rows = sentences(60)
     fractions = [document_digest(text)[0] / 2**64 for text, _ in rows]
@@ -302,6 +305,7 @@ def test_a_class_of_which_all_is_held_out_is_a_class(origin, tmp_path, capsys):
     assert "data.dev_fraction" in told
 
 
+@pytest.mark.one_end
 def test_the_default_rate_follows_the_models_size(origin, data, tmp_path, capsys):
     base = configuration.scaled_learning_rate(137_400_384)
     assert base == configuration.scaled_learning_rate(435_000_000) == 3e-5

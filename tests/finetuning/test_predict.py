@@ -13,6 +13,8 @@ from tests.conftest import standard_input
 from tests.finetuning.cases import TINY, finetune, pretrained, write_csv
 from tests.interop.model_cases import SMALL, random_model
 
+pytestmark = pytest.mark.one_end
+
 
 def predicted(capsys, *words) -> tuple[list[list[str]], str]:
     """The rows that `predict` prints, and what it says beside."""

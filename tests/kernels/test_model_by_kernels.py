@@ -76,6 +76,7 @@ def test_it_is_the_model(monkeypatch, preset, fields, norms):
     }
 
 
+@pytest.mark.one_end
 @pytest.mark.parametrize(
     ("feed_forward", "name", "sites"),
     [

@@ -18,6 +18,7 @@ def compiled(*kind: str):
         pytest.skip(str(error))
 
 
+@pytest.mark.one_end
 def test_a_sharded_step_gathers_parameters_and_scatters_gradients():
     step = compiled("sharded")
     assert step["lasting_bytes"] == pytest.approx(12 * step["parameters"] / 8, rel=0.01)
@@ -44,6 +45,7 @@ def test_nothing_is_added_in_an_order_that_varies(gpu, position_embedding):
     assert compiled("atomics", gpu, position_embedding) == []
 
 
+@pytest.mark.one_end
 def test_base_compiles_for_eight_gpus():
     step = compiled("replicated")
     layers = case.CONFIG.num_hidden_layers

@@ -11,6 +11,8 @@ from mosaicbert_jax.text import blocks
 from tests.data.test_integrity import flip
 from tests.pretraining.test_data_settings import final_state, interrupted_at, mixture, rows, train
 
+pytestmark = pytest.mark.one_end
+
 SKIP = "data.on_error=skip"
 
 

@@ -7,6 +7,8 @@ import pytest
 from tests.conftest import run_train
 from tests.training.test_pretrain import call, rows, train
 
+pytestmark = pytest.mark.one_end
+
 SHORT = ("train.duration=4ba", "checkpoint.every=2ba", "eval.every=100ba")
 LONGER = ("train.duration=8ba", "checkpoint.every=2ba", "eval.every=100ba")
 

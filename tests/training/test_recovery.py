@@ -79,6 +79,7 @@ def events(folder, kind="rolled back"):
     return [row for row in rows(folder) if row.get("event") == kind]
 
 
+@pytest.mark.one_end
 def test_a_batch_without_a_finite_loss_is_left_out(clean, dataset, tmp_path, capsys):
     _, totals = clean
     with poisoned([totals[8]], math.nan):
@@ -112,6 +113,7 @@ def stopped_after(step):
     return mock.patch.object(loop.supervision, "stop_requests", stop_requests)
 
 
+@pytest.mark.one_end
 def test_where_a_run_was_stopped_makes_no_difference(clean, dataset, tmp_path):
     """Though it has saved there: it goes back to the last checkpoint that was due."""
     _, totals = clean
@@ -175,6 +177,7 @@ def test_before_the_first_checkpoint_a_run_begins_again_behind_the_batch(clean, 
     assert (event["step"], event["at_step"]) == (0, 2)
 
 
+@pytest.mark.one_end
 def test_so_many_rollbacks_and_then_it_stops(clean, dataset, tmp_path, capsys):
     _, totals = clean
     bad = [totals[step] for step in (7, 9, 11)]
@@ -191,6 +194,7 @@ def test_so_many_rollbacks_and_then_it_stops(clean, dataset, tmp_path, capsys):
     assert state(tmp_path / "run")[1]["health"]["rollbacks"] == 3
 
 
+@pytest.mark.one_end
 def test_a_loss_far_above_the_others_is_a_spike(clean, dataset, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("mosaicbert_jax.training.recovery._FIRST", 5)
     _, totals = clean
