@@ -120,10 +120,10 @@ def check_stored(config: BertConfig) -> None:
 
 def stored_fields(config: BertConfig) -> dict[str, Any]:
     """What config.json says of a ModernBERT, in a form that all releases of transformers read."""
-    stored = {}
-    for ours, (theirs, _) in _SAME_MEANING.items():
-        value = getattr(config, ours)
-        stored[theirs] = config.hidden_dropout_prob if value is None else value
+    stored = {
+        theirs: config.dropout_rate(ours) if "dropout" in ours else getattr(config, ours)
+        for ours, (theirs, _) in _SAME_MEANING.items()
+    }
     window = config.sliding_window
     return stored | {
         "global_attn_every_n_layers": config.global_attention_every,

@@ -243,6 +243,11 @@ class BertConfig:
         """Whether the feed-forward multiplies two halves of its first projection."""
         return self.feed_forward != "gelu"
 
+    def dropout_rate(self, field: str) -> float:
+        """A rate that may be None: it is hidden_dropout_prob then."""
+        rate = getattr(self, field)
+        return self.hidden_dropout_prob if rate is None else rate
+
     def window_of(self, layer: int) -> int | None:
         """Tokens on each side that a token sees in that layer; None: its whole segment."""
         return self.sliding_window if layer % self.global_attention_every else None

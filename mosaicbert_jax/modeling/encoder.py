@@ -55,13 +55,11 @@ class Embeddings(nnx.Module):
             positions_BL = segment_positions(segment_ids_BL)
             added.append(look_up(self.position.embedding[...], positions_BL))
         if added:
-            x_BLE = self.norm.of_sum(
-                word_BLE, functools.reduce(jnp.add, added).astype(word_BLE.dtype)
-            )
+            added_BLE = functools.reduce(jnp.add, added).astype(word_BLE.dtype)
+            x_BLE = self.norm.of_sum(word_BLE, added_BLE)
         else:
             x_BLE = self.norm(word_BLE)
-        rate = config.embedding_dropout_prob
-        rate = config.hidden_dropout_prob if rate is None else rate
+        rate = config.dropout_rate("embedding_dropout_prob")
         return dropout(x_BLE, rate, keys_B, layer=-1, site=Site.HIDDEN)
 
 

@@ -99,8 +99,7 @@ class BertForMaskedLM(PretrainedMixin, nnx.Module):
 
 
 def _classifier_dropout(config: BertConfig, x_BLE, keys_B):
-    rate, layer = config.classifier_dropout, config.num_hidden_layers
-    rate = config.hidden_dropout_prob if rate is None else rate
+    rate, layer = config.dropout_rate("classifier_dropout"), config.num_hidden_layers
     return dropout(x_BLE, rate, keys_B, layer=layer, site=Site.CLASSIFIER)
 
 

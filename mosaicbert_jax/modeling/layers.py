@@ -367,14 +367,13 @@ class EncoderLayer(nnx.Module):
         config, drop_at = self.config, functools.partial(Dropout.at, keys_B, layer=self.index)
         weights_dropout = drop_at(config.attention_probs_dropout_prob, site=Site.ATTENTION_WEIGHTS)
         hidden_dropout = drop_at(config.hidden_dropout_prob, site=Site.HIDDEN)
-        rate = config.feed_forward_dropout_prob
-        rate = config.hidden_dropout_prob if rate is None else rate
+        rate = config.dropout_rate("feed_forward_dropout_prob")
         within, after = drop_at(rate, site=Site.FEED_FORWARD), NO_DROPOUT
-        if not config.is_gated:  # BERT drops after the feed-forward, MosaicBERT within it.
+        if not config.is_gated:  # BERT drops after the feed-forward, the others within it.
             within, after = after, within
-        x_BLE, update_BLE = stream
-        residual_BLE = x_BLE
-        is_post = config.norm_position == "post"
+
+        residual_BLE, update_BLE = stream
+        x_BLE = residual_BLE
         if update_BLE is not None:
             x_BLE, residual_BLE = self.attention_norm.with_sum(update_BLE, residual_BLE)
         context_BLE = self.attention.context(x_BLE, segment_ids_BL, ranges, weights_dropout)
@@ -383,16 +382,14 @@ class EncoderLayer(nnx.Module):
             residual_BLE = gather_columns(residual_BLE, positions_BP)
         attended_BLE = self.attention.output.product(context_BLE)
         sum_of = {"bias": self.attention.output.bias, "dropout": hidden_dropout}
-        if is_post:
+        bias = self.feed_forward.output.bias
+
+        if config.norm_position == "post":
             x_BLE = self.attention_norm.of_sum(attended_BLE, residual_BLE, **sum_of)
-        else:
-            x_BLE, residual_BLE = self.feed_forward_norm.with_sum(
-                attended_BLE, residual_BLE, **sum_of
-            )
-        update_BLE, bias = self.feed_forward(x_BLE, within), self.feed_forward.output.bias
-        if is_post:
-            sum_of = {"bias": bias, "dropout": after}
-            return self.feed_forward_norm.of_sum(update_BLE, x_BLE, **sum_of), None
+            update_BLE = self.feed_forward(x_BLE, within)
+            return self.feed_forward_norm.of_sum(update_BLE, x_BLE, bias=bias, dropout=after), None
+        x_BLE, residual_BLE = self.feed_forward_norm.with_sum(attended_BLE, residual_BLE, **sum_of)
+        update_BLE = self.feed_forward(x_BLE, within)
         if bias is not None:
             update_BLE += bias[...].astype(update_BLE.dtype)
         return residual_BLE, after(update_BLE)

@@ -48,6 +48,18 @@ def test_the_loss_is_that_of_the_problem_type(folder, problem_type, outputs, lab
     torch.testing.assert_close(found.loss, expected(found.logits, labels))
 
 
+@pytest.mark.parametrize("preset", ["mosaicbert_base", "bert_base"])
+def test_the_classifiers_dropout_travels(preset, tmp_path):
+    config = getattr(BertConfig, preset)(**SMALL, classifier_dropout=0.25)
+    random_model(BertForSequenceClassification, config).save_pretrained(tmp_path / "model")
+    assert classifier(tmp_path / "model").dropout.p == 0.25
+    back = BertForSequenceClassification.from_pretrained(tmp_path / "model")
+    assert back.config.classifier_dropout == 0.25
+    config = getattr(BertConfig, preset)(**SMALL, hidden_dropout_prob=0.2)
+    random_model(BertForSequenceClassification, config).save_pretrained(tmp_path / "unset")
+    assert classifier(tmp_path / "unset").dropout.p == 0.2
+
+
 def test_hidden_states_are_on_the_path_of_the_gradient(folder):
     model = load("AutoModel", folder)[0].eval()
     mask = torch.ones_like(IDS)

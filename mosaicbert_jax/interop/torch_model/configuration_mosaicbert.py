@@ -21,6 +21,7 @@ class MosaicBertConfig(PretrainedConfig):
         type_vocab_size: int = 2,
         hidden_dropout_prob: float = 0.1,
         attention_probs_dropout_prob: float = 0.0,
+        classifier_dropout: float | None = None,
         layer_norm_eps: float = 1e-12,
         head_norm_eps: float = 1e-12,
         initializer_range: float = 0.02,
@@ -36,6 +37,7 @@ class MosaicBertConfig(PretrainedConfig):
         self.type_vocab_size = type_vocab_size
         self.hidden_dropout_prob = hidden_dropout_prob
         self.attention_probs_dropout_prob = attention_probs_dropout_prob
+        self.classifier_dropout = classifier_dropout
         self.layer_norm_eps = layer_norm_eps
         self.head_norm_eps = head_norm_eps
         self.initializer_range = initializer_range

@@ -347,6 +347,12 @@ class MosaicBertForMaskedLM(MosaicBertWithHead):
         return self.cls.predictions(outputs.last_hidden_state)
 
 
+def classifier_dropout(config: MosaicBertConfig) -> nn.Dropout:
+    """Before a classifier: the rate of the encoder, unless config.classifier_dropout is set."""
+    rate = config.classifier_dropout
+    return nn.Dropout(config.hidden_dropout_prob if rate is None else rate)
+
+
 class MosaicBertForSequenceClassification(MosaicBertWithHead):
     """classifier(dropout(pooler(first token))): logits (B, C)."""
 
@@ -356,7 +362,7 @@ class MosaicBertForSequenceClassification(MosaicBertWithHead):
     def __init__(self, config: MosaicBertConfig):
         super().__init__(config)
         self.bert = MosaicBertModel(config, add_pooling_layer=True)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = classifier_dropout(config)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
@@ -393,7 +399,7 @@ class MosaicBertForTokenClassification(MosaicBertWithHead):
     def __init__(self, config: MosaicBertConfig):
         super().__init__(config)
         self.bert = MosaicBertModel(config)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = classifier_dropout(config)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
