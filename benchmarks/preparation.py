@@ -1,6 +1,6 @@
 """Preparing 2 GB of text: memory, speed beside the bare `tokenizers` library, and C4's time.
 
-    python benchmarks/preparation.py [--gigabytes 2] [--pairs 5]
+    python benchmarks/preparation.py [--gigabytes 2] [--pairs 5] [--tokenizer-model bpe]
 
 The text is made of the paragraphs of the embedded corpus in random order, so that documents are
 uneven and hardly one repeats. Memory is measured on the whole, tokenizer training included: the
@@ -44,6 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--gigabytes", type=float, default=2.0)
     parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--tokenizer-model", default="wordpiece", choices=["wordpiece", "bpe"])
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -51,7 +52,8 @@ def main() -> None:
         write_text(whole, int(arguments.gigabytes * 1e9))
         write_text(part, PAIR_BYTES, seed=1)
         print(f"wrote {whole.stat().st_size / 1e9:.2f} GB of JSON Lines", flush=True)
-        memory, seconds = measure_memory(whole, folder / "whole")
+        model = arguments.tokenizer_model
+        memory, seconds = measure_memory(whole, folder / "whole", model)
         trained = DatasetMetadata.load(folder / "whole")
         report(trained, whole.stat().st_size, memory, seconds)
         ratios, bare, ours = compare(part, trained.tokenizer_path, folder, arguments.pairs)
@@ -96,10 +98,10 @@ def prepare(path: Path, output: Path, *more: str) -> subprocess.Popen:
     return subprocess.Popen([*command, output, *more], stdout=subprocess.DEVNULL)
 
 
-def measure_memory(path: Path, output: Path) -> tuple[int, float]:
+def measure_memory(path: Path, output: Path, model: str) -> tuple[int, float]:
     """The most bytes that all processes of one preparation had at a time, and its seconds."""
     begun = time.perf_counter()
-    process = prepare(path, output, "--long-documents", "split")
+    process = prepare(path, output, "--long-documents", "split", "--tokenizer-model", model)
     most = 0
     done = threading.Event()
 

@@ -7,7 +7,8 @@ WordPiece's normalization, splitting and matching are those of the original BERT
 import dataclasses
 import json
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from mosaicbert_jax.text.vocabulary import MAX_VOCAB_SIZE, SPECIAL_NAMES, Specia
 
 # In the order of their ids in a vocabulary trained here, and of SpecialTokenIds' fields.
 SPECIAL_TOKENS = tuple(names[0] for names in SPECIAL_NAMES.values())
+_SINGLE_SPACE = re.compile(r"(?<=\S) (?=\S)")
 _KINDS = ("WordPiece", "BPE", "Unigram")
 _MAX_CHARS_PER_WORD = 100
 SPACE_MARKS = ("\u0120", "\u2581")  # what byte-level BPE and Metaspace write for a space
@@ -193,9 +195,10 @@ def encode_texts(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Int[np.ndar
 class WordEncoder:
     """`encode_texts` by a table of words that were met before: several times as fast.
 
-    In BERT's tokenization nothing reaches across a space, so the ids of a text are those of its
-    words one after another, and most words of a text are common ones. A tokenizer.json that works
-    in another way is asked for whole texts.
+    In BERT's tokenization nothing reaches across a space, and in byte-level BPE nothing across the
+    beginning of a single space, so the ids of a text are those of its words one after another, and
+    most words of a text are common ones. A tokenizer.json that works in another way is asked for
+    whole texts.
 
     Args:
       tokenizer: used as it is set, and not to be changed afterwards.
@@ -203,18 +206,18 @@ class WordEncoder:
 
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
-        self._is_wordwise = _is_wordwise(tokenizer)
+        self._cut = _word_cutter(tokenizer)
         self.ids_of_word: dict[str, bytes] = {}
         self._chars = 0
 
     def __call__(self, texts: Sequence[str]) -> list[Int[np.ndarray, "T"]]:
         """The ids of each text, int32[T], without [CLS] and [SEP]; not to be written to."""
-        if not self._is_wordwise:
+        if self._cut is None:
             return encode_texts(self._tokenizer, texts)
         if self._chars > _REMEMBERED_CHARS:
             self.ids_of_word, self._chars = {}, 0
         known = self.ids_of_word.get
-        words_of_text = [_words(text) for text in texts]
+        words_of_text = [self._cut(text) for text in texts]
         ids_of_text = [list(map(known, words)) for words in words_of_text]
         some_new = [i for i, ids in enumerate(ids_of_text) if None in ids]
         self._learn({word for i in some_new for word in words_of_text[i]} - self.ids_of_word.keys())
@@ -229,20 +232,35 @@ class WordEncoder:
             self._chars += len(word)
 
 
-def _words(text: str) -> list[str]:
+def _bert_words(text: str) -> list[str]:
     """Cut at what BERT takes for white space whatever stands beside it; other kinds stay inside."""
     return text.replace("\n", " ").replace("\t", " ").replace("\r", " ").split(" ")
 
 
-def _is_wordwise(tokenizer: Tokenizer) -> bool:
-    """Whether it is BERT's own tokenization, and no added token can hold a space."""
+def _spaced_words(text: str) -> list[str]:
+    """Cut before each single space, which belongs to the word behind it."""
+    first, *others = _SINGLE_SPACE.split(text)
+    return [first, *(f" {word}" for word in others)]
+
+
+def _word_cutter(tokenizer: Tokenizer) -> Callable[[str], list[str]] | None:
+    """What cuts a text into words that can be encoded one by one; None: they can't."""
     settings = json.loads(tokenizer.to_str())
-    return (
-        (settings["normalizer"] or {}).get("type") == "BertNormalizer"
-        and (settings["pre_tokenizer"] or {}).get("type") == "BertPreTokenizer"
-        and all(token["special"] for token in settings["added_tokens"])
-        and (tokenizer.encode_special_tokens or not settings["added_tokens"])
+    normalizer, cut = (settings[name] or {} for name in ("normalizer", "pre_tokenizer"))
+    # Special tokens are text to those who set this; others are found before words are.
+    added = settings["added_tokens"]
+    if tokenizer.encode_special_tokens:
+        added = [token for token in added if not token["special"]]
+    if normalizer.get("type") == "BertNormalizer" and cut.get("type") == "BertPreTokenizer":
+        return None if added else _bert_words
+    normalizers = normalizer.get("normalizers", [normalizer] if normalizer else [])
+    is_plain = all(one.get("type") in ("NFC", "Lowercase") for one in normalizers)
+    by_bytes = cut.get("type") == "ByteLevel" and cut["use_regex"] and not cut["add_prefix_space"]
+    reaches = any(
+        token["lstrip"] or token["rstrip"] or _SINGLE_SPACE.search(token["content"])
+        for token in added
     )
+    return _spaced_words if is_plain and by_bytes and not reaches else None
 
 
 def vocab_text(tokenizer: Tokenizer) -> str:

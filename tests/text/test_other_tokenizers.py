@@ -172,6 +172,42 @@ def test_what_would_lose_text_is_refused(tmp_path, kind):
         load_tokenizer(saved(Tokenizer(model), tmp_path))
 
 
+def messy(rng) -> str:
+    """Words with white space of all kinds between them, digits, marks and other scripts."""
+    words = [
+        "state",
+        "it's",
+        "1990,",
+        "naïve",
+        "e\u0301t",
+        "คำ",
+        "[MASK]",
+        "中国",
+        "(a)",
+        "🙂x",
+        "Ⅷ",
+    ]
+    gaps = [" "] * 6 + ["  ", "\n", " \n", "\n ", "\t", "\u00a0", " \u2003", "\x1c", "\u3000 ", ""]
+    return "".join(rng.choice(words) + rng.choice(gaps) for _ in range(rng.integers(1, 40)))
+
+
+@pytest.mark.parametrize("lowercase", [False, True])
+def test_word_by_word_bpe_is_that_of_the_text(lowercase):
+    tokenizer = train_tokenizer(TEXTS, 500, lowercase, BPE_MODEL)
+    tokenizer.add_tokens(["|||NUMBER|||", "   "])
+    plain = of_plain_text(tokenizer)
+    rng = np.random.default_rng(0)
+    texts = [messy(rng) for _ in range(400)] + ["a|||NUMBER||| b", "a    b   c", " a", "a ", ""]
+    encoder = WordEncoder(plain)
+    for ours_T, true_T in zip(encoder(texts), encode_texts(plain, texts), strict=True):
+        np.testing.assert_array_equal(ours_T, true_T)
+    assert len(encoder.ids_of_word) > 20
+    plain.add_tokens(["New York"])
+    encoder = WordEncoder(plain)
+    encoder(["in New York now"])
+    assert not encoder.ids_of_word
+
+
 @pytest.mark.parametrize("make", [byte_level, unigram, fallback])
 def test_long_texts_in_parts_are_the_text(make):
     """At single spaces, where no token reaches across."""
