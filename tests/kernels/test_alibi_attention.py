@@ -131,6 +131,33 @@ def test_ranges_of_larger_blocks_hold_those_of_their_parts(length, longest, bloc
             )
 
 
+@settings(max_examples=20, deadline=None)
+@given(
+    length=st.integers(1, 400),
+    longest=st.sampled_from([1, 10, 100, 400]),
+    blocks=st.tuples(st.sampled_from([32, 64, 128]), st.sampled_from([32, 64, 128])),
+    window=st.sampled_from([0, 1, 31, 64, 100, 500]),
+    seed=st.integers(0, 2**16),
+)
+def test_a_window_narrows_the_ranges_to_what_it_sees(length, longest, blocks, window, seed):
+    block, inner_block = blocks
+    ids_BL = packed_ids(np.random.default_rng(seed), 3, length, longest)
+    ranges = block_ranges(ids_BL, block_size=32)
+    lower_BI, upper_BI = (np.asarray(x) for x in ranges.of_blocks(*blocks, window=window))
+    column_L = np.arange(length)
+    near_LL = np.abs(column_L[:, None] - column_L) <= window
+    for b, ids_L in enumerate(np.asarray(ids_BL)):
+        seen_LL = near_LL & (ids_L[:, None] == ids_L) & (ids_L > 0)
+        for i in range(-(-length // block)):
+            keys = np.flatnonzero(seen_LL[i * block : (i + 1) * block].any(axis=0))
+            lower, upper = lower_BI[b, i], upper_BI[b, i]
+            if len(keys):
+                assert lower <= keys[0] // inner_block
+                assert upper > keys[-1] // inner_block
+            # Whatever the row's length, no more than the window and the block reach.
+            assert (upper - lower - 2) * inner_block < block + 2 * window
+
+
 def test_a_segment_in_two_pieces_is_still_whole():
     """Ids that do not ascend may visit more, and never miss."""
     ids_BL = jnp.asarray([[1] * 40 + [2] * 40 + [1] * 40])
