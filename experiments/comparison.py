@@ -167,7 +167,7 @@ class _Trial:
 
 def variant_config(config: ConfigDict, job: Job) -> ConfigDict:
     """The settings of a run, its budget left as it is."""
-    groups = (config.variants, config.get("numerics", {}))
+    groups = (config.variants, config.get("numerics", {}), config.get("without", {}))
     found = next(group[job.variant] for group in groups if job.variant in group)
     one = found.copy_and_resolve_references()
     one.data.path, one.seed = config.data.path, job.seed

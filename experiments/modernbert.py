@@ -28,9 +28,10 @@ from experiments.comparison import (
     read_command,
     run,
     step_seconds,
+    steps_of,
     variant_config,
 )
-from experiments.configs.modernbert import CHANGES
+from experiments.configs.modernbert import CHANGES, WITHOUT
 from mosaicbert_jax.errors import explained
 
 Found = dict[Job, dict[str, Any]]
@@ -76,14 +77,42 @@ def table(config: ConfigDict, found: Found, seconds: StepSeconds, picture: str) 
                 f"{mean_and_deviation(of(name, key='eval_loss'))} | "
                 f"{mean_and_deviation(of(name, key='eval_masked_accuracy'))} |"
             )
+    lines += ["", *_without(config, found, seconds)]
     lines += [
-        "",
         "At two layers and 128 tokens, what pre-norm and RoPE are for (depth, length) is not seen; "
         "the window is 8 tokens on each side in the second layer.",
         "",
         f"![losses]({picture}.png)",
     ]
     return "\n".join(lines) + "\n"
+
+
+def without_jobs(config: ConfigDict, seconds: StepSeconds) -> list[Job]:
+    """ModernBERT with one of MosaicBERT's choices, at ModernBERT's steps."""
+    steps = steps_of(config.budgets[0], seconds.seconds["ModernBERT"])
+    return [Job(name, steps, seed) for seed in config.seeds for name in config.without]
+
+
+def _without(config: ConfigDict, found: Found, seconds: StepSeconds) -> list[str]:
+    """A table of those that are done."""
+    steps = without_jobs(config, seconds)[0].budget
+    rows = {name: by_seed(found, name, steps, "eval_loss") for name in WITHOUT}
+    if not any(rows.values()):
+        return []
+    return [
+        f"ModernBERT with one of MosaicBERT's choices, after {int(steps.removesuffix('ba')):,} "
+        "steps too:",
+        "",
+        "| back to | seeds | held-out loss | held-out masked accuracy |",
+        "| --- | --- | --- | --- |",
+        *(
+            f"| {name} | {len(losses)} | {mean_and_deviation(losses)} | "
+            f"{mean_and_deviation(by_seed(found, name, steps, 'eval_masked_accuracy'))} |"
+            for name, losses in rows.items()
+            if losses
+        ),
+        "",
+    ]
 
 
 def draw(config: ConfigDict, found: Found, path: pathlib.Path) -> None:
@@ -110,7 +139,8 @@ def main() -> None:
         config, folder, target = read_command(sys.argv, "experiments/results/modernbert")
         seconds = step_seconds(config, folder, prepare)
         jax.config.update("jax_compilation_cache_dir", str((folder / "compiled").absolute()))
-        for found in run(jobs(config), config, folder, seconds):
+        todo = [*jobs(config), *without_jobs(config, seconds)]
+        for found in run(todo, config, folder, seconds):
             target.with_suffix(".md").write_text(table(config, found, seconds, target.name))
             if found:
                 draw(config, found, target.with_suffix(".png"))

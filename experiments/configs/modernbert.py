@@ -5,7 +5,7 @@ Command:   python -m experiments.modernbert --config=experiments/configs/modernb
            DIR: text prepared by `prepare`. The same command resumes; started twice,
            two processes share the runs.
 Hardware:  2 CPU cores.
-Time:      3 seeds of 10 variants of 60 s.
+Time:      3 seeds of 10 variants of 60 s, and of 5 with one of MosaicBERT's choices.
 Result:    steps a second, held-out loss and accuracy of each.
 Measured:  experiments/results/modernbert.md.
 """
@@ -44,6 +44,14 @@ CHANGES = {
         "model.head_norm_eps": 1e-5,
     },
 }
+# And ModernBERT with one of MosaicBERT's choices, at ModernBERT's number of steps.
+WITHOUT = {
+    "post-norm": {"model.norm_position": "post"},
+    "biases": {"model.use_bias": True, "model.norm_bias": True, "model.head_bias": True},
+    "ALiBi for RoPE": {"model.position_embedding": "alibi"},
+    "no window": {"model.sliding_window": None, "model.global_attention_every": 1},
+    "dropout": {"model.hidden_dropout_prob": 0.1},
+}
 
 
 def get_config():
@@ -51,6 +59,9 @@ def get_config():
     return ConfigDict(
         {
             "variants": {name: _variant(changes) for name, changes in CHANGES.items()},
+            "without": {
+                name: _variant(CHANGES["ModernBERT"] | changes) for name, changes in WITHOUT.items()
+            },
             "budgets": ("60s",),
             "seeds": (17, 18, 19),
             "data": {"path": placeholder(str)},
