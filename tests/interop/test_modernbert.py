@@ -151,7 +151,7 @@ def test_autoclasses_load_it_without_our_code(tmp_path):
 
 
 PUBLISHED = {
-    # Fields of the config.json files in the repositories of these models that decide numbers.
+    # What decides numbers in their config.json files.
     "ModernBERT-base": {
         "global_attn_every_n_layers": 3, "global_rope_theta": 160000.0, "local_attention": 128,
         "local_rope_theta": 10000.0, "layer_norm_eps": 1e-05, "norm_eps": 1e-05,
@@ -164,11 +164,11 @@ PUBLISHED = {
         "intermediate_size": 384, "num_attention_heads": 4, "num_hidden_layers": 7,
         "vocab_size": 50368, "causal_mask": False,
     },
-    "mmBERT-small": {
+    "mmBERT-base": {
         "global_attn_every_n_layers": 3, "global_rope_theta": 160000, "local_attention": 128,
-        "local_rope_theta": 160000, "norm_eps": 1e-05, "hidden_size": 384,
-        "intermediate_size": 1152, "num_attention_heads": 6, "num_hidden_layers": 22,
-        "vocab_size": 256000, "position_embedding_type": "sans_pos",
+        "local_rope_theta": 160000, "hidden_size": 768, "intermediate_size": 1152,
+        "num_attention_heads": 12, "num_hidden_layers": 22, "vocab_size": 256000,
+        "position_embedding_type": "sans_pos",
     },
 }  # fmt: skip
 
