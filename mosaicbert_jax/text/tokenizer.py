@@ -337,6 +337,19 @@ def _loses_text(tokenizer: Tokenizer) -> str | None:
     return None
 
 
+def _named_in(settings: dict[str, Any], tokenizer: Tokenizer) -> dict[str, str]:
+    """The special tokens, by role, that tokenizer_config.json alone knows."""
+    found = {}
+    for role, names in SPECIAL_NAMES.items():
+        entry = settings.get(f"{role}_token")
+        if isinstance(entry, dict):
+            entry = entry.get("content")
+        known = any(tokenizer.token_to_id(name) is not None for name in names)
+        if isinstance(entry, str) and not known and tokenizer.token_to_id(entry) is not None:
+            found[role] = entry
+    return found
+
+
 def _renamed(tokenizer: Tokenizer, special_tokens: Mapping[str, str], path: Path) -> Tokenizer:
     """With the first of a role's names in place of what the role's entry is called."""
     settings = json.loads(tokenizer.to_str())
@@ -418,7 +431,8 @@ def _load_folder(path: Path, lowercase: bool | None) -> Tokenizer:
     if (path / "tokenizer.json").is_file():
         tokenizer = _load_json(path / "tokenizer.json")
         _apply_settings(tokenizer, settings)
-        return tokenizer
+        named = _named_in(settings, tokenizer)
+        return _renamed(tokenizer, named, path) if named else tokenizer
     if not (path / "vocab.txt").is_file():
         raise UserError(f"{path}: neither tokenizer.json nor vocab.txt is in this folder")
     return _load_vocab(

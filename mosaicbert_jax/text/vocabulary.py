@@ -8,12 +8,13 @@ MAX_VOCAB_SIZE = 2**24  # entries; more is a slip, for which libraries would ask
 
 
 # What tokenizers call each special token, by the field of SpecialTokenIds; the first name that a
-# vocabulary has counts. BERT's come first, then those of RoBERTa, XLM-R and Gemma.
+# vocabulary has counts. BERT's come first, then Gemma's, whose vocabulary has <s> and </s> as HTML
+# tags, then those of RoBERTa and XLM-R.
 SPECIAL_NAMES = {
     "pad": ("[PAD]", "<pad>", "<|padding|>"),
     "unk": ("[UNK]", "<unk>"),
-    "cls": ("[CLS]", "<s>", "<bos>", "<cls>"),
-    "sep": ("[SEP]", "</s>", "<eos>", "<sep>"),
+    "cls": ("[CLS]", "<bos>", "<cls>", "<s>"),
+    "sep": ("[SEP]", "<eos>", "<sep>", "</s>"),
     "mask": ("[MASK]", "<mask>", "<|mask|>"),
 }
 

@@ -152,6 +152,21 @@ def test_roles_may_be_told(tmp_path):
             load_tokenizer(path, special_tokens=wrong)
 
 
+def test_html_tags_of_gemma_are_no_special_tokens(tmp_path):
+    tokenizer = fallback(FAMILIES["Gemma"])
+    tokenizer.add_tokens(["<s>", "</s>"])
+    names = special_token_names(load_tokenizer(saved(tokenizer, tmp_path)))
+    assert (names["cls"], names["sep"]) == ("<bos>", "<eos>")
+
+
+def test_roles_in_tokenizer_config_are_told_roles(tmp_path):
+    saved(byte_level(("<p>", "[UNK]", "<begin>", "[SEP]", "<hole>")), tmp_path)
+    settings = {"pad_token": "<p>", "cls_token": "<begin>", "mask_token": {"content": "<hole>"}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    ids = special_token_ids(load_tokenizer(tmp_path))
+    assert ids == special_token_ids(byte_level(FAMILIES["ModernBERT"]))
+
+
 def test_without_unknown_tokens_padding_stands_for_them(tmp_path):
     names = ("[PAD]", "[CLS]", "[SEP]", "[MASK]")
     tokenizer = load_tokenizer(saved(byte_level(names), tmp_path))
