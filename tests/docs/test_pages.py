@@ -73,6 +73,9 @@ def test_readmes_commands_run(tmp_path):
     short = " --config.train.duration=2ba --config.model.num_hidden_layers=1"
     script = "\n".join([*lines[:-1], lines[-1] + short, then])
     script = script.replace("label=verdict", "label=verdict --config.train.duration=2ba")
+    modern = re.search(r"^## ModernBERT$(.*?)^## ", TEXTS["README.md"], re.M | re.S)[1]
+    (modern,) = re.findall(r"^```bash\n(.*?)^```$", modern, re.M | re.S)
+    script += modern.replace("data.path=data/bpe", f"data.path=data/bpe{short}")
     texts = [f"{text} {number}." for number, (text, _) in enumerate(sentences(200))]
     (tmp_path / "articles.txt").write_text("\n".join(texts[:100]))
     with (tmp_path / "notes.jsonl").open("w") as file:
@@ -86,3 +89,5 @@ def test_readmes_commands_run(tmp_path):
     assert done.returncode == 0, done.stderr
     assert re.search(r"^ +\d+\.\d%  \S+$", done.stdout, re.M)
     assert (tmp_path / "exported" / "reviews" / "model.safetensors").exists()
+    config = json.loads((tmp_path / "exported" / "modern" / "config.json").read_text())
+    assert config["model_type"] == "modernbert"
