@@ -76,12 +76,12 @@ def load_tokenizer(
             f"{' '.join(SPECIAL_NAMES[role])}; BERT needs {' '.join(SPECIAL_TOKENS)} "
             f"(`prepare --special-tokens {role}=ENTRY` names another)"
         ) from None
-    if why := _loses_text(tokenizer):
-        raise UserError(f"{path}: {why}, so no unknown word could be encoded; add it")
-    if vocab_size(tokenizer) > MAX_VOCAB_SIZE:
+    if vocab_size(tokenizer) > MAX_VOCAB_SIZE:  # first, as its JSON would have as many entries
         raise UserError(
             f"{path}: an entry has id {vocab_size(tokenizer) - 1}; number them from 0 on"
         )
+    if why := _loses_text(tokenizer):
+        raise UserError(f"{path}: {why}, so no unknown word could be encoded; add it")
     return tokenizer
 
 

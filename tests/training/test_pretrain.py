@@ -234,7 +234,7 @@ def test_the_baseline_trains_unpacked(dataset, tmp_path):
         ("--config.optimizer.lr=1", "optimizer.lr; there are optimizer.b1"),
         ("--config.data.masking_rate=1.5", "data.masking_rate=1.5 must be above 0 and below 1"),
         ("--config.model.vocab_size=100", "model.vocab_size=100 is smaller than"),
-        ("--config.model.feed_forward=swiglu", "model.feed_forward must be one of"),
+        ("--config.model.feed_forward=relu", "model.feed_forward must be one of"),
         ("--config.mesh.data=3", "there are 2 devices"),
         ("--config.data.path=nowhere", "nowhere"),
         ("--config.init_from=nowhere", "nowhere"),
