@@ -135,10 +135,10 @@ def first_piece(tokenizer: Tokenizer, ids_T: Int[np.ndarray, "T"]) -> int:
 
 def shown_token(tokenizer: Tokenizer, number: int) -> str:
     """An entry for people: bytes as text, and without the space before a word."""
+    entry = tokenizer.id_to_token(number) or ""
     if is_wordpiece(tokenizer):
-        return tokenizer.id_to_token(number)
-    text = tokenizer.decode([number], skip_special_tokens=False).strip()
-    return text or tokenizer.id_to_token(number)
+        return entry
+    return tokenizer.decode([number], skip_special_tokens=False).strip() or entry
 
 
 def of_plain_text(tokenizer: Tokenizer) -> Tokenizer:

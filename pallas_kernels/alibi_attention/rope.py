@@ -43,5 +43,6 @@ def rotated(x_BLHD: Float[Array, "B L H D"], theta: float) -> Float[Array, "B L 
     """Queries or keys, turned and rounded to their dtype."""
     _, length, _, head_size = x_BLHD.shape
     cos_L1K, sin_L1K = (x_LK[:, None] for x_LK in rope_tables(length, head_size, theta))
-    halves = rotate(*jnp.split(x_BLHD, 2, axis=-1), jnp.asarray(cos_L1K), jnp.asarray(sin_L1K))
+    first, second = jnp.split(x_BLHD, 2, axis=-1)
+    halves = rotate(first, second, jnp.asarray(cos_L1K), jnp.asarray(sin_L1K))
     return jnp.concatenate(halves, axis=-1).astype(x_BLHD.dtype)
