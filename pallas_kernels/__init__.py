@@ -14,7 +14,7 @@ from pallas_kernels.geglu_linear.api import geglu_linear
 from pallas_kernels.geglu_linear.reference import gelu
 from pallas_kernels.matmul import matmul
 from pallas_kernels.random_bits import drop_elements, keep_mask, random_bits
-from pallas_kernels.residual_norm.api import residual_norm, residual_norm_and_sum
+from pallas_kernels.residual_norm.api import residual_norm
 from pallas_kernels.row_sums.api import sum_rows
 
 __all__ = [
@@ -31,6 +31,5 @@ __all__ = [
     "matmul",
     "random_bits",
     "residual_norm",
-    "residual_norm_and_sum",
     "sum_rows",
 ]

@@ -23,7 +23,6 @@ from pallas_kernels import (
     cross_entropy_and_gradient,
     geglu_linear,
     residual_norm,
-    residual_norm_and_sum,
     sum_rows,
 )
 
@@ -152,16 +151,17 @@ class _Checks:
         for name, center in ("LayerNorm", True), ("RMSNorm", False):
 
             def norm(backend, x, residual, scale, center=center):
-                both = residual_norm_and_sum(
+                both = residual_norm(
                     *(x, residual, scale.astype(jnp.float32), None),
                     epsilon=1e-5,
                     center=center,
                     norm_dtype=x.dtype,
+                    returns_sum=True,
                     backend=backend,
                 )
                 return jnp.concatenate(both, axis=-1)
 
-            title = f"residual_norm_and_sum, {name}, {dtype}"
+            title = f"residual_norm and sum, {name}, {dtype}"
             self.compare(title, norm, operands, d_both_BLE, dtype)
 
     def geglu(self, dtype: str, rate: float = 0.1, activation: str = "gelu") -> None:

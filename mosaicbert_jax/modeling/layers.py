@@ -33,7 +33,6 @@ from pallas_kernels import (
     gelu,
     matmul,
     residual_norm,
-    residual_norm_and_sum,
     sum_rows,
 )
 
@@ -126,7 +125,7 @@ class Norm(nnx.Module):
         dropout: Dropout = NO_DROPOUT,
     ) -> Float[Array, "B L E"]:
         """norm(dropout(x + bias) + residual)."""
-        return self._call(residual_norm, x_BLE, residual_BLE, bias, dropout)
+        return self._call(x_BLE, residual_BLE, bias, dropout)
 
     def with_sum(
         self,
@@ -137,11 +136,11 @@ class Norm(nnx.Module):
         dropout: Dropout = NO_DROPOUT,
     ) -> tuple[Float[Array, "B L E"], Float[Array, "B L E"]]:
         """norm(sum) and the sum, dropout(x + bias) + residual."""
-        return self._call(residual_norm_and_sum, x_BLE, residual_BLE, bias, dropout)
+        return self._call(x_BLE, residual_BLE, bias, dropout, returns_sum=True)
 
-    def _call(self, function, x_BLE, residual_BLE, bias, dropout):
+    def _call(self, x_BLE, residual_BLE, bias, dropout, *, returns_sum: bool = False):
         def call(x_BLE, residual_BLE, dropout, scale_E, bias_E, x_bias_E):
-            return function(
+            return residual_norm(
                 x_BLE,
                 residual_BLE,
                 scale_E,
@@ -152,6 +151,7 @@ class Norm(nnx.Module):
                 norm_dtype=self.dtype,
                 dropout_rate=dropout.rate,
                 dropout_keys_B=dropout.keys_B,
+                returns_sum=returns_sum,
             )
 
         biases = (None if param is None else param[...] for param in (self.bias, bias))

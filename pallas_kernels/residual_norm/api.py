@@ -1,4 +1,4 @@
-"""The public functions: they check, and choose a backend."""
+"""The public function: it checks, and chooses a backend."""
 
 import functools
 
@@ -22,8 +22,9 @@ def residual_norm(
     norm_dtype: DTypeLike = jnp.float32,
     dropout_rate: float = 0.0,
     dropout_keys_B: Key[Array, "B"] | None = None,
+    returns_sum: bool = False,
     backend: str = "auto",
-) -> Float[Array, "B L E"]:
+) -> Float[Array, "B L E"] | tuple[Float[Array, "B L E"], Float[Array, "B L E"]]:
     """LayerNorm(dropout(x + x_bias) + residual) over E: what ends each half of a post-LN layer.
 
     y = (s - mean(s)) / sqrt(variance(s) + epsilon) * scale + bias, s = dropout(x + x_bias) +
@@ -41,84 +42,17 @@ def residual_norm(
       dropout_rate: probability of dropping an element of x.
       dropout_keys_B: a typed JAX key a row; needed if dropout_rate is not 0. The elements dropped
         are those of `drop_elements`, whatever the backend.
+      returns_sum: whether the sum is a result too, for pre-LN layers. Both are written in one pass,
+        and both of their gradients are read in one.
       backend: "triton", "xla", "interpret" or "auto"; see `pallas_kernels.backends`.
 
     Returns:
-      y_BLE, in x's dtype.
+      y_BLE, or y_BLE and sum_BLE, in x's dtype.
 
     Raises:
       ValueError: shapes or dtypes that do not fit, dropout without keys, or a backend that is not
         there or can't serve.
     """
-    y_BLE, _ = _norm_and_sum(
-        x_BLE,
-        residual_BLE,
-        scale_E,
-        bias_E,
-        x_bias_E,
-        epsilon,
-        center,
-        norm_dtype,
-        dropout_rate,
-        dropout_keys_B,
-        backend,
-        returns_sum=False,
-    )
-    return y_BLE
-
-
-def residual_norm_and_sum(
-    x_BLE: Float[Array, "B L E"],
-    residual_BLE: Float[Array, "B L E"],
-    scale_E: Float[Array, "E"],
-    bias_E: Float[Array, "E"] | None,
-    *,
-    x_bias_E: Float[Array, "E"] | None = None,
-    epsilon: float,
-    center: bool = True,
-    norm_dtype: DTypeLike = jnp.float32,
-    dropout_rate: float = 0.0,
-    dropout_keys_B: Key[Array, "B"] | None = None,
-    backend: str = "auto",
-) -> tuple[Float[Array, "B L E"], Float[Array, "B L E"]]:
-    """`residual_norm` and the sum that it normalizes: what begins each half of a pre-LN layer.
-
-    Both are written in one pass, and both of their gradients are read in one.
-
-    Returns:
-      y_BLE and sum_BLE, in x's dtype.
-    """
-    return _norm_and_sum(
-        x_BLE,
-        residual_BLE,
-        scale_E,
-        bias_E,
-        x_bias_E,
-        epsilon,
-        center,
-        norm_dtype,
-        dropout_rate,
-        dropout_keys_B,
-        backend,
-        returns_sum=True,
-    )
-
-
-def _norm_and_sum(
-    x_BLE,
-    residual_BLE,
-    scale_E,
-    bias_E,
-    x_bias_E,
-    epsilon,
-    center,
-    norm_dtype,
-    dropout_rate,
-    dropout_keys_B,
-    backend,
-    *,
-    returns_sum: bool,
-):
     if x_BLE.ndim != 3 or (x_BLE.shape, x_BLE.dtype) != (residual_BLE.shape, residual_BLE.dtype):
         given = f"{x_BLE.dtype}{x_BLE.shape}, {residual_BLE.dtype}{residual_BLE.shape}"
         raise ValueError(f"x and residual must have one dtype and shape (B, L, E), not {given}")
@@ -137,7 +71,7 @@ def _norm_and_sum(
         backend_function = functools.partial(
             triton.residual_norm, returns_sum=returns_sum, interpret=chosen == "interpret"
         )
-    return backend_function(
+    y_BLE, sum_BLE = backend_function(
         x_BLE,
         residual_BLE,
         scale_E,
@@ -149,6 +83,7 @@ def _norm_and_sum(
         dropout_rate=dropout_rate,
         dropout_keys_B=dropout_keys_B,
     )
+    return (y_BLE, sum_BLE) if returns_sum else y_BLE
 
 
 def reason_against_triton(width: int, dtype: str, norm_dtype: str) -> str | None:

@@ -20,7 +20,7 @@ def residual_norm(
     dropout_rate: float = 0.0,
     dropout_keys_B: Key[Array, "B"] | None = None,
 ) -> tuple[Float[Array, "B L E"], Float[Array, "B L E"]]:
-    """See `api.residual_norm_and_sum`. The steps are those of flax.nnx.LayerNorm, to the bit."""
+    """See `api.residual_norm`. The steps are those of flax.nnx.LayerNorm, to the bit."""
     if x_bias_E is not None:
         x_BLE = x_BLE + x_bias_E.astype(x_BLE.dtype)
     if dropout_rate:

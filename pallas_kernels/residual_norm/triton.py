@@ -74,7 +74,7 @@ def residual_norm(
     returns_sum: bool = True,
     interpret: bool = False,
 ) -> tuple[Float[Array, "B L E"], Float[Array, "B L E"] | None]:
-    """See `api.residual_norm_and_sum`; without `returns_sum`, the sum is None."""
+    """See `api.residual_norm`; without `returns_sum`, the sum is None."""
     words = dropout_words(dropout_rate, dropout_keys_B)
     # Rounded, and left float32 as are the gradients' sums.
     roundings = (scale_E, norm_dtype), (bias_E, norm_dtype), (x_bias_E, x_BLE.dtype)

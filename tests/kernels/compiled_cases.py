@@ -24,7 +24,6 @@ from pallas_kernels import (
     geglu_linear,
     matmul,
     residual_norm,
-    residual_norm_and_sum,
     sum_rows,
 )
 
@@ -182,11 +181,12 @@ def compile_pre_norm(target: str) -> Program:
 
     def step(x_BLE, residual_BLE, scale_E, d_y_BLE, d_sum_BLE):
         def forward(x_BLE, residual_BLE, scale_E):
-            return residual_norm_and_sum(
+            return residual_norm(
                 *(x_BLE, residual_BLE, scale_E, None),
                 epsilon=1e-5,
                 center=False,
                 norm_dtype=jnp.bfloat16,
+                returns_sum=True,
                 backend="triton",
             )
 

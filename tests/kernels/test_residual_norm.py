@@ -11,7 +11,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from mosaicbert_jax.modeling.dropout import Site, dropout, row_keys, site_keys
 from mosaicbert_jax.modeling.on_mesh import on_own_rows
-from pallas_kernels import residual_norm, residual_norm_and_sum
+from pallas_kernels import residual_norm
 from pallas_kernels.residual_norm import api
 from tests.kernels.attention_cases import normal
 from tests.kernels.device import KERNELS, on_gpu
@@ -84,7 +84,7 @@ def test_each_norm_with_and_without_its_sum(center, bias, x_bias, rate, dtype, r
         d_y_BLE = jnp.concatenate([d_y_BLE, d_y_BLE[::-1]], axis=-1)
 
     def function(backend, x_BLE, residual_BLE, scale_E, *biases):
-        results = (residual_norm_and_sum if returns_sum else residual_norm)(
+        results = residual_norm(
             *(x_BLE, residual_BLE, scale_E, biases[0] if bias else None),
             x_bias_E=biases[-1] if x_bias else None,
             epsilon=1e-5,
@@ -92,6 +92,7 @@ def test_each_norm_with_and_without_its_sum(center, bias, x_bias, rate, dtype, r
             norm_dtype=dtype,
             dropout_rate=rate,
             dropout_keys_B=row_keys(KEY, 3) if rate else None,
+            returns_sum=returns_sum,
             backend=backend,
         )
         return jnp.concatenate(results, axis=-1) if returns_sum else results
