@@ -10,8 +10,9 @@ import pytest
 
 from benchmarks.peer_worker import padded_to_longest
 from benchmarks.peers import HF_BERT, OURS, ratios_to
-from experiments import ablation, comparison, pareto
+from experiments import ablation, comparison, modernbert, pareto
 from experiments.configs import ablation as ablation_config
+from experiments.configs import modernbert as modernbert_config
 from mosaicbert_jax import UserError
 from mosaicbert_jax.storage import workdir
 from mosaicbert_jax.training.step import MASKED_LM
@@ -34,6 +35,21 @@ def call(module, *words: str) -> int:
         except SystemExit as ended:
             return ended.code
     return 0
+
+
+def test_modernberts_table_has_means_and_deviations(tmp_path):
+    config = modernbert_config.get_config()
+    seconds = comparison.StepSeconds(dict.fromkeys(config.variants, 0.05), "a test's")
+    rows = {"eval_masked_accuracy": 0.2, "steps": 1200}
+    todo = [*comparison.jobs(config), *modernbert.without_jobs(config, seconds)]
+    assert {job.budget for job in todo} == {"60s", "1200ba"}
+    found = {job: rows | {"eval_loss": job.seed / 10} for job in todo if job.variant != "window"}
+    lines = modernbert.table(config, found, seconds, "picture").splitlines()
+    assert "| RMSNorm | 20.0 | 1,200 | 3 | 1.800 ± 0.100 | 0.200 ± 0.000 |" in lines
+    assert "| ALiBi for RoPE | 3 | 1.800 ± 0.100 | 0.200 ± 0.000 |" in lines
+    assert not any(line.startswith("| window") for line in lines)
+    modernbert.draw(config, found, tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 1000
 
 
 @pytest.mark.one_end
