@@ -83,9 +83,9 @@ def default_launch(
         return _FLOAT32[head_size]
     if target.compute_capability is not None and target.compute_capability >= (9, 0):
         return _HOPPER[head_size]
-    if rotates and target.compute_capability == (8, 0):
-        return _A100_ROTATING[head_size]
-    return _AMPERE[head_size]
+    if not rotates:
+        return _AMPERE[head_size]
+    return (_A100_ROTATING if target.compute_capability == (8, 0) else _AMPERE_ROTATING)[head_size]
 
 
 _AMPERE = {
@@ -93,9 +93,11 @@ _AMPERE = {
     64: AttentionLaunch(Launch(64, 64, 4, 2), Launch(64, 64, 4, 1)),
     128: AttentionLaunch(Launch(128, 64, 8, 2), Launch(64, 64, 8, 1)),
 }
-# Rotating gradients back takes registers, of which the A100's program has none left. At a head size
-# of 128 backward spills there all the same, some 700 bytes.
-_A100_ROTATING = _AMPERE | {64: AttentionLaunch(Launch(64, 64, 4, 2), Launch(32, 64, 2, 1))}
+# Rotating gradients back takes registers, of which these programs have none left.
+_AMPERE_ROTATING = _AMPERE | {128: AttentionLaunch(Launch(128, 64, 8, 2), Launch(32, 64, 4, 1))}
+_A100_ROTATING = _AMPERE_ROTATING | {
+    64: AttentionLaunch(Launch(64, 64, 4, 2), Launch(32, 64, 2, 1)),
+}
 # With a second stage, backward spills on some cards of Ampere's kind, and on Hopper ptxas
 # serializes the products of warp groups (C7515).
 _HOPPER = {
