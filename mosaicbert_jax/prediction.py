@@ -76,9 +76,8 @@ class FillMask:
         parts = text.replace(own, MASK).split(MASK)
         if len(parts) == 1:
             raise UserError(f"{text!r} has no {MASK}; put one where a word is to be predicted")
-        if not is_wordpiece(
-            self.tokenizer
-        ):  # the space before a mask is the mask's, as in training
+        if not is_wordpiece(self.tokenizer):
+            # The space before a mask is the mask's, as in training.
             parts = [*(part.rstrip() for part in parts[:-1]), parts[-1]]
         tokens = [self.special_ids.cls]
         for index, part in enumerate(encode_texts(self._plain, parts)):

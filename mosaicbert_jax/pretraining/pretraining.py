@@ -37,15 +37,17 @@ from mosaicbert_jax.training.step import evaluation_step, masked_lm
 
 # What may change where a run starts from a model: how it computes, its dropout, and for longer rows
 # the rotation.
-_FREE_FIELDS = {
-    "dtype",
-    "layer_norm_dtype",
-    "initializer_range",
-    "global_rope_theta",
-    "local_rope_theta",
-    "classifier_head",
-    "classifier_pooling",
-}
+_FREE_FIELDS = frozenset(
+    {
+        "dtype",
+        "layer_norm_dtype",
+        "initializer_range",
+        "global_rope_theta",
+        "local_rope_theta",
+        "classifier_head",
+        "classifier_pooling",
+    }
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -262,7 +264,7 @@ def _check_same_model(origin: StoredModel, wanted: BertConfig) -> None:
     """Raises UserError if parameters of one do not fit the other."""
     free = _FREE_FIELDS
     if wanted.position_embedding != "learned":
-        free |= {"max_position_embeddings"}
+        free = free | {"max_position_embeddings"}
     there, here = vars(origin.config), vars(wanted)
     changed = [
         f"model.{name} is {there[name]!r} there and {here[name]!r} here"

@@ -127,9 +127,10 @@ def words_in_text(tokenizer: Tokenizer, words: Sequence[str]) -> list[str]:
 
 def first_piece(tokenizer: Tokenizer, ids_T: Int[np.ndarray, "T"]) -> int:
     """Where the first piece of a word is that holds more than the space before it."""
-    for place, number in enumerate(ids_T.tolist()):
-        if tokenizer.id_to_token(number) not in SPACE_MARKS:
-            return place
+    if not is_wordpiece(tokenizer):
+        for place, number in enumerate(ids_T.tolist()):
+            if tokenizer.id_to_token(number) not in SPACE_MARKS:
+                return place
     return 0
 
 
