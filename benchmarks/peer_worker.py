@@ -138,7 +138,7 @@ def _jax_work(peer: str, data: pathlib.Path) -> Callable[[str, str], list[Work]]
     del model
     states = [TrainState(params, jax.jit(optimizer.init)(params), jnp.zeros((), jnp.int32))]
     step = jax.jit(
-        functools.partial(train_step, graph=graph, optimizer=optimizer, microbatches=1),
+        functools.partial(train_step, graph=graph, optimizer=optimizer),
         donate_argnums=0,
     )
 

@@ -60,7 +60,7 @@ def compiled_step(config: BertConfig):
         peak_learning_rate=5e-4, b1=0.9, b2=0.98, eps=1e-6, weight_decay=1e-5
     )
     state = TrainState(params, jax.jit(optimizer.init)(params), jnp.zeros((), jnp.int32))
-    step = functools.partial(train_step, graph=graph, optimizer=optimizer, microbatches=1)
+    step = functools.partial(train_step, graph=graph, optimizer=optimizer)
     return jax.jit(step, donate_argnums=0), state
 
 

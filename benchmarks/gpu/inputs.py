@@ -103,7 +103,7 @@ class Step:
         params = nnx.to_pure_dict(params)
         adam = make_optimizer(peak_learning_rate=5e-4, b1=0.9, b2=0.98, eps=1e-6, weight_decay=1e-5)
         state = TrainState(params, jax.jit(adam.init)(params), jnp.zeros((), jnp.int32))
-        function = functools.partial(train_step, graph=graph, optimizer=adam, microbatches=1)
+        function = functools.partial(train_step, graph=graph, optimizer=adam)
         platform = jax.default_backend()
         told = compiler_options(deterministic=deterministic, platform=platform)
         jitted = jax.jit(function, donate_argnums=0)

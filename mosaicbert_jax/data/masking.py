@@ -30,6 +30,12 @@ _MASKED_SHARE = 0.8
 _RANDOM_SHARE = 0.1
 _OVERFLOW_PROBABILITY = 1e-3
 
+UNITS = ("token", "word", "span")
+# Of a span's words, and the most that it has: SpanBERT's (Joshi et al., 2020, arXiv:1907.10529).
+_SPAN_END, _LONGEST_SPAN = 0.2, 10
+# How many tokens are about chosen together, for the slots that a row needs.
+_TOKENS_TOGETHER = {"token": 1, "word": 1, "span": 4}
+
 
 def counter_hash(*words: int | Int[np.ndarray, "..."]) -> UInt64[np.ndarray, "..."]:
     """64 random bits for each tuple of words; integers and arrays broadcast as in numpy.
@@ -47,8 +53,17 @@ class TokenMasking:
 
     Of the chosen, 80% become [MASK], 10% an ordinary token drawn uniformly, 10% stay. The five
     special ids are neither chosen nor drawn, wherever they stand; nor are the ids from
-    `vocab_size` on, which only pad the vocabulary. With `word_starts`, whole words are chosen with
-    that probability: all of a word's tokens or none.
+    `vocab_size` on, which only pad the vocabulary.
+
+    With unit "word", whole words are chosen with that probability: all of a word's tokens or none.
+    With "span", spans of words whose lengths have a geometric distribution, 3.8 words on average,
+    so that each word is chosen with that probability (less at the start of a sequence). What a
+    lower rate chooses, a higher one does too.
+
+    Args:
+        rate: in (0, 1].
+        unit: one of UNITS.
+        word_starts: which tokens begin a word, for words and spans.
 
     Raises:
         UserError: the rate isn't in (0, 1], or no ordinary token is left to draw.
@@ -62,6 +77,7 @@ class TokenMasking:
         vocab_size: int,
         padded_vocab_size: int,
         special_token_ids: SpecialTokenIds,
+        unit: str = "token",
         word_starts: "WordStarts | None" = None,
     ):
         _check_rate(rate)
@@ -77,8 +93,8 @@ class TokenMasking:
             )
         self._mask_id = ids.mask
         self._seed = seed
-        self._word_starts = word_starts
-        self._choice_threshold = np.uint64(round(rate * 2**32))
+        self._unit, self._word_starts = unit, word_starts
+        self._threshold = _threshold(rate)
 
     def __call__(
         self,
@@ -86,7 +102,7 @@ class TokenMasking:
         lengths_S: Int[np.ndarray, "S"],
         sequences_S: Int[np.ndarray, "S"],
         epochs_S: Int[np.ndarray, "S"],
-    ) -> tuple[Int32[np.ndarray, "T"], Bool[np.ndarray, "T"]]:
+    ) -> tuple[Int32[np.ndarray, "T"], Bool[np.ndarray, "T"], UInt64[np.ndarray, "T"]]:
         """Masks whole sequences, given one after the other (T is the sum of the lengths).
 
         Args:
@@ -96,7 +112,8 @@ class TokenMasking:
             epochs_S: the epoch in which each is read.
 
         Returns:
-            What the model sees, int32, and which tokens it has to predict, bool.
+            What the model sees, int32; which tokens it has to predict, bool; and each token's draw,
+            by which lower rates choose, see `thinned`.
         """
         keys_S = counter_hash(self._seed, MASK_BITS, epochs_S, sequences_S)
         columns_T = np.arange(len(tokens_T)) - np.repeat(
@@ -105,14 +122,17 @@ class TokenMasking:
         bits_T = _finalize(
             np.repeat(keys_S, lengths_S) + (_as_uint64(columns_T) + np.uint64(1)) * _GOLDEN_GAMMA
         )
-        chosen_T = (bits_T >> np.uint64(32)) < self._choice_threshold
-        if self._word_starts is not None:
+        draws_T = bits_T >> np.uint64(32)
+        if self._unit != "token":
             begins_T = self._word_starts(tokens_T) | (columns_T == 0)
-            chosen_T = chosen_T[begins_T][np.cumsum(begins_T) - 1]
-        chosen_T &= self._ordinary_V[tokens_T]
+            draws_W = draws_T[begins_T]
+            if self._unit == "span":
+                draws_W = _span_draws(draws_W, bits_T[begins_T], columns_T[begins_T] == 0)
+            draws_T = draws_W[np.cumsum(begins_T) - 1]
+        chosen_T = (draws_T < self._threshold) & self._ordinary_V[tokens_T]
         masked_T = tokens_T.copy()
         masked_T[chosen_T] = self._replacements(tokens_T[chosen_T], bits_T[chosen_T])
-        return masked_T, chosen_T
+        return masked_T, chosen_T, draws_T
 
     def _replacements(
         self, tokens_N: Int32[np.ndarray, "N"], bits_N: UInt64[np.ndarray, "N"]
@@ -128,16 +148,75 @@ class TokenMasking:
         return np.where(kind_N < _MASKED_SHARE, np.int32(self._mask_id), kept_or_random_N)
 
 
-def predictions_per_row(row_length: int, rate: float) -> int:
+def thinned(
+    arrays: dict[str, np.ndarray], draws_BP: UInt64[np.ndarray, "B P"], rate: float
+) -> dict[str, np.ndarray]:
+    """A batch as it would be at a lower masking rate, in the same shapes.
+
+    Tokens that the lower rate does not choose are seen as they are, and not predicted.
+
+    Args:
+        arrays: of a `Batch` at a rate of at least `rate`.
+        draws_BP: of its predicted tokens.
+    """
+    weights_BP = arrays["weights_BP"]
+    leave_BP = (weights_BP > 0) & (draws_BP >= _threshold(rate))
+    row_N, slot_N = np.nonzero(leave_BP)
+    tokens_BL = arrays["tokens_BL"].copy()
+    tokens_BL[row_N, arrays["positions_BP"][row_N, slot_N]] = arrays["labels_BP"][row_N, slot_N]
+    unused = {
+        name: np.where(leave_BP, np.zeros((), arrays[name].dtype), arrays[name])
+        for name in ("positions_BP", "labels_BP", "weights_BP")
+    }
+    return {**arrays, "tokens_BL": tokens_BL, **unused}
+
+
+def _threshold(rate: float) -> np.uint64:
+    """Draws below it are chosen."""
+    return np.uint64(round(rate * 2**32))
+
+
+def _span_draws(
+    draws_W: UInt64[np.ndarray, "W"], bits_W: UInt64[np.ndarray, "W"], is_first_W: np.ndarray
+) -> UInt64[np.ndarray, "W"]:
+    """Draws of words that spans cover, from the draws with which spans begin at each.
+
+    At a rate r, a span begins at a word whose draw is below q(r), and is masked with all its words.
+    So a word's own draw is r(the least draw of the spans that reach it).
+    """
+    length_bits_W = _finalize(bits_W + _GOLDEN_GAMMA + _GOLDEN_GAMMA) >> np.uint64(11)
+    uniform_W = length_bits_W * (1.0 / 2**53)
+    longest = 1.0 - (1.0 - _SPAN_END) ** _LONGEST_SPAN  # so long or shorter, of all lengths
+    lengths_W = 1 + np.floor(np.log1p(-uniform_W * longest) / np.log1p(-_SPAN_END)).astype(np.int64)
+    index_W = np.arange(len(draws_W))
+    in_sequence_W = index_W - np.maximum.accumulate(np.where(is_first_W, index_W, 0))
+    starts_W = draws_W * (1.0 / 2**32)
+    least_W = starts_W.copy()
+    for behind in range(1, min(_LONGEST_SPAN, len(draws_W))):
+        reached_W = (lengths_W[:-behind] > behind) & (in_sequence_W[behind:] >= behind)
+        reaching_W = np.where(reached_W, starts_W[:-behind], 1.0)
+        least_W[behind:] = np.minimum(least_W[behind:], reaching_W)
+    spared_W = np.ones(len(draws_W))
+    for behind in range(_LONGEST_SPAN):
+        longer = ((1.0 - _SPAN_END) ** behind - (1.0 - longest)) / longest
+        spared_W *= 1.0 - least_W * longer
+    return np.minimum((1.0 - spared_W) * 2.0**32, 2.0**32 - 1).astype(np.uint64)
+
+
+def predictions_per_row(row_length: int, rate: float, unit: str = "token") -> int:
     """P, the slots for predicted tokens in a row: a static shape on every mesh and host count.
 
     The smallest multiple of 8 that `row_length` independent choices exceed with probability below
-    1e-3 (exact binomial tail), and at most `row_length`. 512 tokens at 30% give 192.
+    1e-3 (exact binomial tail), and at most `row_length`. 512 tokens at 30% give 192. Spans are
+    counted as if so many fewer choices were made of several tokens each.
 
     Raises:
         UserError: the rate isn't in (0, 1].
     """
     _check_rate(rate)
+    together = _TOKENS_TOGETHER[unit]
+    if together > 1:
+        return min(row_length, together * predictions_per_row(row_length // together, rate))
     # Summed from the far end, where the terms are smallest, so nothing is lost to rounding.
     tail = 0.0
     most = row_length

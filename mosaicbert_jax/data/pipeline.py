@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import grain
 import numpy as np
 from absl import flags
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Int64, UInt64
 
 from mosaicbert_jax.data.dataset import DatasetMetadata, TokenDataset
 from mosaicbert_jax.data.masking import TokenMasking, predictions_per_row
@@ -69,6 +69,8 @@ class Batch:
         overflowed: chosen tokens of this host that found no slot in their row and stay unmasked;
             None where nothing is masked.
         position: where the next batch starts; save this one.
+        draws_BP: of the predicted tokens, by which a lower masking rate chooses of them; see
+            `masking.thinned`. None unless asked for.
     """
 
     arrays: dict[str, np.ndarray]
@@ -77,6 +79,7 @@ class Batch:
     slots: int
     overflowed: int | None
     position: Position
+    draws_BP: UInt64[np.ndarray, "B P"] | None = None
 
 
 class PackedBatches(grain.IterDataset):
@@ -96,8 +99,9 @@ class PackedBatches(grain.IterDataset):
         rows_per_batch: rows of the global batch.
         seed: decides order and masks.
         masking_rate: the probability with which a token is to be predicted.
-        whole_words: whether all tokens of a word are, or none; a few rows in a thousand then have
-            more than P.
+        masking_unit: what is chosen together: see `TokenMasking`. With words and spans, a few rows
+            in a thousand have more than P.
+        with_draws: whether batches have `draws_BP`.
         packing: whether sequences share rows.
         epochs: after how many epochs to stop; None for never.
         window_size: sequences that are packed together. Part of the order: a run keeps it.
@@ -117,7 +121,8 @@ class PackedBatches(grain.IterDataset):
         rows_per_batch: int,
         seed: int,
         masking_rate: float,
-        whole_words: bool = False,
+        masking_unit: str = "token",
+        with_draws: bool = False,
         packing: bool = True,
         epochs: int | None = None,
         window_size: int = 8192,
@@ -138,15 +143,17 @@ class PackedBatches(grain.IterDataset):
         self._assembler = _Assembler(
             dataset,
             row_length,
-            predictions_per_row(row_length, masking_rate),
+            predictions_per_row(row_length, masking_rate, masking_unit),
             TokenMasking(
                 seed=seed,
                 rate=masking_rate,
                 vocab_size=metadata.vocab_size,
                 padded_vocab_size=metadata.padded_vocab_size,
                 special_token_ids=metadata.special_token_ids,
-                word_starts=_word_starts(metadata) if whole_words else None,
+                unit=masking_unit,
+                word_starts=_word_starts(metadata) if masking_unit != "token" else None,
             ),
+            with_draws,
         )
         self._rows_per_batch = rows_per_batch
         rows_per_host = rows_per_batch // process_count
@@ -231,7 +238,9 @@ class _BatchIterator(grain.DatasetIterator):
             raise StopIteration
         rows = Rows.joined(parts, rows_per_batch)
         host_rows = self._source._host_rows
-        arrays, overflowed = self._source._assembler(rows.part(host_rows.start, host_rows.stop))
+        arrays, draws_BP, overflowed = self._source._assembler(
+            rows.part(host_rows.start, host_rows.stop)
+        )
         batch = Batch(
             arrays=arrays,
             sequences=len(rows.sequences_S),
@@ -239,6 +248,7 @@ class _BatchIterator(grain.DatasetIterator):
             slots=rows_per_batch * self._planner.row_length,
             overflowed=overflowed,
             position=after,
+            draws_BP=draws_BP,
         )
         # Only now, so that a batch that failed is tried again and not skipped.
         self._position = self._take(after, (workers - 1) * rows_per_batch)[1]
@@ -300,12 +310,17 @@ class _Assembler:
     row_length: int
     predictions: int
     mask: TokenMasking
+    with_draws: bool
 
-    def __call__(self, rows: Rows) -> tuple[dict[str, np.ndarray], int]:
-        """The arrays of `Batch`, and how many chosen tokens overflowed their row."""
+    def __call__(
+        self, rows: Rows
+    ) -> tuple[dict[str, np.ndarray], UInt64[np.ndarray, "B P"] | None, int]:
+        """`Batch`'s arrays and draws, and how many chosen tokens overflowed their row."""
         pad_id = self.dataset.metadata.special_token_ids.pad
         tokens_T, lengths_S = self.dataset.gather(rows.sequences_S)
-        masked_T, chosen_T = self.mask(tokens_T, lengths_S, rows.sequences_S, rows.epochs_S)
+        masked_T, chosen_T, draws_T = self.mask(
+            tokens_T, lengths_S, rows.sequences_S, rows.epochs_S
+        )
         places_T, segments_T = rows.layout(self.row_length)
         slots_N, kept_N = self._slots(places_T[chosen_T], rows.num_rows)
         overflowed_N = np.flatnonzero(chosen_T)[~kept_N]
@@ -321,7 +336,10 @@ class _Assembler:
             "labels_BP": scattered(shape_BP, slots_N, tokens_T[predicted_N]),
             "weights_BP": scattered(shape_BP, slots_N, 1.0, dtype=np.float32),
         }
-        return arrays, len(overflowed_N)
+        draws_BP = None
+        if self.with_draws:
+            draws_BP = scattered(shape_BP, slots_N, draws_T[predicted_N], dtype=np.uint64)
+        return arrays, draws_BP, len(overflowed_N)
 
     def _slots(
         self, places_N: Int64[np.ndarray, "N"], rows: int

@@ -94,6 +94,8 @@ def check(config: ConfigDict) -> None:
         )
     if not config.data.path:
         raise UserError("data.path is not set: give a file with --config.data.path=FILE")
+    if config.optimizer.schedule == "decay":
+        raise UserError('optimizer.schedule="decay" is for pretraining, from a run\'s checkpoint')
     if config.task not in KINDS:
         raise UserError(f"task={config.task!r}: choose {', '.join(KINDS)}")
     if config.data.label_range and len(config.data.label_range) != 2:

@@ -108,7 +108,7 @@ class Finetuning(Run):
             duration=Duration.parse(config.train.duration, key="train.duration"),
             record=workdir.make_record(config, model, dataset, task.target.to_dict()),
             objective=kind.objective,
-            microbatches=1,
+            microbatch_rows=None,
             flops_per_token=flops.model_flops_per_token(
                 model, sequence_length=config.data.max_seq_len, masking_rate=0.0
             ),
@@ -155,7 +155,7 @@ class Finetuning(Run):
             self.build, abstract, self.config.seed, origin=self.origin, kept=("bert", *kept)
         )
 
-    def batches(self, position: Position) -> Iterator[Batch]:
+    def batches(self, position: Position, rows: int | None = None) -> Iterator[Batch]:
         """The recipe's number of examples each, packed."""
         return training_batches(
             self.train,

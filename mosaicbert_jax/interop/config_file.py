@@ -34,6 +34,7 @@ _OF_BOTH = {
     "norm_bias": True,
     "head_bias": True,
     "sliding_window": None,
+    "narrow_from_layer": None,
     "embedding_dropout_prob": None,
     "feed_forward_dropout_prob": None,
     "classifier_head": "pooler",

@@ -32,6 +32,7 @@ ARCHITECTURE: dict[str, Any] = {
     "type_vocab_size": 0,
     "use_bias": False,
     "classifier_head": "prediction",
+    "narrow_from_layer": None,
 }
 # Ours -> theirs, and the value of one that is not stored.
 _SAME_MEANING = {

@@ -68,7 +68,7 @@ _MODERNBERT_LARGE = {
     "intermediate_size": 2624,
 }
 _POSITIVE = {"global_rope_theta", "local_rope_theta"}
-_MAY_BE_ZERO = {"type_vocab_size", "sliding_window"}
+_MAY_BE_ZERO = {"type_vocab_size", "sliding_window", "narrow_from_layer"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +110,9 @@ class BertConfig:
       sliding_window: tokens on each side that a token sees in local layers.
       global_attention_every: of so many layers the first is global and the others are local; 1: all
         are global.
+      narrow_from_layer: of layers from this number on, keys and values are of what enters that
+        layer, so that each computes only the positions that are predicted (NarrowBERT); None: all
+        layers read what enters them, and only the last one is narrow.
       feed_forward: "geglu" (gated, dropout before the output projection), "swiglu" (the same with
         SiLU for GELU) or "gelu" (BERT's).
       classifier_head: what a classifier reads hidden states through: "pooler" (a dense layer and
@@ -148,6 +151,7 @@ class BertConfig:
     local_rope_theta: float = 10_000.0
     sliding_window: int | None = None
     global_attention_every: int = 1
+    narrow_from_layer: int | None = None
     feed_forward: str = "geglu"
     classifier_head: str = "pooler"
     classifier_pooling: str = "cls"
@@ -185,6 +189,12 @@ class BertConfig:
             raise UserError(
                 "model.sliding_window is for the layers between those of "
                 "model.global_attention_every: set both, or None and 1"
+            )
+
+        if (self.narrow_from_layer or 0) >= self.num_hidden_layers:
+            raise UserError(
+                f"model.narrow_from_layer={self.narrow_from_layer}: the layers are numbered 0 to "
+                f"{self.num_hidden_layers - 1}"
             )
 
     @classmethod

@@ -91,8 +91,8 @@ class BertModel(PretrainedMixin, nnx.Module):
           segment_ids_BL: int32; tokens see only their own segment; 0 is padding, on either side.
             None: every row is one segment without padding.
           token_type_ids_BL: int32; None means all 0.
-          positions_BP: int32 columns; the last layer then runs, after its attention, on these
-            alone.
+          positions_BP: int32 columns; the last layer, or those from config.narrow_from_layer on,
+            then run on these alone, with attention to all.
           dropout_key: a typed key, or one key a row (B,); None means no dropout.
           activation_checkpointing: keep for backward what enters each layer, and compute the rest
             of it again there (Chen et al., 2016, arXiv:1604.06174): memory for a third more FLOPs.
@@ -112,8 +112,14 @@ class BertModel(PretrainedMixin, nnx.Module):
         if activation_checkpointing:
             encode = nnx.remat(encode)
         stream = x_BLE, None
-        *layers, last = self.layers
-        for layer in layers:
-            stream = encode(layer, stream, segment_ids_BL, ranges, keys_B)
-        x_BLE, update_BLE = encode(last, stream, segment_ids_BL, ranges, keys_B, positions_BP)
+        narrow_from, source_BLE = self.config.narrow_from_layer, None
+        first_narrow = len(self.layers) - 1 if narrow_from is None else narrow_from
+        for index, layer in enumerate(self.layers):
+            positions = positions_BP if index >= first_narrow else None
+            entering = stream
+            stream = encode(layer, stream, segment_ids_BL, ranges, keys_B, positions, source_BLE)
+            if index == narrow_from:
+                x_BLE, update_BLE = entering
+                source_BLE = x_BLE if update_BLE is None else x_BLE + update_BLE
+        x_BLE, update_BLE = stream
         return x_BLE if update_BLE is None else self.final_norm.of_sum(update_BLE, x_BLE)

@@ -12,8 +12,10 @@ from mosaicbert_jax.modeling.config import BertConfig
 from mosaicbert_jax.modeling.dropout import Site, dropout, row_keys
 from mosaicbert_jax.modeling.encoder import BertModel
 from mosaicbert_jax.modeling.layers import Dense, Norm, gather_columns
-from mosaicbert_jax.modeling.loss import masked_lm_loss
+from mosaicbert_jax.modeling.loss import SoftTargets, masked_lm_loss
 from pallas_kernels import gelu
+
+_NEVER = -1e9  # a logit of what is never guessed
 
 
 class PredictionHead(nnx.Module):
@@ -76,10 +78,11 @@ class BertForMaskedLM(PretrainedMixin, nnx.Module):
         token_type_ids_BL: Int[Array, "B L"] | None = None,
         dropout_key: Key[Array, "..."] | None = None,
         activation_checkpointing: bool = False,
+        teacher: SoftTargets | None = None,
     ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        """(sum of cross-entropies, number of correct guesses).
+        """(sum of losses, number of correct guesses).
 
-        See `masked_lm_loss` and, for the last argument, `BertModel`.
+        See `masked_lm_loss`, and `BertModel` for activation_checkpointing.
         """
         hidden_BPE = self.bert(
             tokens_BL,
@@ -95,6 +98,36 @@ class BertForMaskedLM(PretrainedMixin, nnx.Module):
             self.head.bias[...],
             labels_BP,
             weights_BP,
+            teacher,
+        )
+
+    def soft_targets(
+        self,
+        tokens_BL: Int[Array, "B L"],
+        segment_ids_BL: Int[Array, "B L"] | None,
+        positions_BP: Int[Array, "B P"],
+        *,
+        vocab_size: int,
+        weight: float,
+        temperature: float,
+    ) -> SoftTargets:
+        """What another model is to learn from this one, which has the same tokenizer.
+
+        Args:
+          vocab_size: of the other; entries that only one of the tables has pad it.
+          weight, temperature: see `SoftTargets`.
+        """
+        transformed_BPE = self.head.transform(
+            self.bert(tokens_BL, segment_ids_BL, positions_BP=positions_BP)
+        )
+        table_VE = self.bert.embeddings.word.embedding[:vocab_size]
+        missing = vocab_size - len(table_VE)
+        return SoftTargets(
+            transformed_BPE,
+            jnp.pad(table_VE, ((0, missing), (0, 0))).astype(transformed_BPE.dtype),
+            jnp.pad(self.head.bias[:vocab_size], (0, missing), constant_values=_NEVER),
+            weight,
+            temperature,
         )
 
 

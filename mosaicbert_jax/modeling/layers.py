@@ -243,6 +243,46 @@ def _gather_columns_backward(saved, d_BPE):
 gather_columns.defvjp(_gather_columns_forward, _gather_columns_backward)
 
 
+@jax.custom_vjp
+def spread_columns(
+    x_BPE: Float[Array, "B P *E"], columns_BP: Int[Array, "B P"], column_L: Int[Array, "L"]
+) -> Float[Array, "B L *E"]:
+    """The inverse of `gather_columns`: slot p at columns_BP[b, p], and 0 where no slot stands.
+
+    Of slots with one column the first is taken. `column_L` counts the columns.
+    """
+    return _spread_columns_forward(x_BPE, columns_BP, column_L)[0]
+
+
+def _along(x_BPE, index_BL):
+    return jnp.take_along_axis(x_BPE, _with_axes_of(index_BL, x_BPE), axis=1)
+
+
+def _with_axes_of(index_BL, x_BPE):
+    return index_BL.reshape(*index_BL.shape, *(1,) * (x_BPE.ndim - 2))
+
+
+def _spread_columns_forward(x_BPE, columns_BP, column_L):
+    is_at_BPL = columns_BP[:, :, None] == column_L
+    slot_BL = jnp.argmax(is_at_BPL, axis=1)
+    is_taken_BL = jnp.any(is_at_BPL, axis=1)
+    is_first_BP = jnp.take_along_axis(slot_BL, columns_BP, axis=1) == jnp.arange(x_BPE.shape[1])
+    spread_BLE = _masked(_along(x_BPE, slot_BL), is_taken_BL)
+    return spread_BLE, (columns_BP, is_first_BP)
+
+
+def _spread_columns_backward(saved, d_BLE):
+    columns_BP, is_first_BP = saved
+    return _masked(_along(d_BLE, columns_BP), is_first_BP), None, None
+
+
+def _masked(x_BPE, mask_BP):
+    return jnp.where(_with_axes_of(mask_BP, x_BPE), x_BPE, 0)
+
+
+spread_columns.defvjp(_spread_columns_forward, _spread_columns_backward)
+
+
 class SelfAttention(nnx.Module):
     """Multi-head attention within segments; one projection to query, key and value."""
 
@@ -259,10 +299,26 @@ class SelfAttention(nnx.Module):
         segment_ids_BL: Int[Array, "B L"],
         ranges: BlockRanges,
         dropout: Dropout,
+        positions_BP: Int[Array, "B P"] | None = None,
+        source_BLE: Float[Array, "B L E"] | None = None,
     ) -> Float[Array, "B L E"]:
-        """Attention before its output projection."""
+        """Attention before its output projection.
+
+        Args:
+          positions_BP: the columns of what is returned; None: all.
+          source_BLE: what keys and values are of; x is then (B, P, E), at the positions. None: x.
+        """
         config = self.config
-        qkv_BL3HD = self.qkv.product(x_BLE)
+        if source_BLE is None:
+            qkv_BL3HD = self.qkv.product(x_BLE)
+        else:
+            kernel_E3HD = self.qkv.kernel_at_use()
+            query_BL1HD = matmul(x_BLE, kernel_E3HD[:, :1])
+            if positions_BP is not None:
+                column_L = jnp.arange(source_BLE.shape[1])
+                query_BL1HD = spread_columns(query_BL1HD, positions_BP, column_L)
+            key_value_BL2HD = matmul(source_BLE, kernel_E3HD[:, 1:])
+            qkv_BL3HD = jnp.concatenate([query_BL1HD, key_value_BL2HD], axis=2)
         bias_3HD = slopes_H = theta = None
         if self.qkv.bias is not None:
             bias_3HD = self.qkv.bias[...].reshape(self.qkv.shape[1:])
@@ -294,7 +350,8 @@ class SelfAttention(nnx.Module):
         context_BLHD = on_own_parts(attend, in_specs, out_specs)(
             qkv_BL3HD, bias_3HD, segment_ids_BL, ranges, slopes_H, dropout
         )
-        return context_BLHD.reshape(x_BLE.shape)
+        context_BLE = context_BLHD.reshape(*segment_ids_BL.shape, config.hidden_size)
+        return context_BLE if positions_BP is None else gather_columns(context_BLE, positions_BP)
 
 
 class FeedForward(nnx.Module):
@@ -362,8 +419,15 @@ class EncoderLayer(nnx.Module):
         ranges: BlockRanges,
         keys_B: Key[Array, "B"] | None,
         positions_BP: Int[Array, "B P"] | None = None,
+        source_BLE: Float[Array, "B L E"] | None = None,
     ) -> tuple[Float[Array, "B L E"], Float[Array, "B L E"] | None]:
-        """One layer; after attention, it runs only on positions_BP, if given: (B, P, E)."""
+        """One layer.
+
+        Args:
+          positions_BP: columns on which alone it runs after attention: (B, P, E). None: all.
+          source_BLE: the residual stream of which keys and values are, and with it the stream that
+            the layer takes is of the positions alone. None: of what it takes.
+        """
         config, drop_at = self.config, functools.partial(Dropout.at, keys_B, layer=self.index)
         weights_dropout = drop_at(config.attention_probs_dropout_prob, site=Site.ATTENTION_WEIGHTS)
         hidden_dropout = drop_at(config.hidden_dropout_prob, site=Site.HIDDEN)
@@ -376,9 +440,12 @@ class EncoderLayer(nnx.Module):
         x_BLE = residual_BLE
         if update_BLE is not None:
             x_BLE, residual_BLE = self.attention_norm.with_sum(update_BLE, residual_BLE)
-        context_BLE = self.attention.context(x_BLE, segment_ids_BL, ranges, weights_dropout)
-        if positions_BP is not None:
-            context_BLE = gather_columns(context_BLE, positions_BP)
+        if source_BLE is not None and config.norm_position == "pre":
+            source_BLE = self.attention_norm(source_BLE)
+        context_BLE = self.attention.context(
+            x_BLE, segment_ids_BL, ranges, weights_dropout, positions_BP, source_BLE
+        )
+        if positions_BP is not None and source_BLE is None:
             residual_BLE = gather_columns(residual_BLE, positions_BP)
         attended_BLE = self.attention.output.product(context_BLE)
         sum_of = {"bias": self.attention.output.bias, "dropout": hidden_dropout}

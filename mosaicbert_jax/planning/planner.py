@@ -16,11 +16,14 @@ from mosaicbert_jax.planning.plan import MEMORY_FRACTION, PRICES, Workload, buy,
 from mosaicbert_jax.planning.plan_report import Plan
 from mosaicbert_jax.planning.profile import StepProfile
 from mosaicbert_jax.planning.step_search import Order
+from mosaicbert_jax.planning.training_step import Recipe
 from mosaicbert_jax.pretraining import configuration
 from mosaicbert_jax.pretraining.microbatch import AUTO, MARGIN
+from mosaicbert_jax.storage.opening import open_model
 from mosaicbert_jax.training import sharding
 from mosaicbert_jax.training.durations import Duration
 from mosaicbert_jax.training.flops import model_flops_per_token
+from mosaicbert_jax.training.optimizer import optimizer_arguments
 
 _TOKENS_PER_SEQUENCE = 128  # to which MosaicBERT's recipe cuts its documents
 # By norm_position: bert-base-uncased's, padded, and ModernBERT's; a run takes that of its data.
@@ -136,11 +139,39 @@ def _workload(config: ConfigDict, options: PlanOptions, model: BertConfig) -> Wo
         row_length=row_length,
         slots_per_sequence=tokens if config.data.packing else row_length,
         tokens_per_sequence=tokens,
-        token_flops=model_flops_per_token(
-            model, sequence_length=round(tokens), masking_rate=config.data.masking_rate
-        ),
+        token_flops=_token_flops(config, model, round(tokens)),
         links=options.links,
         price=_price(config, options),
+    )
+
+
+def _teacher(config: ConfigDict, model: BertConfig) -> BertConfig | None:
+    if not config.distill.teacher:
+        return None
+    stored = open_model(config.distill.teacher, config.distill.teacher_step)
+    return BertConfig.from_fields(vars(stored.config) | {"dtype": model.dtype})
+
+
+def _token_flops(config: ConfigDict, model: BertConfig, sequence_length: int) -> float:
+    """As a run counts them, on average over its length."""
+    rate = sum(configuration.masking_rates(config)) / 2
+    found = model_flops_per_token(model, sequence_length=sequence_length, masking_rate=rate)
+    if (teacher := _teacher(config, model)) is not None:
+        found += model_flops_per_token(
+            teacher, sequence_length=sequence_length, masking_rate=rate
+        ) / 3  # fmt: skip
+    return found
+
+
+def _recipe(config: ConfigDict, model: BertConfig) -> Recipe:
+    teacher = _teacher(config, model)
+    return Recipe(
+        optimizer=optimizer_arguments(config.optimizer),
+        ema_decay=config.optimizer.ema_decay,
+        activation_checkpointing=config.train.activation_checkpointing,
+        masking_rate=max(configuration.masking_rates(config)),
+        masking_unit=config.data.masking_unit,
+        teacher=None if teacher is None else dataclasses.asdict(teacher),
     )
 
 
@@ -162,7 +193,7 @@ def _order(
     microbatch = None
     if config.train.microbatch_tokens != AUTO:
         shape = configuration.batch_shape(config, shards * workload.nodes)
-        microbatch = rows // shards // shape.microbatches
+        microbatch = shape.microbatch_rows
     memory = workload.kind.memory * options.memory_fraction
     return Order(
         gpu=options.gpu,
@@ -170,10 +201,9 @@ def _order(
         rows=rows,
         length=workload.row_length,
         sequence_length=round(workload.tokens_per_sequence),
-        masking_rate=config.data.masking_rate,
+        recipe=dataclasses.asdict(_recipe(config, model)),
         mesh=workload.mesh,
         microbatch=microbatch,
-        activation_checkpointing=config.train.activation_checkpointing,
         limit=int((1 - MARGIN) * memory),
     )
 

@@ -11,7 +11,11 @@ from mosaicbert_jax import BertConfig
 from mosaicbert_jax.planning.compile_only import make_mesh
 from mosaicbert_jax.planning.gpus import GPUS
 from mosaicbert_jax.planning.profile import StepProfile, of_program
-from mosaicbert_jax.planning.training_step import abstract_state, compile_training_step
+from mosaicbert_jax.planning.training_step import (
+    Recipe,
+    abstract_state,
+    compile_training_step,
+)
 from mosaicbert_jax.pretraining.microbatch import largest_that_fits, sizes_of
 
 
@@ -25,10 +29,9 @@ class Order:
       rows: of the batch, on the node's devices together.
       length: tokens of a row.
       sequence_length: of those that a row holds.
-      masking_rate: share of tokens that is predicted.
+      recipe: the fields of a Recipe.
       mesh: devices along data, fsdp and tensor.
       microbatch: rows a device takes at a time; None: the most that fit.
-      activation_checkpointing: see `BertModel`.
       limit: bytes of a device's memory that the step may take.
     """
 
@@ -37,10 +40,9 @@ class Order:
     rows: int
     length: int
     sequence_length: int
-    masking_rate: float
+    recipe: dict[str, Any]
     mesh: tuple[int, int, int]
     microbatch: int | None
-    activation_checkpointing: bool
     limit: int
 
 
@@ -59,7 +61,8 @@ def compiled(order: Order, shown: Callable[[str], AbstractContextManager[None]])
     data, fsdp, tensor = order.mesh
     shards = data * fsdp
     sizes = sizes_of(order.rows, shards)
-    state = abstract_state(model, make_mesh(gpu, *order.mesh))
+    recipe = Recipe(**order.recipe)
+    state = abstract_state(model, make_mesh(gpu, *order.mesh), recipe)
     profiles: dict[int, StepProfile] = {}
 
     def bytes_of(rows: int) -> int:
@@ -74,12 +77,11 @@ def compiled(order: Order, shown: Callable[[str], AbstractContextManager[None]])
                 model,
                 rows=order.rows,
                 length=order.length,
-                masking_rate=order.masking_rate,
+                recipe=recipe,
                 microbatches=microbatches,
                 data=data,
                 fsdp=fsdp,
                 tensor=tensor,
-                activation_checkpointing=order.activation_checkpointing,
             )
             profiles[rows] = of_program(
                 program,

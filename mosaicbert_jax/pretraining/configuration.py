@@ -10,10 +10,12 @@ from ml_collections.config_dict import FieldReference, placeholder
 
 from mosaicbert_jax.data.dataset import DatasetMetadata
 from mosaicbert_jax.data.integrity import SKIP, STOP
+from mosaicbert_jax.data.masking import UNITS
 from mosaicbert_jax.errors import UserError
 from mosaicbert_jax.modeling.config import BertConfig, field_type, resolved_dtype
 from mosaicbert_jax.pretraining.microbatch import AUTO
 from mosaicbert_jax.training import configuration, recovery
+from mosaicbert_jax.training.step import equal_parts
 
 
 def pretraining(model: BertConfig) -> ConfigDict:
@@ -44,8 +46,10 @@ def pretraining(model: BertConfig) -> ConfigDict:
                 "mixture": (),
                 "row_length": 512,  # slots of a row, which several sequences share
                 "packing": True,  # False places each sequence in a row of its own, padded
-                "masking_rate": 0.3,  # share of the tokens that are predicted in training
-                "whole_words": False,  # predict all tokens of a word or none, in training
+                # Share of the tokens that are predicted in training; (first, last) changes linearly
+                # over the run.
+                "masking_rate": FieldReference(0.3, field_type=object),
+                "masking_unit": "token",  # what is chosen together: "token", "word" or "span"
                 "window_size": 8192,  # sequences shuffled and packed together
                 "workers": 0,  # processes that make batches; with 0 a thread does
                 "on_error": STOP,  # at damaged shards: stop, or skip their sequences
@@ -56,6 +60,10 @@ def pretraining(model: BertConfig) -> ConfigDict:
             "train": {
                 "duration": "286720000sp",  # how long the run is, as a duration
                 "batch_tokens": 524_288,  # slots of a step, on all devices together
+                # Slots of the first steps, from which the batch grows in multiples of them; None:
+                # batch_tokens from the start.
+                "first_batch_tokens": placeholder(int),
+                "batch_warmup": 0.0,  # share of the run in which the batch grows
                 # Slots that one device holds at a time; "auto" takes the most that fit its memory.
                 "microbatch_tokens": FieldReference(65_536, field_type=object),
                 # Keep what enters each layer and compute the rest again in backward: a third more
@@ -76,6 +84,14 @@ def pretraining(model: BertConfig) -> ConfigDict:
             "checkpoint": {
                 "every": "1000ba",  # duration between checkpoints; the last one is at the end
                 "keep": 2,  # how many of the last checkpoints to keep
+                # And of the last from which a decay may start: behind the warmup, at the peak.
+                "keep_stable": 0,
+            },
+            "distill": {
+                "teacher": placeholder(str),  # a workdir or Hugging Face folder to learn from
+                "teacher_step": placeholder(int),  # checkpoint of that workdir; None is its last
+                "weight": 0.5,  # of the teacher in the loss; the labels have the rest
+                "temperature": 1.0,  # by which both models' logits are divided for the teacher
             },
             "mesh": configuration.mesh_settings(),
             "recovery": recovery.recovery_settings(max_rollbacks=3, spike=10.0),
@@ -119,15 +135,17 @@ class BatchShape:
 
     Attributes:
       rows: of the global batch.
-      microbatches: parts that a device works on one after the other.
+      microbatch_rows: that a device works on at a time.
+      first_rows: of the first steps' batch, by whose multiples it grows to `rows`.
     """
 
     rows: int
-    microbatches: int
+    microbatch_rows: int
+    first_rows: int
 
 
 def batch_shape(config: ConfigDict, row_shards: int) -> BatchShape:
-    """Rows and microbatches from the token counts; with "auto", as many microbatches as can be.
+    """Rows from the token counts; with "auto", microbatches of one row.
 
     Raises:
       UserError: counts that do not divide.
@@ -144,31 +162,66 @@ def batch_shape(config: ConfigDict, row_shards: int) -> BatchShape:
             f"train.batch_tokens={config.train.batch_tokens} is {rows} rows of {row_length}, "
             f"which {row_shards} devices cannot share equally"
         )
-    rows_here = rows // row_shards
+    first_rows = _first_rows(config, rows, row_shards)
     if config.train.microbatch_tokens == AUTO:
-        return BatchShape(rows, rows_here)
+        return BatchShape(rows, 1, first_rows)
     most = config.train.microbatch_tokens // row_length
     if not most:
         raise UserError(
             f"train.microbatch_tokens={config.train.microbatch_tokens} is less than one row of "
             f"data.row_length={row_length}"
         )
-    microbatches = next(
-        n for n in range(1, rows_here + 1) if rows_here % n == 0 and rows_here // n <= most
-    )
-    return BatchShape(rows, microbatches)
+    rows_here = rows // row_shards
+    return BatchShape(rows, rows_here // equal_parts(rows_here, most), first_rows)
+
+
+def _first_rows(config: ConfigDict, rows: int, row_shards: int) -> int:
+    first, row_length = config.train.first_batch_tokens, config.data.row_length
+    if (first is not None) != (config.train.batch_warmup > 0):
+        raise UserError(
+            f"train.first_batch_tokens={first} and train.batch_warmup={config.train.batch_warmup}: "
+            "set both, so that the batch grows, or none"
+        )
+    if first is None:
+        return rows
+    first_rows, rest = divmod(first, row_length)
+    if rest or not first_rows or rows % first_rows or first_rows % row_shards:
+        raise UserError(
+            f"train.first_batch_tokens={first} must be rows of {row_length} that {row_shards} "
+            f"devices share equally, and train.batch_tokens={config.train.batch_tokens} a multiple"
+        )
+    return first_rows
+
+
+def masking_rates(config: ConfigDict) -> tuple[float, float]:
+    """The share of the tokens that is predicted at the start and at the end.
+
+    Raises:
+      UserError: data.masking_rate is neither a share nor a pair of them.
+    """
+    given = config.data.masking_rate
+    pair = given if isinstance(given, (tuple, list)) else (given, given)
+    numbers = [rate for rate in pair if type(rate) in (int, float) and 0 < rate < 1]
+    if len(pair) != 2 or len(numbers) != 2:
+        raise UserError(
+            f"data.masking_rate={given!r} must be above 0 and below 1, or a pair of such shares "
+            "for the start and the end"
+        )
+    return tuple(pair)
 
 
 _RANGES = {
     **configuration.SHARED_RANGES,
     "data.row_length": (1, math.inf, True),
-    "data.masking_rate": (0, 1, False),
     "data.window_size": (1, math.inf, True),
     "data.workers": (0, math.inf, True),
     "train.batch_tokens": (1, math.inf, True),
     "train.microbatch_tokens": (1, math.inf, True),
     "eval.masking_rate": (0, 1, False),
+    "train.batch_warmup": (0, 1, True),
     "eval.max_tokens": (1, math.inf, True),
+    "checkpoint.keep_stable": (0, math.inf, True),
+    "distill.temperature": (0, math.inf, False),
 }
 
 
@@ -197,6 +250,16 @@ def check_settings(config: ConfigDict) -> None:
     elif type(microbatch) is not int:
         raise UserError(f"train.microbatch_tokens={microbatch!r}: a number of tokens, or {AUTO!r}")
     configuration.check_values(config, ranges)
+    masking_rates(config)
+    if config.data.masking_unit not in UNITS:
+        choices = ", ".join(UNITS)
+        raise UserError(f"data.masking_unit={config.data.masking_unit!r}: choose {choices}")
+    if not 0 <= config.distill.weight <= 1:
+        raise UserError(f"distill.weight={config.distill.weight} must be at least 0 and at most 1")
+    if config.optimizer.schedule == "decay" and not config.init_from:
+        raise UserError(
+            'optimizer.schedule="decay" is the end of another run: give it with --config.init_from'
+        )
 
 
 def _check_data(path: str | None, mixture: tuple) -> None:

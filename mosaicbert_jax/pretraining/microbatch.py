@@ -90,10 +90,10 @@ def first_size(sizes: Sequence[int], row_length: int) -> int:
 
 
 def abstract_batch(
-    mesh: Mesh, rows: int, length: int, masking_rate: float
+    mesh: Mesh, rows: int, length: int, masking_rate: float, masking_unit: str = "token"
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """The shapes of a pretraining batch."""
-    slots = predictions_per_row(length, masking_rate)
+    slots = predictions_per_row(length, masking_rate, masking_unit)
     columns = {
         "tokens_BL": (length, jnp.int32),
         "segment_ids_BL": (length, jnp.int32),
@@ -115,6 +115,8 @@ def search(
     rows: int,
     row_length: int,
     masking_rate: float,
+    masking_unit: str,
+    frozen: tuple[Any, ...],
     say: Callable[[str], None],
 ) -> int:
     """The rows of the largest microbatch that fits the devices at hand.
@@ -123,6 +125,7 @@ def search(
       step_of: the training step with microbatches of so many rows.
       state: its first argument, as a tree of ShapeDtypeStruct.
       rows: of the global batch.
+      frozen: the step's last arguments, abstract too.
       say: takes a line for the terminal.
 
     Raises:
@@ -132,11 +135,11 @@ def search(
     rate = jax.ShapeDtypeStruct((), jnp.float32, sharding=everywhere)
     key = jax.eval_shape(lambda: jax.random.key(0))
     key = jax.ShapeDtypeStruct((), key.dtype, sharding=everywhere)
-    batch = abstract_batch(mesh, rows, row_length, masking_rate)
+    batch = abstract_batch(mesh, rows, row_length, masking_rate, masking_unit)
 
     def bytes_of(size: int) -> int:
         say(f"Choosing the microbatch: compiling for {size} rows of {row_length} tokens.")
-        return bytes_needed(step_of(size).lower(state, batch, rate, key).compile())
+        return bytes_needed(step_of(size).lower(state, batch, rate, key, *frozen).compile())
 
     row_shards = sharding.row_shards(mesh)
     size, why = choose(bytes_of, rows=rows, row_shards=row_shards, row_length=row_length)

@@ -8,15 +8,17 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import numpy as np
+import optax
 from ml_collections import ConfigDict
 
 from mosaicbert_jax.data.dataset import TokenDataset
 from mosaicbert_jax.data.integrity import Findings, seen_text
+from mosaicbert_jax.data.masking import thinned
 from mosaicbert_jax.data.mixture import Mixture
 from mosaicbert_jax.data.packing import RowPlanner, packing_efficiency
 from mosaicbert_jax.data.pipeline import Batch, Position, batches
 from mosaicbert_jax.errors import UserError
-from mosaicbert_jax.modeling.config import BertConfig
 from mosaicbert_jax.pretraining import configuration, microbatch
 from mosaicbert_jax.pretraining.evaluation import MaskedLMScores, evaluate
 from mosaicbert_jax.pretraining.opening import (
@@ -26,28 +28,21 @@ from mosaicbert_jax.pretraining.opening import (
     identity,
     open_data,
 )
-from mosaicbert_jax.storage import workdir
-from mosaicbert_jax.storage.opening import StoredModel, initial_params, open_model
-from mosaicbert_jax.text.tokenizer import is_lowercase, load_tokenizer
+from mosaicbert_jax.pretraining.origin import (
+    DecayStart,
+    check_same_model,
+    check_same_tokenizer,
+    decay_start,
+)
+from mosaicbert_jax.pretraining.teacher import Teacher
+from mosaicbert_jax.storage import checkpoint_files, workdir
+from mosaicbert_jax.storage.checkpoint_files import MODEL, OPTIMIZER
+from mosaicbert_jax.storage.opening import initial_params, open_model
 from mosaicbert_jax.training import flops, sharding
 from mosaicbert_jax.training.durations import Duration, Progress
 from mosaicbert_jax.training.optimizer import optimizer_of
 from mosaicbert_jax.training.run import Run
-from mosaicbert_jax.training.step import evaluation_step, masked_lm
-
-# What may change where a run starts from a model: how it computes, its dropout, and for longer rows
-# the rotation.
-_FREE_FIELDS = frozenset(
-    {
-        "dtype",
-        "layer_norm_dtype",
-        "initializer_range",
-        "global_rope_theta",
-        "local_rope_theta",
-        "classifier_head",
-        "classifier_pooling",
-    }
-)
+from mosaicbert_jax.training.step import TrainState, distilled, evaluation_step, masked_lm
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,13 +52,17 @@ class Pretraining(Run):
     Attributes:
       dataset, validation: the splits; validation is None if nothing is held out.
       shape: of a step's batch.
+      masking_rates: at the start and at the end.
       findings: what reading the data's files has shown.
+      teacher: what the model learns from besides the text.
     """
 
     dataset: TokenDataset | Mixture
     validation: TokenDataset | Mixture | None
     shape: configuration.BatchShape
+    masking_rates: tuple[float, float]
     findings: Findings
+    teacher: Teacher | None
 
     @classmethod
     def prepare(cls, config: ConfigDict, folder: pathlib.Path) -> "Pretraining":
@@ -81,6 +80,21 @@ class Pretraining(Run):
                 f"data.row_length={config.data.row_length} is shorter than the data set's longest "
                 f"sequences; use at least {metadata.max_seq_len}"
             )
+        rates = configuration.masking_rates(config)
+        teacher, objective = None, masked_lm
+        if config.distill.teacher:
+            teacher = Teacher.open(config.distill, model, metadata)
+            objective = functools.partial(
+                distilled,
+                teacher.graph,
+                weight=config.distill.weight,
+                temperature=config.distill.temperature,
+            )
+        flops_of = functools.partial(
+            flops.model_flops_per_token,
+            sequence_length=metadata.max_seq_len,
+            masking_rate=sum(rates) / 2,
+        )
         return cls(
             config=config,
             folder=folder,
@@ -88,17 +102,16 @@ class Pretraining(Run):
             optimizer=optimizer_of(config.optimizer),
             duration=Duration.parse(config.train.duration, key="train.duration"),
             record=workdir.make_record(config, model, identity(dataset)),
-            objective=masked_lm(activation_checkpointing=config.train.activation_checkpointing),
-            microbatches=shape.microbatches,
-            flops_per_token=flops.model_flops_per_token(
-                model,
-                sequence_length=metadata.max_seq_len,
-                masking_rate=config.data.masking_rate,
-            ),
+            objective=objective(activation_checkpointing=config.train.activation_checkpointing),
+            microbatch_rows=shape.microbatch_rows,
+            # Forward, the teacher's part, is a third of forward and backward.
+            flops_per_token=flops_of(model) + (flops_of(teacher.config) / 3 if teacher else 0),
             dataset=dataset,
             validation=validation,
             shape=shape,
+            masking_rates=rates,
             findings=findings,
+            teacher=teacher,
         )
 
     def files(self) -> dict[str, str]:
@@ -121,9 +134,8 @@ class Pretraining(Run):
             return self
 
         def with_microbatches_of(rows: int) -> Pretraining:
-            microbatches = self.shape.rows // sharding.row_shards(self.mesh) // rows
-            shape = dataclasses.replace(self.shape, microbatches=microbatches)
-            return dataclasses.replace(self, shape=shape, microbatches=microbatches)
+            shape = dataclasses.replace(self.shape, microbatch_rows=rows)
+            return dataclasses.replace(self, shape=shape, microbatch_rows=rows)
 
         rows = microbatch.search(
             lambda rows: with_microbatches_of(rows).train_step,
@@ -131,7 +143,9 @@ class Pretraining(Run):
             self.mesh,
             rows=self.shape.rows,
             row_length=self.config.data.row_length,
-            masking_rate=self.config.data.masking_rate,
+            masking_rate=max(self.masking_rates),
+            masking_unit=self.config.data.masking_unit,
+            frozen=() if self.teacher is None else (self.teacher.abstract_params(self.mesh),),
             say=say,
         )
         return with_microbatches_of(rows)
@@ -160,12 +174,17 @@ class Pretraining(Run):
         steps = "" if self.duration.is_time else f", about {1 / self.share(step):,.0f} steps"
         if not self.duration.is_time and self.share(step) > 1:
             steps = ", which is less than one step; one is made"
+        microbatches = shape.rows // sharding.row_shards(self.mesh) // shape.microbatch_rows
+        grows = ""
+        if shape.first_rows < shape.rows:
+            grows = f", growing from {shape.first_rows} rows over {config.train.batch_warmup:.1%}"
+        teacher = "" if self.teacher is None else f"learning from {config.distill.teacher}, "
         return (
-            f"{self.parameters:,} parameters, {self.model.dtype}, on {jax.device_count()} x "
-            f"{jax.devices()[0].device_kind}\n"
+            f"{self.parameters:,} parameters, {teacher}{self.model.dtype}, on "
+            f"{jax.device_count()} x {jax.devices()[0].device_kind}\n"
             f"{describe_data(self.dataset, self.findings)} of {mean:.0f} tokens on average\n"
-            f"a step: {shape.rows} rows of {config.data.row_length} tokens in {shape.microbatches} "
-            f"microbatch(es), about {per_step:,.0f} sequences, {full:.1%} full\n"
+            f"a step: {shape.rows} rows of {config.data.row_length} tokens in {microbatches} "
+            f"microbatch(es), about {per_step:,.0f} sequences, {full:.1%} full{grows}\n"
             f"the run: {config.train.duration}{steps}"
         )
 
@@ -180,8 +199,11 @@ class Pretraining(Run):
         origin = None
         if self.config.init_from:
             origin = open_model(self.config.init_from, self.config.init_from_step)
-            _check_same_model(origin, self.model)
-            _check_same_tokenizer(origin, self.dataset.metadata.tokenizer_path)
+            check_same_model(origin, self.model)
+            check_same_tokenizer("init_from", origin, self.dataset.metadata.tokenizer_path)
+        if (decay := self._decay_start) is not None:
+            # Those that the other run would train on, not their average.
+            return checkpoint_files.read_part(decay.folder, MODEL, abstract, decay.step)
         return initial_params(
             self.build,
             abstract,
@@ -190,17 +212,58 @@ class Pretraining(Run):
             kept=tuple(abstract),
         )
 
-    def batches(self, position: Position) -> Iterator[Batch]:
+    def inherited(self, abstract: TrainState) -> tuple[optax.OptState, Position] | None:
+        """Those of the run whose learning rate is to decay."""
+        if (decay := self._decay_start) is None:
+            return None
+        state = checkpoint_files.read_part(
+            decay.folder, OPTIMIZER, abstract.optimizer_state, decay.step
+        )
+        return state, decay.position
+
+    @functools.cached_property
+    def _decay_start(self) -> DecayStart | None:
+        if self.config.optimizer.schedule != "decay":
+            return None
+        return decay_start(self.config, self.record)
+
+    def batches(self, position: Position, rows: int | None = None) -> Iterator[Batch]:
         """Packed and masked rows."""
         return batches(
             self.dataset,
             position=position,
             workers=self.config.data.workers,
-            rows_per_batch=self.shape.rows,
-            masking_rate=self.config.data.masking_rate,
-            whole_words=self.config.data.whole_words,
+            rows_per_batch=rows or self.shape.rows,
+            masking_rate=max(self.masking_rates),
+            masking_unit=self.config.data.masking_unit,
+            with_draws=self._rate_changes,
             **self._stream_settings(),
         )
+
+    def batch_rows(self, share: float) -> int:
+        """Grows linearly over train.batch_warmup, in multiples of the first batch."""
+        shape, warmup = self.shape, self.config.train.batch_warmup
+        if share >= warmup:
+            return shape.rows
+        grown = shape.first_rows + (shape.rows - shape.first_rows) * share / warmup
+        return int(grown // shape.first_rows) * shape.first_rows
+
+    @property
+    def _rate_changes(self) -> bool:
+        first, last = self.masking_rates
+        return first != last
+
+    def arrays(self, batch: Batch, share: float) -> dict[str, np.ndarray]:
+        """Masked at the rate of that share of the run."""
+        if not self._rate_changes:
+            return batch.arrays
+        first, last = self.masking_rates
+        return thinned(batch.arrays, batch.draws_BP, first + (last - first) * min(share, 1.0))
+
+    @functools.cached_property
+    def frozen(self) -> tuple[Any, ...]:
+        """The teacher's parameters."""
+        return () if self.teacher is None else (self.teacher.read_params(self.mesh),)
 
     def _stream_settings(self) -> dict[str, Any]:
         index, count = sharding.host_part(self.mesh)
@@ -224,7 +287,7 @@ class Pretraining(Run):
         # A thread's: workers would take longer to start than many an evaluation lasts.
         stream = batches(
             self.validation,
-            rows_per_batch=self.shape.rows // self.shape.microbatches,
+            rows_per_batch=self.shape.microbatch_rows * sharding.row_shards(self.mesh),
             masking_rate=self.config.eval.masking_rate,
             epochs=1,
             **self._stream_settings(),
@@ -238,38 +301,3 @@ class Pretraining(Run):
                 vocab_size=self.model.vocab_size,
                 max_tokens=self.config.eval.max_tokens,
             )
-
-
-def _check_same_tokenizer(origin: StoredModel, path: pathlib.Path) -> None:
-    """Raises UserError if a model was trained with another tokenizer than the one at `path`."""
-    there, here = origin.tokenizer, load_tokenizer(path)
-    entry_there = {number: entry for entry, number in there.get_vocab().items()}
-    entry_here = {number: entry for entry, number in here.get_vocab().items()}
-    why = ""
-    for number in sorted(entry_there.keys() | entry_here.keys()):
-        if entry_there.get(number) != entry_here.get(number):
-            why = f"entry {number} is {entry_there.get(number)!r} there"
-            why += f" and {entry_here.get(number)!r} here"
-            break
-    if not why and is_lowercase(there) != is_lowercase(here):
-        why = f"{'that' if is_lowercase(there) else 'this'} one alone lower-cases text"
-    if why:
-        raise UserError(
-            f"init_from={origin.place} was trained with another tokenizer than {path}: {why}; "
-            "prepare the text with --tokenizer and that of the model"
-        )
-
-
-def _check_same_model(origin: StoredModel, wanted: BertConfig) -> None:
-    """Raises UserError if parameters of one do not fit the other."""
-    free = _FREE_FIELDS
-    if wanted.position_embedding != "learned":
-        free = free | {"max_position_embeddings"}
-    there, here = vars(origin.config), vars(wanted)
-    changed = [
-        f"model.{name} is {there[name]!r} there and {here[name]!r} here"
-        for name in here
-        if there[name] != here[name] and name not in free and "dropout" not in name
-    ]
-    if changed:
-        raise UserError(f"init_from={origin.place} is another model: {'; '.join(changed)}")

@@ -25,6 +25,8 @@ from mosaicbert_jax.files import write_atomically
 from mosaicbert_jax.storage.workdir import CHECKPOINTS
 
 DIGESTS_FILE = "digests.json"
+MODEL, AVERAGE, OPTIMIZER = "model", "average", "optimizer"  # a checkpoint's trees of arrays
+STABLE = "stable"  # in its records: the steps saved so far from which a decay may start
 _LATER = "_CHECKPOINT_METADATA"  # Orbax writes the time of the commit there later
 
 
@@ -135,8 +137,8 @@ def damage_explained(folder: pathlib.Path) -> Iterator[None]:
         ) from error
 
 
-def _find(workdir: pathlib.Path, step: int | None, part: str) -> pathlib.Path:
-    """The folder of the last checkpoint, or of the one at `step`, whose `part` is whole."""
+def _folder_of(workdir: pathlib.Path, step: int | None) -> pathlib.Path:
+    """The folder of the last checkpoint, or of the one at `step`."""
     folder = workdir / CHECKPOINTS
     steps = steps_of(folder)
     if not steps:
@@ -144,7 +146,13 @@ def _find(workdir: pathlib.Path, step: int | None, part: str) -> pathlib.Path:
     step = max(steps) if step is None else step
     if step not in steps:
         raise UserError(f"{workdir} has no checkpoint of step {step}; it has {sorted(steps)}")
-    found = (folder / str(step)).absolute()
+    return (folder / str(step)).absolute()
+
+
+def _find(workdir: pathlib.Path, step: int | None, part: str) -> pathlib.Path:
+    """The same, and its `part` is whole."""
+    found = _folder_of(workdir, step)
+    step, steps = int(found.name), steps_of(found.parent)
     reason = damage(found, part)
     if reason is not None:
         others = sorted(other for other in steps if other != step)
@@ -156,15 +164,23 @@ def _find(workdir: pathlib.Path, step: int | None, part: str) -> pathlib.Path:
 def read_params(workdir: pathlib.Path, abstract: Any, step: int | None = None) -> Any:
     """The parameters alone, of the last checkpoint or of the one at `step`.
 
+    Their moving average, if the run keeps one.
+
     Args:
       abstract: all parameters, as a tree of ShapeDtypeStruct with shardings.
 
     Raises:
       UserError: there is no such checkpoint, or it is damaged.
     """
-    folder = _find(workdir, step, "model")
+    part = AVERAGE if (_folder_of(workdir, step) / AVERAGE).exists() else MODEL
+    return read_part(workdir, part, abstract, step)
+
+
+def read_part(workdir: pathlib.Path, part: str, abstract: Any, step: int | None = None) -> Any:
+    """One of a checkpoint's trees of arrays: MODEL, AVERAGE or OPTIMIZER; see `read_params`."""
+    folder = _find(workdir, step, part)
     with damage_explained(folder), ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(path_for_orbax(folder) / "model", abstract)
+        return checkpointer.restore(path_for_orbax(folder) / part, abstract)
 
 
 def read_progress(workdir: pathlib.Path, step: int | None = None) -> dict[str, Any]:
@@ -173,9 +189,27 @@ def read_progress(workdir: pathlib.Path, step: int | None = None) -> dict[str, A
     Raises:
       UserError: as `read_params`.
     """
+    return read_records(workdir, step)["progress"]
+
+
+def read_records(workdir: pathlib.Path, step: int | None = None) -> dict[str, Any]:
+    """What a checkpoint says beside its arrays: "progress", "position" of the data and others.
+
+    Raises:
+      UserError: as `read_params`.
+    """
     folder = _find(workdir, step, "progress")
     with damage_explained(folder), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
-        return checkpointer.restore(path_for_orbax(folder) / "progress")["progress"]
+        return checkpointer.restore(path_for_orbax(folder) / "progress")
+
+
+def stable_steps(workdir: pathlib.Path) -> list[int]:
+    """The steps of the checkpoints that are there and from which a decay may start, in order."""
+    steps = steps_of(workdir / CHECKPOINTS)
+    if not steps:
+        return []
+    stable = read_records(workdir).get(STABLE, ())
+    return sorted(set(stable) & set(steps))
 
 
 def write_params(workdir: pathlib.Path, model: nnx.Module) -> None:

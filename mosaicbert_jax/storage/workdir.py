@@ -42,6 +42,20 @@ FREE_KEYS = (
 )
 # With --extend, it may resume with other values of these too.
 EXTENDABLE = ("optimizer.", "train.duration:", "eval.")
+_BOUND = ("optimizer.name:", "optimizer.ema_decay:")  # to what a checkpoint holds
+# What runs that were started before these settings existed have.
+_BEFORE = {
+    "optimizer": {
+        "name": "adamw",
+        "muon_beta": 0.95,
+        "schedule": "linear",
+        "decay": 0.1,
+        "decay_form": "1-sqrt",
+    },
+    "train": {"batch_warmup": 0.0},
+    "data": {"masking_unit": "token"},
+    "distill": {"weight": 0.5, "temperature": 1.0},
+}
 HISTORY = "history"  # in the record: how the run was extended, and from which step
 
 
@@ -97,6 +111,9 @@ def differences(old: Any, new: Any, key: str = "") -> list[str]:
 def _fixed(stored: dict[str, Any]) -> dict[str, Any]:
     """The part of a record that must stay, without FREE_KEYS."""
     config = {k: dict(v) if isinstance(v, dict) else v for k, v in stored["config"].items()}
+    for group, settings in _BEFORE.items():
+        if isinstance(config.get(group, {}), dict):
+            config[group] = settings | config.get(group, {})
     for key in FREE_KEYS:
         group, _, name = key.partition(".")
         if name:
@@ -170,7 +187,9 @@ def claim(
         changed = differences(_fixed(found), _fixed(stored))
         places = (workdir / CHECKPOINTS).glob("*")  # an unfinished one has a suffix
         saved = [int(place.name) for place in places if place.name.isdecimal()]
-        kept = [line for line in changed if not line.startswith(EXTENDABLE)]
+        kept = [
+            line for line in changed if not line.startswith(EXTENDABLE) or line.startswith(_BOUND)
+        ]
         if saved and changed and (kept or not extend):
             how = (
                 "" if kept else f", or --extend to resume from step {max(saved)} with the new ones"

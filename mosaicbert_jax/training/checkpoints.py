@@ -5,7 +5,7 @@ import dataclasses
 import pathlib
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self
 
 import jax
@@ -21,6 +21,8 @@ from mosaicbert_jax import hosts, launch
 from mosaicbert_jax.data.pipeline import Position
 from mosaicbert_jax.errors import UserError
 from mosaicbert_jax.storage.checkpoint_files import (
+    AVERAGE,
+    STABLE,
     damage,
     damage_explained,
     manager_of,
@@ -42,6 +44,7 @@ class Snapshot:
     Attributes:
       due: whether the run would have saved here without having been asked to stop. Rollbacks go
         back to such checkpoints alone, so that it makes no difference where a run was stopped.
+      stable: whether a decay of the learning rate may start here; see `Schedule.is_stable`.
     """
 
     state: TrainState
@@ -49,6 +52,7 @@ class Snapshot:
     position: Position
     health: Health
     due: bool = True
+    stable: bool = False
 
 
 class Checkpoints:
@@ -61,12 +65,25 @@ class Checkpoints:
     Args:
       workdir: the run's; see `set_damaged_aside`.
       keep: how many.
+      keep_stable: how many of those from which a decay may start, besides.
       say: takes a line for the terminal.
     """
 
-    def __init__(self, workdir: pathlib.Path, *, keep: int, say: Callable[[str], None] = print):
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        *,
+        keep: int,
+        keep_stable: int = 0,
+        say: Callable[[str], None] = print,
+    ):
         self._last_due: int | None = None
-        policies = (LatestN(keep), _LastDue(lambda: self._last_due))
+        self._stable: list[int] = []  # steps
+        policies = (
+            LatestN(keep),
+            _Steps(lambda: [self._last_due]),
+            _Steps(lambda: self._stable[-keep_stable:] if keep_stable else []),
+        )
         self._manager = manager_of(workdir, preservation_policy=AnyPreservationPolicy(policies))
         self._quiet = launch.quiet_closed_loops()
         self._say = say
@@ -102,9 +119,14 @@ class Checkpoints:
             # is a view of the very buffers that the next step overwrites.
             state = jax.block_until_ready(jax.tree.map(jnp.copy, state))
         self._saving = progress.step
-        before = self._last_due
+        before = self._last_due, self._stable
         if point.due:  # before what saving deletes is decided
             self._last_due = progress.step
+        if point.due and point.stable:
+            self._stable = [*self._stable, progress.step]
+        average = {}
+        if state.average is not None:
+            average[AVERAGE] = ocp.args.StandardSave(state.average)
         with self._failure_told():
             self._manager.save(
                 progress.step,
@@ -117,13 +139,15 @@ class Checkpoints:
                             "position": point.position.to_dict(),
                             "health": point.health.to_dict(),
                             "last_due": self._last_due,
+                            STABLE: self._stable,
                         }
                     ),
                     config=ocp.args.JsonSave(record),
+                    **average,
                 ),
             )
         if self._saving is None:  # it has failed already
-            self._last_due = before
+            self._last_due, self._stable = before
 
     def wait(self) -> None:
         """Until all that has been saved is whole.
@@ -193,6 +217,9 @@ class Checkpoints:
         return bool(hosts.agreed(float(is_lost))[0])
 
     def _restore(self, step: int, abstract: TrainState) -> Snapshot:
+        average = {}
+        if abstract.average is not None:
+            average[AVERAGE] = ocp.args.StandardRestore(abstract.average)
         with damage_explained(pathlib.Path(self._manager.directory) / str(step)):
             found = self._manager.restore(
                 step,
@@ -200,27 +227,30 @@ class Checkpoints:
                     model=ocp.args.StandardRestore(abstract.params),
                     optimizer=ocp.args.StandardRestore(abstract.optimizer_state),
                     progress=ocp.args.JsonRestore(),
+                    **average,
                 ),
             )
         completed = jax.device_put(jnp.asarray(step, jnp.int32), abstract.step.sharding)
         self._last_due = found.progress.get("last_due", step)  # an older one has none
+        self._stable = list(found.progress.get(STABLE, ()))
         return Snapshot(
-            TrainState(found.model, found.optimizer, completed),
+            TrainState(found.model, found.optimizer, completed, found.get(AVERAGE)),
             Progress.from_dict(found.progress["progress"]),
             Position.from_dict(found.progress["position"]),
             Health.from_dict(found.progress.get("health", {})),
             due=self._last_due == step,
+            stable=step in self._stable,
         )
 
 
 @dataclasses.dataclass(frozen=True)
-class _LastDue(PreservationPolicy):
-    """Keeps the last checkpoint that was due, however many were saved since."""
+class _Steps(PreservationPolicy):
+    """Keeps the checkpoints of some steps, however many were saved since."""
 
-    step: Callable[[], int | None]
+    steps: Callable[[], Sequence[int | None]]
 
     def should_preserve(self, checkpoints, *, context):
-        return [info.step == self.step() for info in checkpoints]
+        return [info.step in self.steps() for info in checkpoints]
 
 
 def set_damaged_aside(workdir: pathlib.Path, say: Callable[[str], None]) -> None:

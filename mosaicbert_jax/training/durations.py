@@ -1,4 +1,4 @@
-"""Durations, progress, the clock, and the learning rate schedule.
+"""Durations, progress and the clock.
 
 Durations are written `70000ba`, `286720000sp`, `3ep`, `1.13h`, `20usd`.
 """
@@ -149,18 +149,3 @@ class Clock:
         if self._decides:
             seconds, dollars = hosts.agreed(seconds, dollars)
         return seconds, dollars
-
-
-def learning_rate(share: float, *, peak: float, warmup: float, final_fraction: float) -> float:
-    """Linear warmup to the peak, then linear decay.
-
-    Args:
-      share: of the run completed before this step, in [0, 1]; the first step has 0.
-      peak: the highest learning rate.
-      warmup: the share of the run in which the rate rises from 0 to the peak.
-      final_fraction: of the peak, reached at share 1.
-    """
-    if share < warmup:
-        return peak * share / warmup
-    decayed = (share - warmup) / (1.0 - warmup)
-    return peak * (1.0 - (1.0 - final_fraction) * min(decayed, 1.0))

@@ -1,6 +1,7 @@
 """Floating-point operations of a training step, and what the hardware could do."""
 
 import functools
+import math
 import re
 import statistics
 import time
@@ -39,15 +40,23 @@ def model_flops_per_token(
 
     6 for each weight of the layers, 12 for each layer, hidden unit and key of the attention, and
     the masked-language-model head on the masked share: 737 MFLOP for MosaicBERT-Base at 128
-    tokens and 30%. Layers with a sliding window count its keys. Fixed by the architecture: what is
-    skipped or computed twice does not count.
+    tokens and 30%. Layers with a sliding window count its keys; those from narrow_from_layer on
+    compute keys and values of all tokens, and all else of the masked share. Fixed by the
+    architecture: what is skipped or computed twice does not count.
     """
     hidden, feed_forward = config.hidden_size, config.intermediate_size
     feed_forward_matrices = 3 if config.is_gated else 2
     layer_weights = 4 * hidden**2 + feed_forward_matrices * hidden * feed_forward
-    windows = map(config.window_of, range(config.num_hidden_layers))
-    keys = sum(sequence_length if w is None else min(2 * w + 1, sequence_length) for w in windows)
-    layers = config.num_hidden_layers * 6 * layer_weights + 12 * hidden * keys
+    keys_and_values = 2 * hidden**2
+    narrow_from = config.narrow_from_layer
+    narrow_from = math.inf if narrow_from is None else narrow_from
+    layers = 0.0
+    for layer in range(config.num_hidden_layers):
+        window = config.window_of(layer)
+        keys = sequence_length if window is None else min(2 * window + 1, sequence_length)
+        of_queries = 6 * (layer_weights - keys_and_values) + 12 * hidden * keys
+        computed = masking_rate if layer >= narrow_from else 1.0
+        layers += 6 * keys_and_values + computed * of_queries
     head = 6 * masking_rate * (hidden**2 + hidden * config.vocab_size)
     return layers + head
 

@@ -3,7 +3,8 @@
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from mosaicbert_jax.files import write_atomically
 from mosaicbert_jax.storage import workdir
 from mosaicbert_jax.training import checkpoints, flops, memory, sharding, supervision
 from mosaicbert_jax.training.checkpoints import Checkpoints, Snapshot
-from mosaicbert_jax.training.durations import Clock, Duration, Progress, learning_rate
+from mosaicbert_jax.training.durations import Clock, Duration, Progress
 from mosaicbert_jax.training.metrics import (
     EXTENDED,
     FINISHED,
@@ -85,7 +86,10 @@ def train(
         stack.enter_context(jax.set_mesh(run.mesh))
         run = run.settled(_say)
         hosts.on_first(lambda: checkpoints.set_damaged_aside(run.folder, _say))
-        store = Checkpoints(run.folder, keep=run.config.checkpoint.keep, say=_say)
+        kept = run.config.checkpoint
+        store = Checkpoints(
+            run.folder, keep=kept.keep, keep_stable=kept.get("keep_stable", 0), say=_say
+        )
         stack.enter_context(store)
         start = store.restore(run.abstract_state()) or fresh_start(run)
         session = _open(run, start, store, stack)
@@ -95,8 +99,8 @@ def train(
             session.writer.event(start.progress.step, EXTENDED, changed="; ".join(changed))
         while True:
             try:
-                with contextlib.closing(run.batches(start.position)) as batches:
-                    return _advance(session, start, batches, actions or ACTIONS)
+                with contextlib.closing(_Stream(run, start.position)) as stream:
+                    return _advance(session, start, stream, actions or ACTIONS)
             except Diverged as raised:
                 # Its frames hold the state; the next one needs the memory.
                 diverged = raised.with_traceback(None)
@@ -136,14 +140,22 @@ def _open(run: Run, start: Snapshot, store: Checkpoints, stack: contextlib.ExitS
 
 
 def fresh_start(run: Run) -> Snapshot:
-    """The state of a run that has no checkpoint: initial parameters and a new optimizer."""
+    """The state of a run that has no checkpoint: initial parameters and optimizer."""
     abstract = run.abstract_state()
     everywhere = jax.tree.map(lambda x: x.sharding, abstract)
     params = run.initial_params(abstract.params)
-    optimizer_state = jax.jit(run.optimizer.init, out_shardings=everywhere.optimizer_state)(params)
+    inherited = run.inherited(abstract)
+    if inherited is None:
+        init = jax.jit(run.optimizer.init, out_shardings=everywhere.optimizer_state)
+        inherited = init(params), Position()
+    optimizer_state, position = inherited
     step = jax.device_put(jnp.zeros((), jnp.int32), everywhere.step)
-    state = TrainState(params, optimizer_state, step)
-    return Snapshot(state, Progress(), Position(), Health())
+    average = None
+    if abstract.average is not None:
+        average = jax.tree.map(jnp.copy, params)  # both are donated to the first step
+    return Snapshot(
+        TrainState(params, optimizer_state, step, average), Progress(), position, Health()
+    )
 
 
 def _roll_back(session: Session, start: Snapshot, diverged: Diverged) -> Snapshot:
@@ -217,22 +229,18 @@ class Attempt:
     def step(self, state: TrainState, before: Progress, batch: Batch) -> Point:
         """Dispatches one step; the state is donated."""
         session, run = self.session, self.session.run
-        rate = learning_rate(
-            run.share(before),
-            peak=run.config.optimizer.learning_rate,
-            warmup=run.config.optimizer.warmup,
-            final_fraction=run.config.optimizer.final_fraction,
-        )
-        arrays = sharding.place_batch(run.mesh, batch.arrays)
+        share = run.share(before)
+        rate = run.schedule.rate(share)
+        arrays = sharding.place_batch(run.mesh, run.arrays(batch, share))
         rate_array = sharding.place_everywhere(run.mesh, np.float32(rate))
         begun = time.monotonic()
-        program = session.step.compiled(state, arrays, rate_array, self._dropout_key)
+        program = session.step.compiled(state, arrays, rate_array, self._dropout_key, *run.frozen)
         self._clock.exclude(time.monotonic() - begun)
         self.reporter.exclude(time.monotonic() - begun)
         session.happened()
         # Nothing crosses between host and device but by the explicit calls around this one.
         with jax.transfer_guard("disallow"):
-            state, metrics = program(state, arrays, rate_array, self._dropout_key)
+            state, metrics = program(state, arrays, rate_array, self._dropout_key, *run.frozen)
         seconds, dollars = self._clock.read()
         progress = Progress(
             step=before.step + 1,
@@ -247,8 +255,36 @@ class Attempt:
         return Point(state, before, progress, batch.position, finished, stopping)
 
 
+class _Stream:
+    """The batches of a run, whose size may change with its progress.
+
+    Args:
+      position: of the data, from where they are read.
+    """
+
+    def __init__(self, run: Run, position: Position):
+        self._run, self._position = run, position
+        self._rows: int | None = None
+        self._batches: Any = None
+
+    def next(self, share: float) -> Batch:
+        """The next batch, as large as it is at that share of the run."""
+        rows = self._run.batch_rows(share)
+        if self._batches is None or rows != self._rows:
+            self.close()
+            self._rows, self._batches = rows, self._run.batches(self._position, rows)
+        batch = next(self._batches)
+        self._position = batch.position
+        return batch
+
+    def close(self) -> None:
+        """Ends what makes them ahead."""
+        if self._batches is not None:
+            self._batches.close()
+
+
 def _advance(
-    session: Session, start: Snapshot, batches: Iterator[Batch], actions: Sequence[Action]
+    session: Session, start: Snapshot, stream: _Stream, actions: Sequence[Action]
 ) -> Evaluation | None:
     """From `start` to the end.
 
@@ -260,18 +296,19 @@ def _advance(
         session.bar.say(f"Resuming from step {progress.step:,}.")
     if run.share(progress) >= 1.0:
         session.bar.say("This run is complete.")
-        return _evaluate(run, state.params, progress, writer=None, bar=session.bar)
+        return _evaluate(run, state.result, progress, writer=None, bar=session.bar)
     attempt = Attempt(session, start)
     devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     kind = RESUMED if progress.step else STARTED
     attempt.reporter.event(progress, kind, devices=devices, **run.details())
-    for batch in attempt.reporter.timed(batches):
+    finished = False
+    while not finished:
+        with attempt.reporter.waiting():
+            batch = stream.next(run.share(progress))
         point = attempt.step(state, progress, batch)
-        state, progress = point.state, point.progress
+        state, progress, finished = point.state, point.progress, point.finished
         for action in actions:
             action(attempt, point)
-        if point.finished:
-            break
     return attempt.evaluation
 
 
@@ -283,7 +320,7 @@ def evaluate_when_due(attempt: Attempt, point: Point) -> None:
     reporter.flush()
     begun = time.monotonic()
     attempt.evaluation = _evaluate(
-        session.run, point.state.params, point.progress, writer=session.writer, bar=session.bar
+        session.run, point.state.result, point.progress, writer=session.writer, bar=session.bar
     )
     reporter.exclude(time.monotonic() - begun)
     session.happened()
@@ -296,8 +333,10 @@ def save_when_due(attempt: Attempt, point: Point) -> None:
     if not due and not point.stopping:
         return
     reporter.flush()  # a state whose loss is not finite is not saved
-    snapshot = Snapshot(point.state, point.progress, point.position, reporter.health, due)
-    session.store.save(snapshot, session.run.record)
+    run = session.run
+    stable = run.schedule.is_stable(run.share(point.progress))
+    snapshot = Snapshot(point.state, point.progress, point.position, reporter.health, due, stable)
+    session.store.save(snapshot, run.record)
     reporter.event(point.progress, SAVING)
 
 
@@ -330,13 +369,13 @@ class _CompiledStep:
         self._bar = bar
         self._programs: dict[tuple, jax.stages.Compiled] = {}
 
-    def compiled(self, state, arrays: dict[str, jax.Array], rate, dropout_key):
+    def compiled(self, state, arrays: dict[str, jax.Array], *others: Any):
         """The program for batches of these shapes."""
         shapes = tuple((name, array.shape) for name, array in arrays.items())
         if shapes not in self._programs:
             rows, length = arrays["tokens_BL"].shape
             self._bar.say(f"Compiling the training step for {rows} rows of {length} tokens.")
-            program = self._step.lower(state, arrays, rate, dropout_key).compile()
+            program = self._step.lower(state, arrays, *others).compile()
             memory.check_host_holds(program, f"a training step of {rows} rows of {length} tokens")
             self._programs[shapes] = program
         return self._programs[shapes]

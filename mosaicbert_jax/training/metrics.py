@@ -10,7 +10,7 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Self
 
 import jax
@@ -277,16 +277,12 @@ class Reporter:
         self._peak = peak
         self._token_flops = run.flops_per_token
 
-    def timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The same batches; the time until each is there counts as waited for in its row."""
-        batches = iter(batches)
-        while True:
-            begun = time.monotonic()
-            batch = next(batches, None)
-            self._row_waited += time.monotonic() - begun
-            if batch is None:
-                return
-            yield batch
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Counts the time within as waited for data in its row."""
+        begun = time.monotonic()
+        yield
+        self._row_waited += time.monotonic() - begun
 
     def dispatched(
         self, progress: Progress, batch: Batch, learning_rate: float, metrics: dict[str, jax.Array]

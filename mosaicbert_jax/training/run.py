@@ -9,6 +9,7 @@ from typing import Any, Protocol, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
@@ -20,6 +21,7 @@ from mosaicbert_jax.storage.opening import abstract_params, build_model
 from mosaicbert_jax.storage.target import Target
 from mosaicbert_jax.training import sharding
 from mosaicbert_jax.training.durations import Duration, Progress
+from mosaicbert_jax.training.schedule import Schedule
 from mosaicbert_jax.training.step import Objective, TrainState, compiler_options, train_step
 
 
@@ -42,7 +44,7 @@ class Run(abc.ABC):
       duration: of the run.
       record: what config.json and every checkpoint hold.
       objective: what a step learns from a batch.
-      microbatches: parts of a batch that a device works on one after the other.
+      microbatch_rows: of a batch, that a device works on at a time; None: all of its rows.
       flops_per_token: see `model_flops_per_token`.
       target: what a classifier predicts; None is masked tokens.
       like: a run that differs in seed and data alone, whose compiled steps this one uses.
@@ -55,7 +57,7 @@ class Run(abc.ABC):
     duration: Duration
     record: dict[str, Any]
     objective: Objective
-    microbatches: int
+    microbatch_rows: int | None
     flops_per_token: float
     target: Target | None = None
     like: Self | None = None
@@ -77,9 +79,21 @@ class Run(abc.ABC):
     def initial_params(self, abstract: Any) -> Any:
         """The parameters before the first step, laid out as `abstract` says."""
 
+    def inherited(self, abstract: TrainState) -> tuple[optax.OptState, Position] | None:
+        """Another run's optimizer state, and position in the data, to start with; None: new ones.
+
+        Args:
+          abstract: how the state is laid out.
+        """
+        return None
+
     @abc.abstractmethod
-    def batches(self, position: Position) -> Iterator[Batch]:
-        """What is trained on from there, without end; has a method close()."""
+    def batches(self, position: Position, rows: int | None = None) -> Iterator[Batch]:
+        """What is trained on from there, without end; has a method close().
+
+        Args:
+          rows: of each, see `batch_rows`; None: the whole batch.
+        """
 
     @abc.abstractmethod
     def evaluate(self, params: Any) -> Evaluation | None:
@@ -92,6 +106,19 @@ class Run(abc.ABC):
     def details(self) -> dict[str, str | int]:
         """Details for the event that records its start, by name."""
         return {}
+
+    def batch_rows(self, share: float) -> int | None:
+        """Rows of a step's batch at that share of the run; None: the whole batch."""
+        return None
+
+    def arrays(self, batch: Batch, share: float) -> dict[str, np.ndarray]:
+        """What a step at that share of the run is given of a batch."""
+        return batch.arrays
+
+    @property
+    def frozen(self) -> tuple[Any, ...]:
+        """What the objective reads besides model and batch, on the mesh; see `Objective`."""
+        return ()
 
     def settled(self, say: Callable[[str], None]) -> Self:
         """With all that depends on the devices' memory decided; under the run's mesh.
@@ -111,12 +138,18 @@ class Run(abc.ABC):
             graph=self.graph,
             optimizer=self.optimizer,
             objective=self.objective,
-            microbatches=self.microbatches,
+            microbatch_rows=self.microbatch_rows,
+            ema_decay=self.config.optimizer.ema_decay,
         )
         options = compiler_options(
             deterministic=self.config.train.deterministic, platform=jax.default_backend()
         )
         return jax.jit(step, donate_argnums=0, compiler_options=options)
+
+    @functools.cached_property
+    def schedule(self) -> Schedule:
+        """The learning rate over the run."""
+        return Schedule.of(self.config.optimizer)
 
     @property
     def model(self) -> BertConfig:
@@ -150,5 +183,6 @@ class Run(abc.ABC):
         everywhere = sharding.replicated(self.mesh)
         params = abstract_params(self._abstract_model, everywhere)
         optimizer_state = jax.eval_shape(self.optimizer.init, params)
-        state = TrainState(params, optimizer_state, jax.ShapeDtypeStruct((), jnp.int32))
+        average = None if self.config.optimizer.ema_decay is None else params
+        state = TrainState(params, optimizer_state, jax.ShapeDtypeStruct((), jnp.int32), average)
         return sharding.stored(self.mesh, state)

@@ -6,6 +6,7 @@ A batch is a dict with tokens_BL and segment_ids_BL (int32), and what its `Objec
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,13 +28,13 @@ class Objective:
     """What is learned from a batch.
 
     Attributes:
-      sums: (model, batch, dropout_key) -> float32 sums over the batch: of the losses, and of what
-        `score` names.
+      sums: (model, batch, dropout_key, *frozen) -> float32 sums over the batch: of the losses, and
+        of what `score` names. `frozen` is what it reads besides, such as a teacher's parameters.
       weights: the array of the batch whose sum turns both into means.
       score: the name of the second mean in metrics.jsonl.
     """
 
-    sums: Callable[[nnx.Module, Batch, jax.Array | None], tuple[jax.Array, jax.Array]]
+    sums: Callable[..., tuple[jax.Array, jax.Array]]
     weights: str
     score: str
 
@@ -48,7 +49,35 @@ def masked_lm(*, activation_checkpointing: bool = False) -> Objective:
     return Objective(sums, weights="weights_BP", score="masked_accuracy")
 
 
-def _masked_lm_sums(activation_checkpointing, model, batch: Batch, dropout_key):
+def distilled(
+    teacher: nnx.GraphDef,
+    *,
+    weight: float,
+    temperature: float,
+    activation_checkpointing: bool = False,
+) -> Objective:
+    """`masked_lm` with a teacher's predictions, whose parameters are the step's `frozen`.
+
+    Args:
+      teacher: of a BertForMaskedLM with the same tokenizer.
+      weight, temperature: see `SoftTargets`.
+    """
+
+    def sums(model, batch: Batch, dropout_key, teacher_params):
+        targets = nnx.merge(teacher, sharding.at_use(teacher_params)).soft_targets(
+            batch["tokens_BL"],
+            batch["segment_ids_BL"],
+            batch["positions_BP"],
+            vocab_size=model.config.vocab_size,
+            weight=weight,
+            temperature=temperature,
+        )
+        return _masked_lm_sums(activation_checkpointing, model, batch, dropout_key, targets)
+
+    return Objective(sums, weights="weights_BP", score="masked_accuracy")
+
+
+def _masked_lm_sums(activation_checkpointing, model, batch: Batch, dropout_key, teacher=None):
     return model.loss(
         batch["tokens_BL"],
         batch["segment_ids_BL"],
@@ -57,6 +86,7 @@ def _masked_lm_sums(activation_checkpointing, model, batch: Batch, dropout_key):
         batch["weights_BP"],
         dropout_key=dropout_key,
         activation_checkpointing=activation_checkpointing,
+        teacher=teacher,
     )
 
 
@@ -72,11 +102,18 @@ class TrainState:
       params: the model's nnx.State of float32 parameters.
       optimizer_state: optax's.
       step: int32, completed steps.
+      average: the parameters' moving average, if the run keeps one.
     """
 
     params: nnx.State
     optimizer_state: optax.OptState
     step: Int[Array, ""]
+    average: nnx.State | None = None
+
+    @property
+    def result(self) -> nnx.State:
+        """The parameters that are evaluated and exported."""
+        return self.params if self.average is None else self.average
 
 
 def compiler_options(*, deterministic: bool, platform: str) -> dict[str, bool]:
@@ -97,20 +134,23 @@ def train_step(
     batch: Batch,
     learning_rate: Float[Array, ""],
     dropout_key: Key[Array, ""],
-    *,
+    *frozen: Any,
     graph: nnx.GraphDef,
     optimizer: optax.GradientTransformation,
-    microbatches: int,
+    microbatch_rows: int | None = None,
     objective: Objective = MASKED_LM,
+    ema_decay: float | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One update from the mean loss over all labels of the global batch.
 
     Args:
       learning_rate: of this step.
       dropout_key: the run's; the step and the rows are folded in here.
+      frozen: what the objective reads besides; see `Objective`.
       graph: of the model that state.params belong to.
-      microbatches: into how many equal parts the rows are divided, one after the other; the
-        update is that of the undivided batch, dropout included.
+      microbatch_rows: how many rows a device takes at a time, at most; its rows are divided into
+        equal parts, and the update is that of the undivided batch, dropout included. None: all.
+      ema_decay: of state.average, if there is one.
 
     Returns:
       The next state, and float32 scalars: loss, the objective's score, grad_norm, predictions.
@@ -122,15 +162,18 @@ def train_step(
 
     def loss_of(params, batch, keys_B):
         model = nnx.merge(graph, sharding.at_use(params))
-        loss_sum, score_sum = objective.sums(model, batch, keys_B)
+        loss_sum, score_sum = objective.sums(model, batch, keys_B, *frozen)
         return loss_sum * scale, score_sum * scale
 
     gradients_of = jax.value_and_grad(loss_of, has_aux=True)
+    mesh = jax.sharding.get_abstract_mesh()
+    shards = 1 if mesh.empty else sharding.row_shards(mesh)
+    microbatches = equal_parts(rows // shards, microbatch_rows)
     if microbatches == 1:
         (loss, score), gradients = gradients_of(state.params, batch, keys_B)
     else:
         (loss, score), gradients = _accumulate(
-            gradients_of, state.params, batch, keys_B, microbatches
+            gradients_of, state.params, batch, keys_B, microbatches, shards
         )
     params, optimizer_state = optimizers.apply(
         optimizer, gradients, state.optimizer_state, state.params, learning_rate
@@ -141,7 +184,17 @@ def train_step(
         "grad_norm": optax.tree.norm(gradients),
         "predictions": predictions,
     }
-    return TrainState(params, optimizer_state, state.step + 1), metrics
+    average = state.average
+    if average is not None:
+        average = optimizers.averaged(average, params, state.step, ema_decay)
+    return TrainState(params, optimizer_state, state.step + 1, average), metrics
+
+
+def equal_parts(rows: int, most: int | None) -> int:
+    """Into how few equal parts rows can be divided so that none has more than `most`."""
+    if most is None:
+        return 1
+    return next(n for n in range(1, rows + 1) if rows % n == 0 and rows // n <= most)
 
 
 def evaluation_step(
@@ -153,10 +206,15 @@ def evaluation_step(
     return {"loss": loss_sum, "correct": correct, "predictions": jnp.sum(batch["weights_BP"])}
 
 
-def _accumulate(gradients_of: Callable, params: nnx.State, batch: Batch, keys_B, microbatches: int):
+def _accumulate(
+    gradients_of: Callable,
+    params: nnx.State,
+    batch: Batch,
+    keys_B: jax.Array,
+    microbatches: int,
+    shards: int,
+):
     """The sums of loss, score and gradients over microbatches."""
-    mesh = jax.sharding.get_abstract_mesh()
-    shards = 1 if mesh.empty else sharding.row_shards(mesh)
 
     def split(x_BL: jax.Array) -> jax.Array:
         # Each device keeps its own rows: a microbatch is a slice of every device's share.

@@ -4,7 +4,12 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from mosaicbert_jax.data.masking import TokenMasking, counter_hash, predictions_per_row
+from mosaicbert_jax.data.masking import (
+    TokenMasking,
+    counter_hash,
+    predictions_per_row,
+    thinned,
+)
 from mosaicbert_jax.errors import UserError
 from mosaicbert_jax.text.vocabulary import SpecialTokenIds
 
@@ -14,10 +19,11 @@ SPECIAL_IDS = [0, 7, 11, 12, 40]
 VOCAB, PADDED_VOCAB = 50, 64
 
 
-def masking(seed=17, rate=0.3):
+def masking(seed=17, rate=0.3, **options):
     return TokenMasking(
         seed=seed,
         rate=rate,
+        **options,
         vocab_size=VOCAB,
         padded_vocab_size=PADDED_VOCAB,
         special_token_ids=SPECIAL,
@@ -38,7 +44,7 @@ def assert_share(found, total, share):
 @pytest.mark.parametrize("rate", [0.15, 0.3, 1.0])
 def test_shares_of_chosen_masked_random_and_kept(rate):
     tokens_T, *where = corpus()
-    masked_T, chosen_T = masking(rate=rate)(tokens_T, *where)
+    masked_T, chosen_T, _ = masking(rate=rate)(tokens_T, *where)
     ordinary_T = ~np.isin(tokens_T, SPECIAL_IDS)
     assert_share(chosen_T.sum(), ordinary_T.sum(), rate) if rate < 1 else None
     chosen = chosen_T.sum()
@@ -52,13 +58,13 @@ def test_shares_of_chosen_masked_random_and_kept(rate):
 
 def test_a_rate_of_one_chooses_every_ordinary_token():
     tokens_T, *where = corpus(sequences=50)
-    _, chosen_T = masking(rate=1.0)(tokens_T, *where)
+    _, chosen_T, _ = masking(rate=1.0)(tokens_T, *where)
     np.testing.assert_array_equal(chosen_T, ~np.isin(tokens_T, SPECIAL_IDS))
 
 
 def test_special_tokens_are_neither_chosen_nor_drawn_and_padding_ids_not_drawn():
     tokens_T, *where = corpus(sequences=20_000)
-    masked_T, chosen_T = masking()(tokens_T, *where)
+    masked_T, chosen_T, _ = masking()(tokens_T, *where)
     assert not np.isin(tokens_T[chosen_T], SPECIAL_IDS).any()
     np.testing.assert_array_equal(masked_T[~chosen_T], tokens_T[~chosen_T])
     drawn = masked_T[(masked_T != tokens_T) & (masked_T != SPECIAL.mask)]
@@ -71,7 +77,7 @@ def test_special_tokens_are_neither_chosen_nor_drawn_and_padding_ids_not_drawn()
 
 def test_ids_that_only_pad_the_vocabulary_are_not_chosen():
     tokens_T = np.full(1000, VOCAB + 3, np.int32)
-    _, chosen_T = masking()(tokens_T, np.array([1000]), np.array([0]), np.array([0]))
+    _, chosen_T, _ = masking()(tokens_T, np.array([1000]), np.array([0]), np.array([0]))
     assert not chosen_T.any()
 
 
@@ -179,3 +185,88 @@ def test_a_vocabulary_of_special_tokens_alone_is_refused():
             padded_vocab_size=64,
             special_token_ids=SpecialTokenIds(pad=0, unk=1, cls=2, sep=3, mask=4),
         )
+
+
+def spans(**settings):
+    """Of words of one token each."""
+    return masking(
+        unit="span", word_starts=lambda tokens_T: np.ones(len(tokens_T), bool), **settings
+    )
+
+
+@pytest.mark.parametrize("rate", [0.15, 0.3, 0.6])
+def test_spans_cover_the_share_that_is_asked_for(rate):
+    tokens_T = np.full(4000 * 64, 20, np.int32)
+    _, *where = corpus()
+    _, chosen_T, _ = spans(rate=rate)(tokens_T, *where)
+    chosen_SL = chosen_T.reshape(4000, 64)
+    assert chosen_SL[:, 10:].mean() == pytest.approx(rate, abs=0.01)
+    assert chosen_SL[:, 0].mean() < rate / 2  # no span reaches in from before
+
+
+def test_the_lengths_of_spans():
+    """Few enough not to touch: geometric, at most 10, 3.8 on average."""
+    tokens_T = np.full(4000 * 64, 20, np.int32)
+    _, *where = corpus()
+    _, chosen_T, _ = spans(rate=0.01)(tokens_T, *where)
+    edges_T = np.flatnonzero(np.diff(np.pad(chosen_T.reshape(4000, 64), ((0, 0), (1, 1))).ravel()))
+    lengths = np.diff(edges_T)[::2]
+    assert lengths.max() >= 10
+    assert np.mean(lengths > 10) < 0.03  # two that touch
+    assert lengths.mean() == pytest.approx(3.8, abs=0.3)
+    assert np.mean(lengths == 1) == pytest.approx(0.2 / (1 - 0.8**10), abs=0.03)
+
+
+@pytest.mark.parametrize("make", [masking, spans])
+def test_a_lower_rate_chooses_of_what_a_higher_one_does(make):
+    tokens_T, *where = corpus(sequences=400)
+    masked_T, chosen_T, draws_T = make(rate=0.3)(tokens_T, *where)
+    fewer_masked_T, fewer_T, same_T = make(rate=0.15)(tokens_T, *where)
+    np.testing.assert_array_equal(draws_T, same_T)
+    assert 0 < fewer_T.sum() < chosen_T.sum()
+    assert not (fewer_T & ~chosen_T).any()
+    np.testing.assert_array_equal(masked_T[fewer_T], fewer_masked_T[fewer_T])
+
+
+def test_thinning_is_masking_at_the_lower_rate():
+    tokens_T, *where = corpus(sequences=40)
+
+    def arrays_of(rate):
+        masked_T, chosen_T, draws_T = masking(rate=rate)(tokens_T, *where)
+        shape_BP = (40, 64)
+        arrays = {name: np.zeros(shape_BP, np.int32) for name in ("positions_BP", "labels_BP")}
+        arrays["weights_BP"], draws_BP = (
+            np.zeros(shape_BP, np.float32),
+            np.zeros(shape_BP, np.uint64),
+        )
+        for row, chosen_L in enumerate(chosen_T.reshape(40, 64)):
+            (columns_N,) = np.nonzero(chosen_L)
+            used = slice(0, len(columns_N))
+            arrays["positions_BP"][row, used] = columns_N
+            arrays["labels_BP"][row, used] = tokens_T.reshape(40, 64)[row, columns_N]
+            arrays["weights_BP"][row, used] = 1
+            draws_BP[row, used] = draws_T.reshape(40, 64)[row, columns_N]
+        return {**arrays, "tokens_BL": masked_T.reshape(40, 64)}, draws_BP
+
+    high, draws_BP = arrays_of(0.3)
+    before = {name: array.copy() for name, array in high.items()}
+    found, (wanted, _) = thinned(high, draws_BP, 0.2), arrays_of(0.2)
+    np.testing.assert_array_equal(found["tokens_BL"], wanted["tokens_BL"])
+    used_BP = found["weights_BP"] > 0
+    assert used_BP.sum() == wanted["weights_BP"].sum() < high["weights_BP"].sum()
+    for name in ("positions_BP", "labels_BP"):
+        np.testing.assert_array_equal(found[name][used_BP], wanted[name][wanted["weights_BP"] > 0])
+        assert not found[name][~used_BP].any()
+    for name, array in before.items():
+        np.testing.assert_array_equal(high[name], array)
+
+
+def test_slots_hold_spans():
+    """Of rows of spans, as many as of tokens have more than P: fewer than one in a thousand."""
+    slots = predictions_per_row(512, 0.3, "span")
+    tokens_T, *where = corpus(sequences=2000, length=512)
+    tokens_T = np.full_like(tokens_T, 20)
+    _, chosen_T, _ = spans(rate=0.3)(tokens_T, *where)
+    counts_B = chosen_T.reshape(2000, 512).sum(axis=1)
+    assert np.mean(counts_B > slots) < 2e-3
+    assert slots < 260

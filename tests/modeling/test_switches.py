@@ -52,6 +52,8 @@ SWITCHES = {
         **WINDOW,
     },
 }
+SWITCHES["narrow"] = {"narrow_from_layer": 0}
+SWITCHES["all, narrow"] = SWITCHES["all"] | {"narrow_from_layer": 1}
 
 
 def array(param):
@@ -82,11 +84,13 @@ def rotate(x_LD, theta):
     return np.concatenate([turned_LK.real, turned_LK.imag], axis=1)
 
 
-def attend(x_LE, layer, index, config):
+def attend(x_LE, source_LE, layer, index, config):
     heads, window = config.num_attention_heads, config.window_of(index)
     column_L = np.arange(len(x_LE))
     distance_LL = np.abs(column_L[:, None] - column_L)
-    parts = np.split(dense(x_LE, layer.attention.qkv), 3, axis=-1)
+    qkv = layer.attention.qkv
+    queries_LE = np.split(dense(x_LE, qkv), 3, axis=-1)[0]
+    parts = queries_LE, *np.split(dense(source_LE, qkv), 3, axis=-1)[1:]
     out = []
     for head, (q_LD, k_LD, v_LD) in enumerate(
         zip(*(np.split(x, heads, axis=-1) for x in parts), strict=True)
@@ -122,14 +126,18 @@ def plain_encoder(model, tokens_L):
         x_LE = x_LE + array(embeddings.token_type.embedding)[0]
     if config.position_embedding == "learned":
         x_LE = x_LE + array(embeddings.position.embedding)[: len(tokens_L)]
-    x_LE = norm(x_LE, embeddings.norm)
+    x_LE, narrow_from = norm(x_LE, embeddings.norm), config.narrow_from_layer
     for index, layer in enumerate(model.layers):
+        if narrow_from is None or index <= narrow_from:
+            source_LE = x_LE
         if config.norm_position == "post":
-            x_LE = norm(x_LE + attend(x_LE, layer, index, config), layer.attention_norm)
+            attended_LE = attend(x_LE, source_LE, layer, index, config)
+            x_LE = norm(x_LE + attended_LE, layer.attention_norm)
             x_LE = norm(x_LE + feed_forward(x_LE, layer, config), layer.feed_forward_norm)
         else:
             read_LE = norm(x_LE, layer.attention_norm) if index else x_LE
-            x_LE = x_LE + attend(read_LE, layer, index, config)
+            read_source_LE = norm(source_LE, layer.attention_norm) if index else source_LE
+            x_LE = x_LE + attend(read_LE, read_source_LE, layer, index, config)
             read_LE = norm(x_LE, layer.feed_forward_norm)
             x_LE = x_LE + feed_forward(read_LE, layer, config)
     return norm(x_LE, model.final_norm) if config.norm_position == "pre" else x_LE
@@ -149,15 +157,29 @@ def test_packed_rows_are_the_plain_encoder_of_each_segment(name):
         np.testing.assert_allclose(found_LE, expected_LE, atol=1e-5 * np.abs(expected_LE).max())
 
 
-@pytest.mark.parametrize("name", ["pre-norm", "all"])
-def test_the_last_layer_on_positions_alone_is_that_of_the_row(name):
+@pytest.mark.parametrize("name", ["pre-norm", "all", "narrow", "all, narrow"])
+def test_layers_on_positions_alone_are_those_of_the_row(name):
+    """Values and gradients; one position has two slots, as unused ones have."""
     model = random_model(BertModel, dataclasses.replace(MOSAICBERT, **SWITCHES[name]))
     tokens_BL = jnp.arange(48).reshape(2, 24)
-    positions_BP = jnp.array([[3, 20], [0, 23]])
-    whole_BLE = nnx.jit(model)(tokens_BL)
-    some_BPE = nnx.jit(model)(tokens_BL, positions_BP=positions_BP)
-    expected_BPE = jnp.take_along_axis(whole_BLE, positions_BP[:, :, None], axis=1)
-    np.testing.assert_allclose(some_BPE, expected_BPE, atol=2e-5)
+    positions_BP = jnp.array([[3, 20, 5], [0, 23, 0]])
+    weights_BP1 = jnp.array([[1.0, 2.0, 0.5], [3.0, 1.0, 0.0]])[:, :, None]
+
+    def of_the_row(model):
+        whole_BLE = model(tokens_BL)
+        return jnp.take_along_axis(whole_BLE, positions_BP[:, :, None], axis=1)
+
+    def alone(model):
+        return model(tokens_BL, positions_BP=positions_BP)
+
+    def gradients(read):
+        return nnx.jit(nnx.grad(lambda model: jnp.sum(jnp.sin(read(model)) * weights_BP1)))(model)
+
+    np.testing.assert_allclose(nnx.jit(alone)(model), nnx.jit(of_the_row)(model), atol=2e-5)
+    for one, other in zip(
+        jax.tree.leaves(gradients(alone)), jax.tree.leaves(gradients(of_the_row)), strict=True
+    ):
+        np.testing.assert_allclose(one, other, atol=2e-5 * max(1.0, float(jnp.abs(other).max())))
 
 
 def loss_and_gradients(model, **options):
@@ -170,7 +192,7 @@ def loss_and_gradients(model, **options):
     return nnx.jit(nnx.value_and_grad(loss))(model)
 
 
-@pytest.mark.parametrize("name", ["pre-norm, gelu, learned", "all"])
+@pytest.mark.parametrize("name", ["pre-norm, gelu, learned", "all, narrow"])
 def test_activation_checkpointing_changes_nothing(name):
     config = dataclasses.replace(MOSAICBERT, **SWITCHES[name] | {"hidden_dropout_prob": 0.1})
     model, key = random_model(BertForMaskedLM, config), jax.random.key(1)
@@ -181,7 +203,7 @@ def test_activation_checkpointing_changes_nothing(name):
 
 
 @pytest.mark.parametrize("mesh", [{"tensor": 2}, {"fsdp": 2}])
-@pytest.mark.parametrize("name", ["all", "pre-norm"])
+@pytest.mark.parametrize("name", ["all", "pre-norm", "narrow"])
 def test_a_mesh_gives_the_same(name, mesh):
     config = dataclasses.replace(MOSAICBERT, **SWITCHES[name])
     model = random_model(BertForMaskedLM, config)
@@ -239,6 +261,7 @@ def test_output_projections_of_pre_norm_start_smaller():
         ({"local_rope_theta": 0.0}, r"model\.local_rope_theta must be a positive number"),
         ({"use_bias": 1}, r"model\.use_bias must be True or False, not 1"),
         ({"norm_position": "mid"}, r"one of \('post', 'pre'\)"),
+        ({"narrow_from_layer": 3}, r"the layers are numbered 0 to 2"),
         ({"classifier_dropout": 1.0}, r"model\.classifier_dropout must be in \[0, 1\)"),
     ],
 )
@@ -255,3 +278,13 @@ def test_flops_count_a_layers_window():
     )
     # Of 22 layers 14 are local, where a token has 129 keys.
     assert whole - local == 12 * 768 * 14 * (1024 - 129)
+
+
+def test_flops_count_what_narrow_layers_compute():
+    """Of two of three layers, keys and values of all tokens and the rest of 30%."""
+    sizes = {"sequence_length": 64, "masking_rate": 0.3}
+    narrow = dataclasses.replace(MOSAICBERT, narrow_from_layer=1)
+    one_layer = 6 * (4 * 32**2 + 3 * 32 * 48) + 12 * 32 * 64
+    spared = 2 * 0.7 * (one_layer - 6 * 2 * 32**2)
+    whole = model_flops_per_token(MOSAICBERT, **sizes)
+    assert whole - model_flops_per_token(narrow, **sizes) == pytest.approx(spared)

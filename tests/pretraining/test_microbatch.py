@@ -77,7 +77,7 @@ class Uncompiled:
     """Stands for a step that would need 1 MB for each row of a microbatch."""
 
     def __init__(self, run: Pretraining):
-        self._rows = run.shape.rows // (2 * run.microbatches)
+        self._rows = run.microbatch_rows
 
     def lower(self, state, batch, rate, key):
         assert batch["tokens_BL"].shape == (16, 128)
@@ -100,10 +100,10 @@ def test_a_run_takes_the_most_that_fits(run, monkeypatch):
     monkeypatch.setattr(Pretraining, "train_step", property(lambda run: Uncompiled(run)))
     monkeypatch.setattr(microbatch, "_FIRST_TOKENS", 128)
     monkeypatch.setattr(microbatch, "device_memory", lambda: 3_000_000)
-    assert run.shape == BatchShape(rows=16, microbatches=8)  # one row, until it is settled
+    assert run.shape == BatchShape(16, microbatch_rows=1, first_rows=16)  # until it is settled
     said = []
     settled = run.settled(said.append)
-    assert settled.microbatches == settled.shape.microbatches == 4
+    assert settled.microbatch_rows == settled.shape.microbatch_rows == 2
     assert settled.shape.rows == 16
     assert said == [
         "Choosing the microbatch: compiling for 1 rows of 128 tokens.",
@@ -122,7 +122,7 @@ def test_a_number_is_taken_as_it_is(run):
     run.config.train.microbatch_tokens = 256
     run = Pretraining.prepare(run.config, run.folder)
     assert run.settled(pytest.fail) is run
-    assert run.microbatches == 4
+    assert run.microbatch_rows == 2
 
 
 @pytest.mark.parametrize("value", ["'most'", "1.5", "0", "-1"])

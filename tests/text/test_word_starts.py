@@ -102,7 +102,7 @@ def test_masks_take_all_of_a_word_or_nothing(data):
     tokens_T, lengths_S = data.gather(sequences_S)
     tokens_T = tokens_T.astype(np.int32)
     where = lengths_S, sequences_S, np.zeros(len(data), np.int64)
-    _, chosen_T = TokenMasking(**settings, word_starts=starts)(tokens_T, *where)
+    _, chosen_T, _ = TokenMasking(**settings, unit="word", word_starts=starts)(tokens_T, *where)
     special_T = np.isin(tokens_T, dataclasses.astuple(metadata.special_token_ids))
     word_T = np.cumsum(starts(tokens_T)) - 1
     for word in np.unique(word_T[~special_T]):
@@ -110,7 +110,7 @@ def test_masks_take_all_of_a_word_or_nothing(data):
     assert not chosen_T[special_T].any()
     assert 0.25 < chosen_T[~special_T].mean() < 0.35
     # Words of several pieces there are, which masking by token cuts up.
-    _, by_token_T = TokenMasking(**settings)(tokens_T, *where)
+    _, by_token_T, _ = TokenMasking(**settings)(tokens_T, *where)
     cut = [len(np.unique(by_token_T[word_T == word])) > 1 for word in np.unique(word_T[~special_T])]
     assert any(cut)
 
@@ -118,7 +118,8 @@ def test_masks_take_all_of_a_word_or_nothing(data):
 def test_batches_of_whole_words(data):
     settings = {"row_length": 128, "rows_per_batch": 4, "seed": 1, "masking_rate": 0.3}
     plain, whole = (
-        next(iter(PackedBatches(data, **settings, whole_words=w))).arrays for w in (False, True)
+        next(iter(PackedBatches(data, **settings, masking_unit=unit))).arrays
+        for unit in ("token", "word")
     )
     np.testing.assert_array_equal(plain["segment_ids_BL"], whole["segment_ids_BL"])
     assert (plain["positions_BP"] != whole["positions_BP"]).any()

@@ -32,8 +32,8 @@ from mosaicbert_jax.storage.opening import load_run
 from mosaicbert_jax.storage.workdir import locked
 from mosaicbert_jax.training import loop, step
 from mosaicbert_jax.training import run as run_module
-from mosaicbert_jax.training.durations import learning_rate
 from mosaicbert_jax.training.optimizer import apply
+from mosaicbert_jax.training.schedule import Schedule
 from tests.conftest import ROOT, run_process, run_train, standard_input
 
 ROW = {
@@ -285,7 +285,7 @@ def rows_of(workdir, key):
 def test_learning_rate_follows_the_schedule(run):
     for row in rows_of(run, "loss"):
         share = (row["step"] - 1) / 30
-        expected = learning_rate(share, peak=3e-3, warmup=0.06, final_fraction=0.02)
+        expected = Schedule(3e-3, 0.06, 0.06, "linear", 0.02).rate(share)
         assert row["learning_rate"] == pytest.approx(expected)
 
 
@@ -380,10 +380,12 @@ def test_rows_and_microbatches():
         config.train.batch_tokens, config.train.microbatch_tokens = batch, microbatch
         return batch_shape(config, shards)
 
-    assert shape(16 * 512, 16 * 512, 1) == BatchShape(rows=16, microbatches=1)
-    assert shape(16 * 512, 4 * 512, 1) == BatchShape(rows=16, microbatches=4)
-    assert shape(16 * 512, 4 * 512, 2) == BatchShape(rows=16, microbatches=2)
-    assert shape(12 * 512, 5 * 512, 1) == BatchShape(rows=12, microbatches=3)  # equal parts
+    assert shape(16 * 512, 16 * 512, 1) == BatchShape(16, microbatch_rows=16, first_rows=16)
+    assert shape(16 * 512, 4 * 512, 1) == BatchShape(16, microbatch_rows=4, first_rows=16)
+    assert shape(16 * 512, 4 * 512, 2) == BatchShape(16, microbatch_rows=4, first_rows=16)
+    assert shape(12 * 512, 5 * 512, 1) == BatchShape(
+        12, microbatch_rows=4, first_rows=12
+    )  # equal parts
     with pytest.raises(UserError, match="cannot share equally"):
         shape(3 * 512, 512, 2)
     with pytest.raises(UserError, match="less than one row"):
@@ -437,7 +439,7 @@ def test_a_run_like_another_uses_its_compiled_step(dataset, tmp_path, monkeypatc
     traced = []
 
     def counted(*arguments, **settings):
-        traced.append(settings["microbatches"])
+        traced.append(settings["microbatch_rows"])
         return step.train_step(*arguments, **settings)
 
     monkeypatch.setattr(run_module, "train_step", counted)

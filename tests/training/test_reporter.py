@@ -104,12 +104,9 @@ def test_the_share_of_a_row_that_was_waited_for_data(recorder, monkeypatch):
     monkeypatch.setattr(reporters.time, "monotonic", lambda: clock[0])
     recorder.reporter = reporters.Reporter(recorder.reporter.run, recorder, recorder, START, PEAK)
 
-    def late():
-        for seconds in (1.0, 0.5, 0.25, 2.0, 0.0):
+    for step, seconds in enumerate((1.0, 0.5, 0.25, 2.0, 0.0), start=1):
+        with recorder.reporter.waiting():
             clock[0] += seconds
-            yield "a batch"
-
-    for step, _ in enumerate(recorder.reporter.timed(late()), start=1):
         clock[0] += 1.0  # the step itself
         dispatch(recorder, step)
     recorder.reporter.flush()

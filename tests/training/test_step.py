@@ -59,8 +59,8 @@ def make_batch(rows=8, length=48, slots=16, seed=0):
     }
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "microbatches"))
-def step(state, batch, rate, key, graph, microbatches=1):
+@functools.partial(jax.jit, static_argnames=("graph", "microbatches", "shards"))
+def step(state, batch, rate, key, graph, microbatches=1, shards=1):
     return train_step(
         state,
         batch,
@@ -68,7 +68,7 @@ def step(state, batch, rate, key, graph, microbatches=1):
         key,
         graph=graph,
         optimizer=OPTIMIZER,
-        microbatches=microbatches,
+        microbatch_rows=len(batch["tokens_BL"]) // shards // microbatches,
     )
 
 
@@ -141,7 +141,7 @@ def test_two_devices_as_one(microbatches):
     with jax.set_mesh(mesh):
         placed = sharding.place_batch(mesh, jax.tree.map(np.asarray, batch))
         whole = jax.device_put((state, rate, KEY), sharding.replicated(mesh))
-        two, two_metrics = step(whole[0], placed, *whole[1:], graph, microbatches)
+        two, two_metrics = step(whole[0], placed, *whole[1:], graph, microbatches, shards=2)
     assert_trees_close(one_metrics, two_metrics, rtol=1e-5)
     assert_trees_close(one.optimizer_state, two.optimizer_state, atol=1e-6)
 
@@ -172,7 +172,7 @@ def test_dropout_follows_the_key_and_the_state_is_donated():
     _, other = step(state, batch, rate, jax.random.key(4), graph)
     assert one["loss"] != other["loss"]
 
-    settings = {"graph": graph, "optimizer": OPTIMIZER, "microbatches": 1}
+    settings = {"graph": graph, "optimizer": OPTIMIZER}
     given = jax.tree.map(jnp.copy, state)
     donating = jax.jit(functools.partial(train_step, **settings), donate_argnums=0)
     donating(given, batch, rate, KEY)

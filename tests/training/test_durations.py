@@ -3,7 +3,7 @@
 import pytest
 
 from mosaicbert_jax import UserError
-from mosaicbert_jax.training.durations import Duration, Progress, learning_rate
+from mosaicbert_jax.training.durations import Duration, Progress
 
 
 @pytest.mark.parametrize(
@@ -34,19 +34,3 @@ def test_passed_multiples():
     every = Duration.parse("10ba", key="eval.every")
     due = [n for n in range(1, 31) if every.passed(Progress(step=n - 1), Progress(step=n), 1)]
     assert due == [10, 20, 30]
-
-
-@pytest.mark.parametrize(
-    ("batch", "expected"),
-    [(0, 0.0), (1, 1.19e-7), (2_100, 2.5e-4), (35_000, 2.706e-4), (70_000, 1e-5)],
-)
-def test_the_recipes_learning_rates(batch, expected):
-    """The published schedule's values, one sequence a row: 70,000 batches of 4,096."""
-    duration = Duration.parse("286720000sp", key="train.duration")
-    share = duration.count(Progress(sequences=batch * 4096), sequences_per_epoch=1)
-    rate = learning_rate(share, peak=5e-4, warmup=0.06, final_fraction=0.02)
-    assert rate == pytest.approx(expected, rel=1e-3)
-
-
-def test_no_warmup_starts_at_the_peak():
-    assert learning_rate(0.0, peak=1.0, warmup=0.0, final_fraction=0.0) == 1.0
