@@ -38,6 +38,33 @@ def test_loss_and_gradients_at_any_chunk_size(bound, monkeypatch):
         np.testing.assert_allclose(ours, true, rtol=1e-4, atol=1e-5)
 
 
+def mixed(hidden_BPE, embedding_VE, bias_V, labels_BP, weights_BP, teacher):
+    temperature = teacher.temperature
+    theirs_BPV = teacher.hidden_BPE @ teacher.table_VE.T + teacher.bias_V
+    p_BPV = jax.nn.softmax(theirs_BPV / temperature)
+    log_q_BPV = jax.nn.log_softmax((hidden_BPE @ embedding_VE.T + bias_V) / temperature)
+    divergence_BP = jnp.sum(p_BPV * (jnp.log(p_BPV) - log_q_BPV), axis=-1)
+    hard = plain(hidden_BPE, embedding_VE, bias_V, labels_BP, weights_BP)
+    soft = temperature**2 * jnp.sum(divergence_BP * weights_BP)
+    return (1 - teacher.weight) * hard + teacher.weight * soft
+
+
+@pytest.mark.parametrize(("bound", "weight"), [(2048, 0.3), (4, 0.3), (16, 1.0)])
+def test_distillation_and_its_gradients(bound, weight, monkeypatch):
+    monkeypatch.setattr(losses, "CHUNK_PREDICTIONS", bound)
+    arguments = inputs()
+    theirs = inputs(width=24)
+    teacher = losses.SoftTargets(theirs[0], theirs[1] / 3, theirs[2], weight, temperature=2.0)
+    expected = jax.value_and_grad(mixed, argnums=(0, 1, 2))(*arguments, teacher)
+    ours = jax.value_and_grad(lambda *a: losses.masked_lm_loss(*a)[0], argnums=(0, 1, 2))
+    for found, true in zip(
+        jax.tree.leaves(ours(*arguments, teacher)), jax.tree.leaves(expected), strict=True
+    ):
+        np.testing.assert_allclose(found, true, rtol=1e-4, atol=2e-5)
+    without, _ = losses.masked_lm_loss(*arguments)
+    assert abs(float(ours(*arguments, teacher)[0] - without)) > 1
+
+
 def test_no_array_is_as_large_as_all_logits():
     """The point of chunks: 4 x 4,096 predictions over 64 words, never at one time."""
     arguments = inputs(rows=4, predictions=4096, vocabulary=64)
