@@ -10,9 +10,9 @@ Command:   python train.py --config=configs/modernbert_base_8192.py --workdir=ru
            DIR: text prepared with --max-seq-len 8192 and the tokenizer of the first phase.
 Hardware:  8 H100 (80 GB) or more.
 Quoted:    Warner et al., 2024 (arXiv:2412.13663), table 3: 250 billion tokens at a constant 3e-4 in
-           39.9 h, then 50 billion with decay in 11.5 h, on 8 H100; 72 sequences of 8,192 tokens,
-           global RoPE theta 160,000.
-Differs:   As configs/modernbert_base.py; the published decay is 1 - sqrt, here it is linear to 0.
+           39.9 h, then 50 billion with a decay of the form 1 - sqrt in 11.5 h, on 8 H100; 72
+           sequences of 8,192 tokens, global RoPE theta 160,000.
+Differs:   As configs/modernbert_base.py.
 Measured:  not yet.
 """
 
@@ -21,12 +21,16 @@ from mosaicbert_jax.pretraining.configuration import pretraining
 
 
 def get_config(phase: str = "extension"):
-    """250 billion tokens at a constant rate, or the 50 billion of the phase "decay"."""
+    """250 billion tokens at a constant rate, or the 50 billion of the phase "decay".
+
+    The decay continues with the optimizer state of the extension.
+    """
     config = pretraining(BertConfig.modernbert_base())
     config.data.row_length = 8192
+    config.optimizer.name = "stable_adamw"
     config.optimizer.learning_rate = 3e-4
-    config.optimizer.warmup = 0.0
-    config.optimizer.final_fraction = {"extension": 1.0, "decay": 0.0}[phase]
+    config.optimizer.schedule = {"extension": "constant", "decay": "decay"}[phase]
+    config.optimizer.warmup = config.optimizer.final_fraction = 0.0
     config.train.duration = {"extension": "250e9tok", "decay": "50e9tok"}[phase]
     config.train.batch_tokens = 72 * 8192
     config.train.microbatch_tokens = 9 * 8192

@@ -5,7 +5,8 @@ Command:   python train.py --config=configs/modernbert_large.py --workdir=runs/m
            DIR: as for configs/modernbert_base.py.
 Hardware:  8 H100 (80 GB) or more.
 Quoted:    Warner et al., 2024 (arXiv:2412.13663), table 3: 1.719 trillion tokens in 425.3 h on 8
-           H100; 4,928 sequences of 1,024 tokens, warmup over 2 billion tokens to 5e-4.
+           H100; 4,928 sequences of 1,024 tokens, to which the batch grows from 448 over 10 billion
+           tokens, warmup over 2 billion tokens to 5e-4.
 Differs:   As configs/modernbert_base.py; and the published model starts from the base model's
            weights, tiled, and restarts at a rate of 5e-5 after a plateau. Here it starts at random.
 Measured:  not yet.
@@ -25,5 +26,7 @@ def get_config():
     config.optimizer.learning_rate = 5e-4
     config.optimizer.warmup = 2 / 1719
     config.train.batch_tokens = 4928 * 1024
+    config.train.first_batch_tokens = 448 * 1024
+    config.train.batch_warmup = 10 / 1719
     config.train.microbatch_tokens = 56 * 1024
     return config

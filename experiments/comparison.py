@@ -7,17 +7,19 @@ with the same bits. What is done is in the workdir: step_seconds.json, and a fol
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import json
 import os
 import pathlib
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
@@ -35,6 +37,7 @@ from mosaicbert_jax.training.loop import fresh_start
 STEP_SECONDS_FILE = "step_seconds.json"
 _ROUNDS, _ROUND_SECONDS = 15, 2.0
 
+Found = dict["Job", dict[str, Any]]
 Prepare = Callable[[str, ConfigDict, pathlib.Path], Pretraining]
 
 
@@ -111,7 +114,7 @@ def step_seconds(config: ConfigDict, folder: pathlib.Path, prepare: Prepare) -> 
             for name in config.variants
         }
         with workdir.locked(folder):
-            found = StepSeconds(_measured(runs), machine())
+            found = StepSeconds(median_step_seconds(runs), machine())
         write_atomically(path, json.dumps(dataclasses.asdict(found), indent=2) + "\n")
     found = StepSeconds(**json.loads(path.read_text()))
     if set(found.seconds) != set(config.variants):
@@ -125,8 +128,8 @@ def machine() -> str:
     return f"{jax.device_count()} x {device.device_kind}, {len(os.sched_getaffinity(0))} cores"
 
 
-def _measured(runs: dict[str, Pretraining]) -> dict[str, float]:
-    """Median seconds of a step, data and all, of each run."""
+def median_step_seconds(runs: dict[str, Pretraining]) -> dict[str, float]:
+    """Median seconds of a step, data and all, of each run; they take turns."""
     if jax.default_backend() == "cpu":
         keep_freed_memory()
     with contextlib.ExitStack() as stack:
@@ -158,9 +161,10 @@ class _Trial:
         begun = time.perf_counter()
         with jax.set_mesh(self._run.mesh):
             for _ in range(steps):
-                arrays = sharding.place_batch(self._run.mesh, next(self._batches).arrays)
+                batch = self._run.arrays(next(self._batches), share=1.0)
+                arrays = sharding.place_batch(self._run.mesh, batch)
                 rate = sharding.place_everywhere(self._run.mesh, np.float32(1e-4))
-                self._state, _ = self._step(self._state, arrays, rate, self._key)
+                self._state, _ = self._step(self._state, arrays, rate, self._key, *self._run.frozen)
             jax.block_until_ready(self._state)
         return (time.perf_counter() - begun) / steps
 
@@ -249,3 +253,49 @@ def mean_and_range(values: Sequence[float], digits: int = 3) -> str:
         f"{statistics.fmean(values):.{digits}f} "
         f"({min(values):.{digits}f} to {max(values):.{digits}f})"
     )
+
+
+def mean_and_deviation(values: list[float], digits: int = 3) -> str:
+    """For a table: the mean, and the sample standard deviation where there are two or more."""
+    if not values:
+        return ""
+    deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.{digits}f}{deviation}"
+
+
+def table_of_changes(
+    names: Iterable[str], budget: str, found: Found, seconds: StepSeconds
+) -> list[str]:
+    """Each of these variants that has run with the budget, a row of Markdown each."""
+    lines = [
+        "| change | steps/s | steps | seeds | held-out loss | held-out masked accuracy |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    of = functools.partial(by_seed, found, budget=budget)
+    for name in names:
+        steps = of(name, key="steps")
+        if steps:
+            lines.append(
+                f"| {name} | {1 / seconds.seconds[name]:.1f} | {steps[0]:,} | {len(steps)} | "
+                f"{mean_and_deviation(of(name, key='eval_loss'))} | "
+                f"{mean_and_deviation(of(name, key='eval_masked_accuracy'))} |"
+            )
+    return lines
+
+
+def draw_changes(names: Sequence[str], budget: str, found: Found, path: pathlib.Path) -> None:
+    """The held-out losses: a dot a seed, a line at their mean, the first variant's through all."""
+    losses = {name: by_seed(found, name, budget, "eval_loss") for name in names}
+    losses = {name: values for name, values in reversed(losses.items()) if values}
+    figure = Figure(figsize=(7, 3.8), layout="constrained")
+    axis = figure.subplots()
+    for place, values in enumerate(losses.values()):
+        axis.plot(values, [place] * len(values), "o", color="C0", alpha=0.5)
+        axis.plot(statistics.fmean(values), place, "|", color="C0", markersize=18, mew=2)
+    if baseline := losses.get(names[0]):
+        axis.axvline(statistics.fmean(baseline), color="gray", linestyle="--")
+    axis.set_yticks(range(len(losses)), list(losses))
+    axis.set(xlabel=f"held-out loss after {budget} (lower is better)")
+    axis.grid(axis="x", alpha=0.3)
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)

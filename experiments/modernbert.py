@@ -7,15 +7,11 @@ See experiments/configs/modernbert.py. Writes OUTPUT.md and OUTPUT.png as it goe
 """
 
 import datetime
-import functools
-import pathlib
 import platform
-import statistics
 import sys
 from typing import Any
 
 import jax
-from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from benchmarks.preparation import processor
@@ -23,12 +19,15 @@ from experiments.comparison import (
     Job,
     StepSeconds,
     by_seed,
+    draw_changes,
     jobs,
+    mean_and_deviation,
     prepare,
     read_command,
     run,
     step_seconds,
     steps_of,
+    table_of_changes,
     variant_config,
 )
 from experiments.configs.modernbert import CHANGES, WITHOUT
@@ -37,19 +36,10 @@ from mosaicbert_jax.errors import explained
 Found = dict[Job, dict[str, Any]]
 
 
-def mean_and_deviation(values: list[float], digits: int = 3) -> str:
-    """For a table: the mean, and the sample standard deviation where there are two or more."""
-    if not values:
-        return ""
-    deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.{digits}f}{deviation}"
-
-
 def table(config: ConfigDict, found: Found, seconds: StepSeconds, picture: str) -> str:
     """The results, with machine, versions and command."""
     first = jobs(config)[0]
     one = variant_config(config, first)
-    of = functools.partial(by_seed, found, budget=first.budget)
     lines = [
         "# Each of ModernBERT's changes to MosaicBERT alone",
         "",
@@ -66,18 +56,10 @@ def table(config: ConfigDict, found: Found, seconds: StepSeconds, picture: str) 
         f"in {first.budget} at this speed. Held out: masked at 15%. Mean of the seeds ± standard "
         "deviation.",
         "",
-        "| change | steps/s | steps | seeds | held-out loss | held-out masked accuracy |",
-        "| --- | --- | --- | --- | --- | --- |",
+        *table_of_changes(CHANGES, first.budget, found, seconds),
+        "",
+        *_without(config, found, seconds),
     ]
-    for name in CHANGES:
-        steps = of(name, key="steps")
-        if steps:
-            lines.append(
-                f"| {name} | {1 / seconds.seconds[name]:.1f} | {steps[0]:,} | {len(steps)} | "
-                f"{mean_and_deviation(of(name, key='eval_loss'))} | "
-                f"{mean_and_deviation(of(name, key='eval_masked_accuracy'))} |"
-            )
-    lines += ["", *_without(config, found, seconds)]
     lines += [
         "At two layers and 128 tokens, what pre-norm and RoPE are for (depth, length) is not seen; "
         "the window is 8 tokens on each side in the second layer.",
@@ -115,25 +97,6 @@ def _without(config: ConfigDict, found: Found, seconds: StepSeconds) -> list[str
     ]
 
 
-def draw(config: ConfigDict, found: Found, path: pathlib.Path) -> None:
-    """The held-out losses: a dot a seed, a line at their mean, MosaicBERT's dashed through all."""
-    budget = config.budgets[0]
-    losses = {name: by_seed(found, name, budget, "eval_loss") for name in CHANGES}
-    losses = {name: values for name, values in reversed(losses.items()) if values}
-    figure = Figure(figsize=(7, 3.8), layout="constrained")
-    axis = figure.subplots()
-    for place, values in enumerate(losses.values()):
-        axis.plot(values, [place] * len(values), "o", color="C0", alpha=0.5)
-        axis.plot(statistics.fmean(values), place, "|", color="C0", markersize=18, mew=2)
-    if "MosaicBERT" in losses:
-        axis.axvline(statistics.fmean(losses["MosaicBERT"]), color="gray", linestyle="--")
-    axis.set_yticks(range(len(losses)), list(losses))
-    axis.set(xlabel=f"held-out loss after {budget} (lower is better)")
-    axis.grid(axis="x", alpha=0.3)
-    axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=120)
-
-
 def main() -> None:
     with explained("interrupted; the same command resumes"):
         config, folder, target = read_command(sys.argv, "experiments/results/modernbert")
@@ -143,7 +106,7 @@ def main() -> None:
         for found in run(todo, config, folder, seconds):
             target.with_suffix(".md").write_text(table(config, found, seconds, target.name))
             if found:
-                draw(config, found, target.with_suffix(".png"))
+                draw_changes(list(CHANGES), config.budgets[0], found, target.with_suffix(".png"))
         print(target.with_suffix(".md").read_text())
 
 

@@ -154,6 +154,9 @@ def _finetuned(training: Finetuned) -> str:
         "weight decay": f"{optimizer['weight_decay']:g} a step at the peak, decoupled",
         "seed": str(settings["seed"]),
     }
+    if settings.get("distill", {}).get("teacher"):
+        weight = settings["distill"]["weight"]
+        rows["learned from"] = f"the text, and with a weight of {weight:g} another model's guesses"
     for name, value in (training.scores or {}).items():
         if name.startswith("eval_"):
             shown = f"{value:.4f}" if isinstance(value, float) else str(value)
@@ -176,18 +179,55 @@ def _recipe(training: Training, config: BertConfig) -> str:
         "started from": "another model's weights" if settings["init_from"] else "random weights",
         "batch": f"{train['batch_tokens']:,} tokens, padding included, in rows of "
         f"{data['row_length']}" + (", packed" if data["packing"] else ", a sequence each"),
-        "masked": f"{data['masking_rate']:.0%} of the tokens",
-        "optimizer": f"AdamW, learning rate {optimizer['learning_rate']:g}, betas "
-        f"{optimizer['b1']:g} and {optimizer['b2']:g}, eps {optimizer['eps']:g}, decoupled weight "
-        f"decay {optimizer['weight_decay']:g} a step at the peak",
-        "schedule": f"linear warmup over {optimizer['warmup']:.0%} of the planned length, then "
-        f"linear decay to {optimizer['final_fraction']:.0%} of the peak",
+        "masked": _masking(data),
+        "optimizer": _optimizer(optimizer),
+        "schedule": _schedule(optimizer),
         "dropout": f"{config.hidden_dropout_prob:g}, in attention "
         f"{config.attention_probs_dropout_prob:g}",
         "precision": f"{config.dtype} computation, float32 weights and optimizer",
         "seed": str(settings["seed"]),
     }
+    if settings.get("distill", {}).get("teacher"):
+        weight = settings["distill"]["weight"]
+        rows["learned from"] = f"the text, and with a weight of {weight:g} another model's guesses"
     return f"## Recipe\n\nMasked language modelling.\n\n{_table(rows)}"
+
+
+def _masking(data: dict[str, Any]) -> str:
+    rate, unit = data["masking_rate"], data.get("masking_unit", "token")
+    share = f"{rate:.0%}" if isinstance(rate, float) else f"{rate[0]:.0%} changing to {rate[1]:.0%}"
+    by_unit = "" if unit == "token" else f", by {unit}"
+    return f"{share} of the tokens{by_unit}"
+
+
+def _optimizer(optimizer: dict[str, Any]) -> str:
+    name = {"stable_adamw": "StableAdamW", "muon": "Muon for dense layers and AdamW"}.get(
+        optimizer.get("name", "adamw"), "AdamW"
+    )
+    line = (
+        f"{name}, learning rate {optimizer['learning_rate']:g}, betas {optimizer['b1']:g} and "
+        f"{optimizer['b2']:g}, eps {optimizer['eps']:g}, decoupled weight decay "
+        f"{optimizer['weight_decay']:g} a step at the peak"
+    )
+    if optimizer.get("clip_norm") is not None:
+        line += f", gradients clipped at a norm of {optimizer['clip_norm']:g}"
+    if optimizer.get("ema_decay") is not None:
+        line += f"; the weights are their moving average with decay {optimizer['ema_decay']:g}"
+    return line
+
+
+def _schedule(optimizer: dict[str, Any]) -> str:
+    name, form = optimizer.get("schedule", "linear"), optimizer.get("decay_form")
+    warmup = f"linear warmup over {optimizer['warmup']:.0%} of the planned length, then "
+    to_the_end = f"to {optimizer['final_fraction']:.0%} of the peak"
+    return {
+        "linear": f"{warmup}linear decay {to_the_end}",
+        "cosine": f"{warmup}cosine decay {to_the_end}",
+        "constant": f"{warmup}constant",
+        "wsd": f"{warmup}constant, with {form} decay {to_the_end} over the last "
+        f"{optimizer.get('decay', 0):.0%}",
+        "decay": f"{form} decay from another run's peak {to_the_end}",
+    }[name]
 
 
 def _data(training: Training) -> str:

@@ -48,7 +48,7 @@ def test_modernberts_table_has_means_and_deviations(tmp_path):
     assert "| RMSNorm | 20.0 | 1,200 | 3 | 1.800 ± 0.100 | 0.200 ± 0.000 |" in lines
     assert "| ALiBi for RoPE | 3 | 1.800 ± 0.100 | 0.200 ± 0.000 |" in lines
     assert not any(line.startswith("| window") for line in lines)
-    modernbert.draw(config, found, tmp_path / "picture.png")
+    comparison.draw_changes(list(config.variants), "60s", found, tmp_path / "picture.png")
     assert (tmp_path / "picture.png").stat().st_size > 1000
 
 
