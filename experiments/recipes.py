@@ -106,7 +106,7 @@ def table(config: ConfigDict, found: Found, seconds: StepSeconds, picture: str) 
             "",
         ]
     lines += [
-        f"The teacher has 4 layers of 256 and {config.teacher_steps:,} steps of the same recipe, "
+        f"The teacher has 2 layers of 256 and {config.teacher_steps:,} steps of the same recipe, "
         "which no time is counted for.",
         "",
         f"![losses]({picture}.png)",
