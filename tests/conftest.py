@@ -15,8 +15,11 @@ import hypothesis
 import numpy as np
 import pytest
 
+# Most of a test's time is compiling, and a third of that LLVM's optimizations. What runs the
+# documentation and the notebooks has them, as users do.
+QUICK_COMPILE = "--xla_backend_optimization_level=0"
 # Two devices in this process: sharding is tested wherever the tests run.
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
+os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count=2 {QUICK_COMPILE}")
 # A program compiled by one test, or by a process that it started, is there for the next.
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR",
@@ -107,7 +110,7 @@ def standard_input(data: bytes) -> io.TextIOWrapper:
 
 def run_process(command: list[str], **options) -> subprocess.CompletedProcess:
     """Runs on one device, as a user would."""
-    environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    environment = {**os.environ, "XLA_FLAGS": QUICK_COMPILE, "JAX_PLATFORMS": "cpu"}
     return subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, **options
     )

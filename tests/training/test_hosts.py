@@ -15,7 +15,7 @@ import yaml
 
 from mosaicbert_jax import hosts
 from mosaicbert_jax.errors import UserError
-from tests.conftest import ROOT, run_process, run_train
+from tests.conftest import QUICK_COMPILE, ROOT, run_process, run_train
 
 _ADDRESS = "JAX_COORDINATOR_ADDRESS"
 STEPS, ROWS_BEFORE_SIGTERM = 60, 5
@@ -36,7 +36,7 @@ def start(count: int, workdir, dataset, *settings: str) -> list[subprocess.Popen
     common = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "",
+        "XLA_FLAGS": QUICK_COMPILE,
         _ADDRESS: f"127.0.0.1:{port}",
         "JAX_NUM_PROCESSES": str(count),
     }

@@ -16,7 +16,7 @@ from mosaicbert_jax import BertConfig
 from mosaicbert_jax.errors import UserError
 from mosaicbert_jax.storage.opening import abstract_params, build_model
 from mosaicbert_jax.training import sharding
-from tests.conftest import ROOT, run_train
+from tests.conftest import QUICK_COMPILE, ROOT, run_train
 
 STEPS = 20
 MESHES = {
@@ -45,7 +45,7 @@ def train_on(mesh: str, workdir, dataset) -> np.ndarray:
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {QUICK_COMPILE}",
     }
     command = run_train(workdir, dataset, *SETTINGS, *settings)
     done = subprocess.run(
@@ -128,7 +128,8 @@ def test_a_mesh_that_does_not_fit_is_said(sizes, message):
 
 def test_heads_that_the_mesh_does_not_divide_are_said(dataset, tmp_path):
     """A model of 2 heads on 4 devices, by the command."""
-    options = {"env": {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=3"}}
+    flags = f"--xla_force_host_platform_device_count=3 {QUICK_COMPILE}"
+    options = {"env": {**os.environ, "XLA_FLAGS": flags}}
     said = subprocess.run(
         run_train(tmp_path / "run", dataset, "mesh.tensor=3"),
         **options,

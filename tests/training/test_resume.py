@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from tests.conftest import ROOT, run_process, run_train
+from tests.conftest import QUICK_COMPILE, ROOT, run_process, run_train
 
 STEPS = 40
 SETTINGS = (f"train.duration={STEPS}ba", "checkpoint.every=3ba", "checkpoint.keep=3")
@@ -42,7 +42,7 @@ def kill_at_random(command, workdir, moment: random.Random) -> bool:
     process = subprocess.Popen(
         command,
         cwd=ROOT,
-        env={**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"},
+        env={**os.environ, "XLA_FLAGS": QUICK_COMPILE, "JAX_PLATFORMS": "cpu"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
