@@ -74,7 +74,7 @@ def test_prediction_slots_ascend_and_unused_ones_are_zero():
 def test_what_overflows_a_row_stays_unmasked_and_is_counted(monkeypatch):
     dataset = MemoryDataset(50)
     plenty = stream(dataset, 10)
-    monkeypatch.setattr(pipeline, "predictions_per_row", lambda row_length, rate: 4)
+    monkeypatch.setattr(pipeline, "predictions_per_row", lambda row_length, rate, unit: 4)
     scarce = stream(dataset, 10)
     assert sum(batch.overflowed for batch in scarce) > 10
     for full, cut in zip(plenty, scarce, strict=True):
