@@ -1,4 +1,4 @@
-"""What saving and restarting cost, with the quickstart's model.
+"""What saving and restarting cost, with a MosaicBERT of the quickstart's size.
 
     python -m benchmarks.saving --data DIR [--rounds 15] [--output benchmarks/results/saving.md]
 
@@ -42,7 +42,7 @@ STEPS, INTERVAL, RESTARTS = 100, 500, 3
 
 def saving_seconds(data: str, folder: pathlib.Path, rounds: int) -> tuple[float, float, int]:
     """Median seconds of a step, median of what a checkpoint adds, and the checkpoint's bytes."""
-    config = quickstart.get_config()
+    config = quickstart.get_config("mosaicbert")
     config.data.path = data
     keep_freed_memory()
     run = Pretraining.prepare(config, folder / "saving")
@@ -96,7 +96,7 @@ def restart_seconds(data: str, folder: pathlib.Path) -> list[float]:
     for number in range(RESTARTS + 1):
         steps = 20 * (number + 1)
         line = [
-            sys.executable, str(ROOT / "train.py"), f"--config={ROOT}/configs/quickstart.py",
+            sys.executable, str(ROOT / "train.py"), f"--config={ROOT}/configs/quickstart.py:mosaicbert",
             f"--workdir={folder / 'restart'}", f"--config.data.path={data}",
             "--config.checkpoint.every=20ba", "--config.eval.every=1000ba", "--config.log.every=1",
         ]  # fmt: skip
@@ -147,7 +147,7 @@ def main() -> None:
             f"{jax.__version__}",
             f"`python -m benchmarks.saving --data DIR --rounds {options.rounds}`",
             "",
-            f"The quickstart's model, a checkpoint of {size / 1e6:.1f} MB. Medians; rounds with "
+            f"A MosaicBERT of the quickstart's size, a checkpoint of {size / 1e6:.1f} MB. Medians; rounds with "
             "and without a checkpoint took turns.",
             "",
             "| | |",

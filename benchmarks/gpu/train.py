@@ -47,7 +47,7 @@ def _train(folder: pathlib.Path, rehearse: bool) -> None:
     vocabulary = "200" if rehearse else "4096"
     _say("-m", "mosaicbert_jax", *prepare, "--vocab-size", vocabulary, "--long-documents", "split")
     overrides = [f"--config.{setting}" for setting in (_CPU if rehearse else _GPU)]
-    command = ("train.py", "--config=configs/quickstart.py", f"--workdir={run}")
+    command = ("train.py", "--config=configs/quickstart.py:mosaicbert", f"--workdir={run}")
     _say(*command, f"--config.data.path={data}", *overrides)
     _say("-m", "mosaicbert_jax", "fill-mask", str(run), "--top", "3", _SENTENCE)
     lines = (run / "metrics.jsonl").read_text().splitlines()

@@ -70,6 +70,20 @@ def test_runs_from_top_to_bottom(name, run):
     assert counts == list(range(1, len(counts) + 1))
 
 
+def test_where_attention_looks_in_a_modernbert(run, dataset, tmp_path):
+    """The notebook compares its weights with what the layers compute."""
+    folder = tmp_path / "modern"
+    settings = (
+        "train.duration=2ba", "model.norm_position=pre", "model.position_embedding=rope",
+        "model.sliding_window=6", "model.global_attention_every=2",
+    )  # fmt: skip
+    done = run_process(run_train(folder, dataset, *settings))
+    assert done.returncode == 0, done.stderr
+    shown = text(run("fill_mask", WORKDIR=str(folder)))
+    assert "ModernBERT: 2 layers" in shown
+    assert shown.count("largest difference from what the layer computes") == 2
+
+
 def test_glue_itself_and_a_suite_beside_the_published_scores(run, tmp_path):
     suite = tmp_path / "suite"
     suite.mkdir()
