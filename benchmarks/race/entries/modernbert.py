@@ -6,5 +6,6 @@ from configs import quickstart
 def get_config():
     """Everything but the architecture is the baseline's."""
     config = quickstart.get_config("modernbert")
-    config.train.duration = "1.5e6tok"
+    config.optimizer.name = "adamw"
+    config.train.duration = "2e6tok"
     return config
