@@ -100,7 +100,7 @@ def test_step_times_are_measured_once(dataset, tmp_path, monkeypatch):
     found = comparison.step_seconds(config, tmp_path / "runs", ablation.prepare_variant)
     assert set(found.seconds) == {"nothing", "packing"}
     assert all(0 < seconds < 10 for seconds in found.seconds.values())
-    monkeypatch.setattr(comparison, "_measured", None)
+    monkeypatch.setattr(comparison, "median_step_seconds", None)
     assert comparison.step_seconds(config, tmp_path / "runs", ablation.prepare_variant) == found
     config.variants = {"packing": config.variants["packing"]}
     with pytest.raises(UserError, match="is of other variants: nothing, packing"):

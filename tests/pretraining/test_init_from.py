@@ -7,14 +7,14 @@ import pytest
 
 from mosaicbert_jax import BertConfig
 from mosaicbert_jax.errors import UserError
-from mosaicbert_jax.pretraining.pretraining import _check_same_model
+from mosaicbert_jax.pretraining.origin import check_same_model
 
 
 def check(position_embedding: str) -> None:
     """A model of 512 positions that is to be trained on with 1024."""
     config = BertConfig(position_embedding=position_embedding, max_position_embeddings=512)
     longer = dataclasses.replace(config, max_position_embeddings=1024)
-    _check_same_model(types.SimpleNamespace(place="runs/first", config=config), longer)
+    check_same_model(types.SimpleNamespace(place="runs/first", config=config), longer)
 
 
 @pytest.mark.parametrize("without_table", ["alibi", "rope"])

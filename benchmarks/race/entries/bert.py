@@ -8,5 +8,5 @@ def get_config():
     """No gate and a table of 128 positions: as many parameters as the baseline, at most."""
     config = mini(bert_base.get_config())
     config.model.intermediate_size, config.model.max_position_embeddings = 320, 128
-    config.train.duration = "2.5e6tok"
+    config.train.duration = "1e6tok"
     return config
