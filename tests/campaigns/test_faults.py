@@ -23,7 +23,7 @@ def test_no_fault_ends_wrongly(made, tmp_path):
     disks = [tmp_path / "0", tmp_path / "1"]
     for disk in disks:
         disk.mkdir()
-    outcomes = faults.campaign(made, 9, seed=3, disks=disks)
+    outcomes = faults.campaign(made, 6, seed=3, disks=disks)
     assert [outcome for outcome in outcomes if outcome.found == faults.WRONG] == []
     assert len(outcomes) >= 9
     kinds = collections.Counter(outcome.kind for outcome in outcomes)
@@ -36,7 +36,7 @@ def test_other_bits_and_errors_are_found(made, tmp_path, monkeypatch):
     """What the campaign would say if nothing were well."""
     monkeypatch.setitem(made.expected, "plain", ["others"])
     (tmp_path / "0").mkdir()
-    plain = [number for number in range(9) if _scenario(made, number) == "plain"]
+    plain = [number for number in range(6) if _scenario(made, number) == "plain"]
     outcomes = made.chain(plain[0], 1, 3, tmp_path / "0")
     assert [(one.found, one.told) for one in outcomes] == [
         (faults.WRONG, "the run ended with other bits")

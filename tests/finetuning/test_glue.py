@@ -265,6 +265,7 @@ def other_settings_and_tasks_are_refused(run, capsys):
     assert "mean" in capsys.readouterr().out
 
 
+@pytest.mark.one_end
 def test_quality_against_pretraining_time(folder, dataset, tmp_path, capsys):
     """One suite for each checkpoint of a run, in the order given."""
     origin = pretrained(tmp_path / "origin", dataset)

@@ -87,6 +87,7 @@ def needed_blocks(ids_L, block):
     return np.array([[bool(a & b) for b in blocks] for a in blocks])
 
 
+@pytest.mark.one_end
 @settings(max_examples=30, deadline=None)
 @given(
     length=st.integers(1, 300),
@@ -104,6 +105,7 @@ def test_ranges_are_the_least_possible(length, longest, block, seed):
         np.testing.assert_array_equal(visited, needed)
 
 
+@pytest.mark.one_end
 @settings(max_examples=10, deadline=None)
 @given(
     length=st.integers(1, 400),

@@ -202,8 +202,10 @@ def test_activation_checkpointing_changes_nothing(name):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("mesh", [{"tensor": 2}, {"fsdp": 2}])
-@pytest.mark.parametrize("name", ["all", "pre-norm", "narrow"])
+@pytest.mark.parametrize(
+    ("name", "mesh"),
+    [("all", {"tensor": 2}), ("pre-norm", {"fsdp": 2}), ("narrow", {"tensor": 2})],
+)
 def test_a_mesh_gives_the_same(name, mesh):
     config = dataclasses.replace(MOSAICBERT, **SWITCHES[name])
     model = random_model(BertForMaskedLM, config)

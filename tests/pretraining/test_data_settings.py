@@ -88,6 +88,7 @@ def interrupted_at(step):
     return mock.patch.object(loop.sharding, "place_batch", place_or_stop)
 
 
+@pytest.mark.one_end
 def test_a_mixture_interrupted_goes_on_with_the_same_bits(dataset, second, tmp_path, capsys):
     """With other workers before and after, and the folders moved in between."""
     shares = ((dataset, 0.7), (second, 0.3))

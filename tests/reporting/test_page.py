@@ -22,6 +22,7 @@ from mosaicbert_jax.storage.workdir import locked
 from tests.conftest import run_train
 from tests.reporting.cases import CONFIG, Page, evaluation, event, report, row, write_run
 
+pytestmark = pytest.mark.one_end
 NOW = datetime.datetime(2026, 11, 22, 18, 0, tzinfo=datetime.UTC)
 HOSTILE = "<img src=x onerror=alert(1)> & \"'\u202e"
 

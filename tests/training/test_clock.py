@@ -42,6 +42,7 @@ def test_no_price_no_dollars(now):
     assert clock.read() == (60, 0.0)
 
 
+@pytest.mark.one_end
 def test_a_run_ends_when_its_money_is_spent_and_tells(dataset, tmp_path):
     price = 3600.0  # a dollar a second
     settings = ("train.duration=3usd", f"train.price_per_gpu_hour={price}", "log.every=1")

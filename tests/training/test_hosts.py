@@ -101,7 +101,10 @@ def test_sigterm_to_one_stops_all_after_the_same_step_with_a_checkpoint(stopped)
     assert all("[Gloo]" in line for line in told[1][0].splitlines())
 
 
-@pytest.mark.parametrize(("count", "settings"), [(1, ()), (4, ("mesh.fsdp=2",))])
+@pytest.mark.parametrize(
+    ("count", "settings"),
+    [(1, ()), pytest.param(4, ("mesh.fsdp=2",), marks=pytest.mark.one_end)],
+)
 def test_any_number_of_processes_goes_on(alone, stopped, dataset, tmp_path, count, settings):
     workdir = tmp_path / "run"
     shutil.copytree(stopped[0], workdir)

@@ -18,7 +18,7 @@ from mosaicbert_jax.storage.opening import abstract_params, build_model
 from mosaicbert_jax.training import sharding
 from tests.conftest import QUICK_COMPILE, ROOT, run_train
 
-STEPS = 20
+STEPS = 10
 MESHES = {
     "one device": (1, ()),
     "data": (8, ()),
@@ -30,7 +30,7 @@ SETTINGS = (
     f"train.duration={STEPS}ba",
     "train.batch_tokens=2048",
     "train.microbatch_tokens=256",
-    "checkpoint.every=10ba",
+    "checkpoint.every=5ba",
     "checkpoint.keep=2",
     "log.every=1",
     "eval.every=1000ba",
@@ -83,8 +83,8 @@ def test_a_run_goes_on_with_another_mesh(alone, dataset, tmp_path):
     shutil.rmtree(workdir / "checkpoints" / str(STEPS))
     again = train_on("data, fsdp and tensor", workdir, dataset)
     np.testing.assert_allclose(again, losses, rtol=2e-5)
-    assert (again[:10] == losses[:10]).all()
-    assert (again[10:] != losses[10:]).any()  # another order of sums: it was trained again
+    assert (again[: STEPS // 2] == losses[: STEPS // 2]).all()
+    assert (again[STEPS // 2 :] != losses[STEPS // 2 :]).any()  # trained again, other sums
 
 
 def test_state_is_stored_in_parts():
