@@ -192,6 +192,27 @@ def test_the_average_is_what_is_evaluated_and_exported(dataset, tmp_path):
         loop.train(prepared(tmp_path / "run", dataset), extend=True)
 
 
+def test_the_model_card_tells_the_recipe(stable, dataset, tmp_path):
+    settings = {
+        "optimizer.name": "muon", "optimizer.ema_decay": 0.9, "optimizer.clip_norm": 0.5,
+        "data.masking_rate": (0.4, 0.2), "data.masking_unit": "span", "train.duration": "1ba",
+        "distill.teacher": str(stable),
+    }  # fmt: skip
+    loop.train(prepared(tmp_path / "run", dataset, **settings))
+    cards = {}
+    for name, run in (("taught", tmp_path / "run"), ("stable", stable)):
+        export_run(run, tmp_path / name)
+        cards[name] = (tmp_path / name / "README.md").read_text()
+    for words in (
+        "40% changing to 20% of the tokens, by span",
+        "Muon for dense layers and AdamW, learning rate 0.003",
+        "clipped at a norm of 0.5; the weights are their moving average with decay 0.9",
+        "with a weight of 0.5 another model's guesses",
+    ):
+        assert words in cards["taught"]
+    assert "constant, with 1-sqrt decay to 2% of the peak over the last 50%" in cards["stable"]
+
+
 def test_the_batch_grows_in_multiples_of_the_first(dataset, tmp_path):
     growing = {"train.first_batch_tokens": 256, "train.batch_warmup": 0.75}
     run = prepared(tmp_path / "run", dataset, **growing)
