@@ -36,7 +36,7 @@ from experiments.comparison import (
 )
 from experiments.configs.ablation import NUMERICS, OFF, WHOLE_LAST_LAYER
 from mosaicbert_jax.errors import explained
-from mosaicbert_jax.modeling.layers import gather_columns
+from mosaicbert_jax.modeling.columns import gather_columns
 from mosaicbert_jax.modeling.loss import masked_lm_loss
 from mosaicbert_jax.preparation.preparation import PrepareOptions
 from mosaicbert_jax.preparation.preparation import prepare as prepare_text

@@ -7,11 +7,13 @@ with the same bits. What is done is in the workdir: step_seconds.json, and a fol
 
 import contextlib
 import dataclasses
+import datetime
 import functools
 import itertools
 import json
 import os
 import pathlib
+import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,6 +25,7 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from benchmarks.preparation import processor
 from mosaicbert_jax.commands import config_line
 from mosaicbert_jax.data.pipeline import Position
 from mosaicbert_jax.errors import UserError
@@ -261,6 +264,50 @@ def mean_and_deviation(values: list[float], digits: int = 3) -> str:
         return ""
     deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{statistics.fmean(values):.{digits}f}{deviation}"
+
+
+def heading(title: str, name: str) -> list[str]:
+    """The first lines of experiments/results/NAME.md: the date, the machine and the command."""
+    return [
+        f"# {title}",
+        "",
+        f"{datetime.date.today()}, {processor()}, Python {platform.python_version()}, jax "
+        f"{jax.__version__}",
+        f"`python -m experiments.{name} --config=experiments/configs/{name}.py "
+        f"--workdir=runs/{name} --config.data.path=DIR`",
+        "",
+    ]
+
+
+def write_changes(
+    words: Sequence[str],
+    name: str,
+    changes: Sequence[str],
+    *,
+    more: Callable[[ConfigDict, StepSeconds], list[Job]],
+    table: Callable[[ConfigDict, Found, StepSeconds, str], str],
+    prepared: Callable[[ConfigDict, pathlib.Path], Prepare] = lambda config, folder: prepare,
+) -> None:
+    """The command of an experiment on changes that are each made alone.
+
+    Args:
+      words: the command line.
+      name: of the experiment, and of its results.
+      changes: the variants to draw.
+      more: the runs to make after those of `jobs`.
+      table: the contents of the results, from a picture's name.
+      prepared: makes ready what the variants need, and says how to prepare a run.
+    """
+    config, folder, target = read_command(words, f"experiments/results/{name}")
+    made = prepared(config, folder)
+    seconds = step_seconds(config, folder, made)
+    jax.config.update("jax_compilation_cache_dir", str((folder / "compiled").absolute()))
+    todo = [*jobs(config), *more(config, seconds)]
+    for found in run(todo, config, folder, seconds, prepare=made):
+        target.with_suffix(".md").write_text(table(config, found, seconds, target.name))
+        if found:
+            draw_changes(changes, config.budgets[0], found, target.with_suffix(".png"))
+    print(target.with_suffix(".md").read_text())
 
 
 def table_of_changes(

@@ -6,34 +6,25 @@
 See experiments/configs/modernbert.py. Writes OUTPUT.md and OUTPUT.png as it goes.
 """
 
-import datetime
-import platform
 import sys
-from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
-from benchmarks.preparation import processor
 from experiments.comparison import (
+    Found,
     Job,
     StepSeconds,
     by_seed,
-    draw_changes,
+    heading,
     jobs,
     mean_and_deviation,
-    prepare,
-    read_command,
-    run,
-    step_seconds,
     steps_of,
     table_of_changes,
     variant_config,
+    write_changes,
 )
 from experiments.configs.modernbert import CHANGES, WITHOUT
 from mosaicbert_jax.errors import explained
-
-Found = dict[Job, dict[str, Any]]
 
 
 def table(config: ConfigDict, found: Found, seconds: StepSeconds, picture: str) -> str:
@@ -41,13 +32,7 @@ def table(config: ConfigDict, found: Found, seconds: StepSeconds, picture: str) 
     first = jobs(config)[0]
     one = variant_config(config, first)
     lines = [
-        "# Each of ModernBERT's changes to MosaicBERT alone",
-        "",
-        f"{datetime.date.today()}, {processor()}, Python {platform.python_version()}, jax "
-        f"{jax.__version__}",
-        "`python -m experiments.modernbert --config=experiments/configs/modernbert.py "
-        "--workdir=runs/modernbert --config.data.path=DIR`",
-        "",
+        *heading("Each of ModernBERT's changes to MosaicBERT alone", "modernbert"),
         f"{one.model.num_hidden_layers} layers of {one.model.hidden_size} with "
         f"{one.model.num_attention_heads} heads on the embedded corpus, rows of "
         f"{one.data.row_length} and {one.train.batch_tokens:,} slots a step, a peak learning rate "
@@ -99,15 +84,13 @@ def _without(config: ConfigDict, found: Found, seconds: StepSeconds) -> list[str
 
 def main() -> None:
     with explained("interrupted; the same command resumes"):
-        config, folder, target = read_command(sys.argv, "experiments/results/modernbert")
-        seconds = step_seconds(config, folder, prepare)
-        jax.config.update("jax_compilation_cache_dir", str((folder / "compiled").absolute()))
-        todo = [*jobs(config), *without_jobs(config, seconds)]
-        for found in run(todo, config, folder, seconds):
-            target.with_suffix(".md").write_text(table(config, found, seconds, target.name))
-            if found:
-                draw_changes(list(CHANGES), config.budgets[0], found, target.with_suffix(".png"))
-        print(target.with_suffix(".md").read_text())
+        write_changes(
+            sys.argv,
+            "modernbert",
+            list(CHANGES),
+            more=without_jobs,
+            table=table,
+        )
 
 
 if __name__ == "__main__":

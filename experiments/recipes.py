@@ -6,30 +6,25 @@
 See experiments/configs/recipes.py. Writes OUTPUT.md and OUTPUT.png as it goes.
 """
 
-import datetime
 import functools
 import pathlib
-import platform
 import sys
 
-import jax
 from ml_collections import ConfigDict
 
-from benchmarks.preparation import processor
 from experiments.comparison import (
     Found,
     Job,
+    Prepare,
     StepSeconds,
     by_seed,
-    draw_changes,
+    heading,
     jobs,
     mean_and_deviation,
-    read_command,
-    run,
-    step_seconds,
     steps_of,
     table_of_changes,
     variant_config,
+    write_changes,
 )
 from experiments.configs.recipes import CHANGES
 from mosaicbert_jax.errors import explained
@@ -50,13 +45,15 @@ def prepare(
     return Pretraining.prepare(config, folder)
 
 
-def train_teacher(config: ConfigDict, folder: pathlib.Path) -> None:
-    """A larger model with the same recipe; the same call resumes."""
+def prepared(config: ConfigDict, folder: pathlib.Path) -> Prepare:
+    """Trains the teacher, a larger model by the same recipe; the same call resumes."""
+    place = (folder / _TEACHER).absolute()
     one = config.teacher.copy_and_resolve_references()
     one.data.path, one.train.duration = config.data.path, f"{config.teacher_steps}ba"
     one.eval.every = one.checkpoint.every = one.train.duration
-    with workdir.locked(folder.parent):
-        loop.train(Pretraining.prepare(one.lock(), folder))
+    with workdir.locked(folder):
+        loop.train(Pretraining.prepare(one.lock(), place))
+    return functools.partial(prepare, place)
 
 
 def equal_steps(config: ConfigDict, seconds: StepSeconds) -> list[Job]:
@@ -76,13 +73,7 @@ def table(config: ConfigDict, found: Found, seconds: StepSeconds, picture: str) 
     first = jobs(config)[0]
     one = variant_config(config, first)
     lines = [
-        "# Each change of the recipe alone",
-        "",
-        f"{datetime.date.today()}, {processor()}, Python {platform.python_version()}, jax "
-        f"{jax.__version__}",
-        "`python -m experiments.recipes --config=experiments/configs/recipes.py "
-        "--workdir=runs/recipes --config.data.path=DIR`",
-        "",
+        *heading("Each change of the recipe alone", "recipes"),
         f"MosaicBERT with {one.model.num_hidden_layers} layers of {one.model.hidden_size} on the "
         f"embedded corpus, rows of {one.data.row_length} and {one.train.batch_tokens:,} slots a "
         f"step, a peak learning rate of {one.optimizer.learning_rate:g} for all, float32. Steps a "
@@ -116,18 +107,14 @@ def table(config: ConfigDict, found: Found, seconds: StepSeconds, picture: str) 
 
 def main() -> None:
     with explained("interrupted; the same command resumes"):
-        config, folder, target = read_command(sys.argv, "experiments/results/recipes")
-        teacher = (folder / _TEACHER).absolute()
-        train_teacher(config, teacher)
-        made = functools.partial(prepare, teacher)
-        seconds = step_seconds(config, folder, made)
-        jax.config.update("jax_compilation_cache_dir", str((folder / "compiled").absolute()))
-        todo = [*jobs(config), *equal_steps(config, seconds)]
-        for found in run(todo, config, folder, seconds, prepare=made):
-            target.with_suffix(".md").write_text(table(config, found, seconds, target.name))
-            if found:
-                draw_changes(list(CHANGES), config.budgets[0], found, target.with_suffix(".png"))
-        print(target.with_suffix(".md").read_text())
+        write_changes(
+            sys.argv,
+            "recipes",
+            list(CHANGES),
+            more=equal_steps,
+            table=table,
+            prepared=prepared,
+        )
 
 
 if __name__ == "__main__":

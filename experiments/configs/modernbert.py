@@ -13,8 +13,7 @@ Measured:  experiments/results/modernbert.md; the 5 not yet.
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from configs import mosaicbert_base
-from experiments.configs.pareto import mini
+from experiments.configs.pareto import mini_variant
 
 # A window in proportion: 64 tokens on each side for ModernBERT's 1,024, and here rows of 128.
 _WINDOW = {"model.sliding_window": 8, "model.global_attention_every": 2}
@@ -58,18 +57,13 @@ def get_config():
     """The mini size of pareto.py with each change made alone, and with all of ModernBERT's."""
     return ConfigDict(
         {
-            "variants": {name: _variant(changes) for name, changes in CHANGES.items()},
+            "variants": {name: mini_variant(changes) for name, changes in CHANGES.items()},
             "without": {
-                name: _variant(CHANGES["ModernBERT"] | changes) for name, changes in WITHOUT.items()
+                name: mini_variant(CHANGES["ModernBERT"] | changes)
+                for name, changes in WITHOUT.items()
             },
             "budgets": ("60s",),
             "seeds": (17, 18, 19),
             "data": {"path": placeholder(str)},
         }
     ).lock()
-
-
-def _variant(changes: dict) -> ConfigDict:
-    config = mini(mosaicbert_base.get_config())
-    config.update_from_flattened_dict(changes)
-    return config

@@ -12,6 +12,8 @@ Result:    held-out masked accuracy and a finetuned score for each model, budget
 Measured:  experiments/results/pareto.md (mini). base: not yet.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
@@ -57,6 +59,13 @@ def mini(config: ConfigDict) -> ConfigDict:
     config.train.batch_tokens = config.train.microbatch_tokens = 512
     config.log.every = 50
     config.hardware = "any"
+    return config
+
+
+def mini_variant(changes: dict[str, Any]) -> ConfigDict:
+    """MosaicBERT's recipe at the size mini, with some settings changed."""
+    config = mini(mosaicbert_base.get_config())
+    config.update_from_flattened_dict(changes)
     return config
 
 

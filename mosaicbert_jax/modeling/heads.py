@@ -8,10 +8,11 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from mosaicbert_jax.modeling.checkpoint_methods import PretrainedMixin
+from mosaicbert_jax.modeling.columns import gather_columns
 from mosaicbert_jax.modeling.config import BertConfig
 from mosaicbert_jax.modeling.dropout import Site, dropout, row_keys
 from mosaicbert_jax.modeling.encoder import BertModel
-from mosaicbert_jax.modeling.layers import Dense, Norm, gather_columns
+from mosaicbert_jax.modeling.layers import Dense, Norm
 from mosaicbert_jax.modeling.loss import SoftTargets, masked_lm_loss
 from pallas_kernels import gelu
 

@@ -99,7 +99,7 @@ def decay_start(config: ConfigDict, record: dict[str, Any]) -> DecayStart:
     if not workdir.is_run(folder):
         raise UserError(
             f'init_from={folder}: optimizer.schedule="decay" continues a run, with its optimizer '
-            "state, and this is none"
+            "state; give a run's workdir"
         )
     other = workdir.read_record(folder)
     theirs = other["config"].get("optimizer", {})
@@ -109,7 +109,10 @@ def decay_start(config: ConfigDict, record: dict[str, Any]) -> DecayStart:
         if key in theirs and theirs[key] != config.optimizer[key]
     ]
     if changed:
-        raise UserError(f"init_from={folder}: the decay starts where that run is: {changed[0]}")
+        raise UserError(
+            f"init_from={folder}: the decay starts where that run is: {changed[0]}; "
+            "give that run's value"
+        )
     stable = checkpoint_files.stable_steps(folder)
     wanted = config.init_from_step
     if not stable or wanted not in (None, *stable):

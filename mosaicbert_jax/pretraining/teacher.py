@@ -38,7 +38,7 @@ class Teacher:
         stored = open_model(settings.teacher, settings.teacher_step)
         if stored.target is not None:
             raise UserError(
-                f"distill.teacher={stored.place} is a classifier; a masked language model is needed"
+                f"distill.teacher={stored.place} is a classifier; give a masked language model"
             )
         check_same_tokenizer("distill.teacher", stored, metadata.tokenizer_path)
         config = BertConfig.from_fields(vars(stored.config) | {"dtype": model.dtype})
@@ -46,7 +46,8 @@ class Teacher:
         if config.position_embedding == "learned" and longest > config.max_position_embeddings:
             raise UserError(
                 f"distill.teacher={stored.place} has {config.max_position_embeddings} positions, "
-                f"and the data set has sequences of {longest} tokens"
+                f"and the data set has sequences of {longest} tokens; give another teacher, or "
+                "prepare shorter ones with --max-seq-len"
             )
         return cls(stored, config)
 

@@ -111,6 +111,8 @@ def differences(old: Any, new: Any, key: str = "") -> list[str]:
 def _fixed(stored: dict[str, Any]) -> dict[str, Any]:
     """The part of a record that must stay, without FREE_KEYS."""
     config = {k: dict(v) if isinstance(v, dict) else v for k, v in stored["config"].items()}
+    if isinstance(config.get("data"), dict) and config["data"].pop("whole_words", False):
+        config["data"]["masking_unit"] = "word"  # as it was called before
     for group, settings in _BEFORE.items():
         if isinstance(config.get(group, {}), dict):
             config[group] = settings | config.get(group, {})

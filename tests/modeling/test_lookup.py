@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mosaicbert_jax.modeling.layers import gather_columns, look_up
+from mosaicbert_jax.modeling.columns import gather_columns
+from mosaicbert_jax.modeling.layers import look_up
 from tests.kernels.attention_cases import normal
 
 

@@ -17,6 +17,7 @@ from mosaicbert_jax.planning import planner
 from mosaicbert_jax.planning.training_step import abstract_state
 from mosaicbert_jax.pretraining.pretraining import Pretraining
 from mosaicbert_jax.storage import checkpoint_files
+from mosaicbert_jax.storage import workdir as workdirs
 from mosaicbert_jax.storage.opening import load_run, open_model
 from mosaicbert_jax.training import loop, sharding
 from mosaicbert_jax.training.flops import model_flops_per_token
@@ -171,6 +172,34 @@ def test_where_no_decay_can_start(settings, message, stable, dataset, tmp_path):
 def test_settings_that_cannot_be(settings, message, dataset, tmp_path):
     with pytest.raises(UserError, match=message):
         prepared(tmp_path / "run", dataset, **settings)
+
+
+NEWER = {
+    "optimizer": (
+        "name", "muon_beta", "clip_norm", "ema_decay", "schedule", "decay", "decay_form",
+    ),
+    "train": ("first_batch_tokens", "batch_warmup"),
+    "data": ("masking_unit",),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("whole_words", [False, True])
+def test_a_run_from_before_these_settings_resumes(whole_words, dataset, tmp_path):
+    unit = "word" if whole_words else "token"
+    record = prepared(tmp_path, dataset, **{"data.masking_unit": unit}).record
+    old = json.loads(json.dumps(record))
+    for group, keys in NEWER.items():
+        for key in keys:
+            del old["config"][group][key]
+    del old["config"]["distill"]
+    old["config"]["data"]["whole_words"] = whole_words
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    (tmp_path / "checkpoints" / "3").mkdir(parents=True)
+    assert workdirs.claim(tmp_path, record, {}) == []
+    other = prepared(tmp_path, dataset, **{"data.masking_unit": "span"}).record
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    with pytest.raises(UserError, match=f"data.masking_unit: '{unit}', now 'span'"):
+        workdirs.claim(tmp_path, other, {})
 
 
 def test_the_average_is_what_is_evaluated_and_exported(dataset, tmp_path):
