@@ -14,8 +14,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE, KERNELS = "mosaicbert_jax", "pallas_kernels"
 # From the lowest to the highest. Names are packages or modules of mosaicbert_jax.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    (KERNELS, "errors"),
-    ("files", "progress", "parallel", "launch", "hosts", "markdown"),
+    (KERNELS, "errors", "progress"),
+    ("buckets", "files", "parallel", "launch", "hosts", "markdown"),
     ("text", "modeling"),
     ("data", "interop"),
     ("preparation", "storage"),

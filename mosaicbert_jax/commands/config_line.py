@@ -10,17 +10,19 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from mosaicbert_jax import buckets
 from mosaicbert_jax.errors import UserError
 
 
 def check_words(words: Sequence[str]) -> None:
-    """Raises UserError for a URL on a command line, where a path is expected."""
+    """Raises UserError for a URL on a command line that is none of a bucket's."""
     for word in words:
         found = re.match(r"(?:--[\w.-]+=)?['\"(\[\s]*([a-z][a-z0-9+.-]*://[^\s'\",]+)(.?)", word)
-        if found and (word.startswith("--") or " " not in word):  # a text may begin with a URL
+        if found is None or buckets.is_url(found[1]):
+            continue
+        if word.startswith("--") or " " not in word:  # a text may begin with a URL
             raise UserError(
-                f"{found[1]}: this is a URL, and paths are of local file systems: copy the files "
-                "here, or mount the bucket as a folder"
+                f"{found[1]}: paths are local, or in buckets (gs://, s3://); copy the files to one"
             )
 
 

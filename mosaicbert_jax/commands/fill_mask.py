@@ -2,10 +2,10 @@
 
 import argparse
 import os
-import pathlib
 import sys
 from collections.abc import Iterator
 
+from mosaicbert_jax.buckets import place
 from mosaicbert_jax.errors import UserError
 
 HELP = "predict what stands behind [MASK]"
@@ -13,9 +13,7 @@ HELP = "predict what stands behind [MASK]"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
-    parser.add_argument(
-        "model", type=pathlib.Path, help="workdir of a run, or a Hugging Face folder"
-    )
+    parser.add_argument("model", type=place, help="workdir of a run, or a Hugging Face folder")
     parser.add_argument("text", nargs="*", help="with [MASK]; none: lines of standard input")
     parser.add_argument("--top", type=int, default=5, help="guesses a mask")
 

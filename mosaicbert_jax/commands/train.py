@@ -1,12 +1,15 @@
 """Trains: pretraining, finetuning or GLUE, as the config says."""
 
 import argparse
+import contextlib
 import pathlib
 import sys
+from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
 from mosaicbert_jax import launch
+from mosaicbert_jax.buckets import Place, place
 from mosaicbert_jax.commands import config_line
 from mosaicbert_jax.errors import UserError, explained
 
@@ -89,9 +92,29 @@ def _train(words: list[str]) -> None:
     hosts.join()
     if jax.default_backend() == "cpu":
         launch.keep_freed_memory()
-    what_next = train(config, pathlib.Path(workdir), extend=extend)
+    with _local(place(workdir)) as folder:
+        what_next = train(config, folder, extend=extend)
     if hosts.is_first():
-        print(f"Done. {what_next}", flush=True)
+        print(f"Done. Try: {what_next.format(workdir=workdir)}", flush=True)
+
+
+@contextlib.contextmanager
+def _local(workdir: Place) -> Iterator[pathlib.Path]:
+    """The folder to train in: the workdir, or a copy of one in a bucket, which follows it."""
+    if isinstance(workdir, pathlib.Path):
+        yield workdir
+        return
+    from mosaicbert_jax import hosts
+    from mosaicbert_jax.storage.working_copy import local_folder, working_copy
+
+    if not hosts.on_one_machine():
+        raise UserError(
+            f"{workdir}: a run on several machines needs a workdir that all of them see, on a "
+            "shared file system"
+        )
+    with contextlib.ExitStack() as stack:
+        hosts.on_first(lambda: stack.enter_context(working_copy(workdir)))
+        yield local_folder(workdir)
 
 
 def parse(words: list[str]) -> tuple[ConfigDict, str]:
@@ -112,7 +135,7 @@ def parse(words: list[str]) -> tuple[ConfigDict, str]:
 
 
 def train(config: ConfigDict, workdir: pathlib.Path, *, extend: bool = False) -> str:
-    """Runs what the config's `kind` names; returns what to do next.
+    """Runs what the config's `kind` names; returns what to do next, with {workdir} in it.
 
     Args:
       extend: see `loop.train`.
@@ -131,14 +154,14 @@ def _pretrain(config: ConfigDict, workdir: pathlib.Path, extend: bool) -> str:
     from mosaicbert_jax.training.loop import train
 
     train(Pretraining.prepare(config, workdir), extend=extend)
-    return f"Try: mosaicbert fill-mask {workdir} 'The [MASK] of the union.'"
+    return "mosaicbert fill-mask {workdir} 'The [MASK] of the union.'"
 
 
 def _finetune(config: ConfigDict, workdir: pathlib.Path, extend: bool) -> str:
     from mosaicbert_jax.finetuning.finetuning import finetune
 
     finetune(config, workdir, extend=extend)
-    return f"Try: mosaicbert predict {workdir} FILE"
+    return "mosaicbert predict {workdir} FILE"
 
 
 def _glue(config: ConfigDict, workdir: pathlib.Path, extend: bool) -> str:
@@ -147,7 +170,7 @@ def _glue(config: ConfigDict, workdir: pathlib.Path, extend: bool) -> str:
     from mosaicbert_jax.finetuning.suite import run_suites
 
     run_suites(config, workdir)
-    return f"The scores are in {workdir}/results.json."
+    return "mosaicbert report {workdir} --output report.html"
 
 
 # By the kind that a config names. Each imports what it needs alone.

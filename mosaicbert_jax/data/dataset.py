@@ -19,31 +19,32 @@ import dataclasses
 import hashlib
 import json
 import os
-import warnings
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int, Integer
+from jaxtyping import Bool, Int, Int64, Integer
 
+from mosaicbert_jax import buckets
+from mosaicbert_jax.buckets import BucketPath, Place
+from mosaicbert_jax.data.order import ShardGroups
+from mosaicbert_jax.data.shard_files import (
+    Cache,
+    FetchedShards,
+    LocalShards,
+    ShardRecord,
+    Shards,
+    damaged,
+    shard_paths,
+)
 from mosaicbert_jax.errors import UserError
 from mosaicbert_jax.text.vocabulary import MAX_VOCAB_SIZE, SpecialTokenIds, token_dtype
 
 FORMAT_VERSION = 1
 METADATA_FILE = "dataset.json"
+VOCABULARY_FILE = "vocab.txt"
 _DIGEST = "digest"  # in it, of all else in it
-
-
-@dataclasses.dataclass(frozen=True)
-class ShardRecord:
-    """One shard: two files, `name`.tokens.npy and `name`.offsets.npy, and their digests."""
-
-    name: str
-    sequences: int
-    tokens: int
-    tokens_sha256: str
-    offsets_sha256: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,10 +89,13 @@ class TokenizerRecord:
 class DatasetMetadata:
     """dataset.json, field by field; `folder` is where it lies and no part of it.
 
+    Of a data set in a bucket, dataset.json and the tokenizer are copied to the local cache each
+    time that it is loaded.
+
     `skipped` counts by kind what could not be read and was skipped.
     """
 
-    folder: Path
+    folder: Place
     max_seq_len: int
     tokenizer: TokenizerRecord
     options: Mapping[str, Any]
@@ -103,13 +107,15 @@ class DatasetMetadata:
     format_version: int = FORMAT_VERSION
 
     @classmethod
-    def load(cls, folder: str | os.PathLike) -> "DatasetMetadata":
+    def load(cls, folder: str | os.PathLike | BucketPath) -> "DatasetMetadata":
         """Read dataset.json in `folder`.
 
         Raises:
           UserError: there is none, it is damaged, or another version of the format wrote it.
+          OSError: the bucket can't be read.
         """
-        path = Path(folder) / METADATA_FILE
+        folder = buckets.place(folder)
+        path = folder / METADATA_FILE
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
@@ -118,7 +124,7 @@ class DatasetMetadata:
                 "make one with `mosaicbert prepare`"
             ) from None
         except ValueError as error:
-            raise _damaged(path, f"it is not JSON ({error})") from None
+            raise damaged(path, f"it is not JSON ({error})") from None
         version = record.get("format_version") if isinstance(record, dict) else None
         if version != FORMAT_VERSION:
             raise UserError(
@@ -127,11 +133,15 @@ class DatasetMetadata:
             )
         digest = record.pop(_DIGEST, None)  # earlier releases wrote none
         try:
-            found = cls(folder=Path(folder), **_typed_fields(record))
+            found = cls(folder=folder, **_typed_fields(record))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise _damaged(path, f"{type(error).__name__}: {error}") from None
+            raise damaged(path, f"{type(error).__name__}: {error}") from None
         if digest is not None and digest != found.digest:
-            raise _damaged(path, "it is not what its own digest says")
+            raise damaged(path, "it is not what its own digest says")
+        if isinstance(folder, BucketPath):
+            tokenizer = (found.tokenizer.file, VOCABULARY_FILE)  # which WordPiece alone has
+            names = folder.files().keys() & set(tokenizer)
+            buckets.download_all(folder, _local_folder(folder), names)
         return found
 
     def to_json(self) -> str:
@@ -167,8 +177,14 @@ class DatasetMetadata:
 
     @property
     def tokenizer_path(self) -> Path:
-        """The tokenizer's file."""
-        return self.folder / self.tokenizer.file
+        """The tokenizer's file, in the local cache if the data set is in a bucket."""
+        return _local_folder(self.folder) / self.tokenizer.file
+
+
+def _local_folder(folder: Place) -> Path:
+    if isinstance(folder, BucketPath):
+        return buckets.cache_folder() / "data" / folder.local_part()
+    return folder
 
 
 def _canonical(record: dict[str, Any]) -> str:
@@ -219,15 +235,18 @@ def _check_types(record: Any) -> None:
 
 
 class TokenDataset:
-    """One split of a data set, memory-mapped. Sequences have indices 0 … len - 1.
+    """One split of a data set: memory-mapped, or fetched from a bucket ahead of its use. Sequences
+    have indices 0 … len - 1.
 
     Copies that are sent to worker processes open the files again.
 
     Args:
-      folder: of the data set.
+      folder: of the data set, which may be in a bucket.
       split: which of its parts.
       without: names of shards to skip, as they are damaged. Their sequences keep their
         indices, and `is_there` tells them apart.
+      together: how many shards are shuffled together at most; 0 is all of them. See `shuffled`.
+      cache: for the shards of a bucket, which needs one.
 
     Attributes:
       metadata: what dataset.json says.
@@ -235,49 +254,94 @@ class TokenDataset:
       missing: how many sequences are skipped.
 
     Raises:
-      UserError: no data set, no such split, or a file that is missing or of another size than
-        dataset.json says; the message names the file.
+      UserError: no data set, no such split, a file that is missing or of another size than
+        dataset.json says, which the message names; or a cache that is too small.
     """
 
     metadata: DatasetMetadata
 
     def __init__(
-        self, folder: str | os.PathLike, split: str = "train", without: Collection[str] = ()
+        self,
+        folder: str | os.PathLike | BucketPath,
+        split: str = "train",
+        without: Collection[str] = (),
+        together: int = 0,
+        cache: Cache | None = None,
     ):
         self.metadata = DatasetMetadata.load(folder)
         self.without = frozenset(without)
-        self._split = split
+        self._split, self._together, self._cache = split, together, cache
         if split not in self.metadata.splits:
             raise UserError(
                 f"{folder}: the data set has no split {split!r}, only "
                 f"{', '.join(sorted(self.metadata.splits))}"
             )
         shards = self.metadata.splits[split].shards
-        _allow_open_files(2 * len(shards))
-        dtype = token_dtype(self.metadata.padded_vocab_size)
-        self._tokens: list[np.ndarray] = []
-        self._offsets: list[np.ndarray] = []
         self._is_there = np.array([shard.name not in self.without for shard in shards], bool)
         self.missing = sum(shard.sequences for shard in shards if shard.name in self.without)
-        for shard in shards:
-            if shard.name in self.without:
-                self._tokens.append(np.empty(0, dtype))
-                self._offsets.append(np.empty(0, np.uint64))
-                continue
-            tokens_path, offsets_path = shard_paths(self.metadata.folder, shard.name)
-            self._tokens.append(_map_array(tokens_path, dtype, shard.tokens))
-            self._offsets.append(_map_array(offsets_path, np.dtype(np.uint64), shard.sequences + 1))
-            if self._offsets[-1][-1] != shard.tokens:
-                raise _damaged(offsets_path, "its last offset is not the number of tokens")
         # The index of each shard's first sequence, and behind them the number of sequences.
         self._starts = np.cumsum([0, *(shard.sequences for shard in shards)])
+        self._shards = self._open_shards(shards)
+
+    def _open_shards(self, shards: tuple[ShardRecord, ...]) -> Shards:
+        folder = self.metadata.folder
+        dtype = token_dtype(self.metadata.padded_vocab_size)
+        if not isinstance(folder, BucketPath):
+            return LocalShards(folder, shards, dtype, self.without)
+        if self._cache is None:
+            raise ValueError(f"{folder}: a data set in a bucket needs a cache")
+        sizes = [sum(file.bytes for file in each.files(folder, dtype)) for each in shards]
+        groups = -(-len(shards) // self._together) if self._together else 1
+        # Those that are read, and those that are fetched meanwhile.
+        needed = sum(sorted(sizes)[-2 * -(-len(shards) // groups) :])
+        if needed > self._cache.most_bytes:
+            raise UserError(
+                f"data.cache holds {self._cache.most_bytes / 1e9:.2f} GB, and two groups of "
+                f"data.shuffle_shards={self._together} shards of {folder} have "
+                f"{needed / 1e9:.2f} GB: raise the one or lower the other"
+            )
+        return FetchedShards(folder, shards, dtype, self._cache)
+
+    def split(self, name: str) -> "TokenDataset":
+        """Another split of the same data set."""
+        return TokenDataset(self.metadata.folder, name, self.without, self._together, self._cache)
+
+    @property
+    def shuffled_together(self) -> int | None:
+        """How many shards are shuffled together at most; None: all that there are."""
+        shards = len(self.metadata.splits[self._split].shards)
+        return self._together if 0 < self._together < shards else None
+
+    def shuffled(
+        self, places_S: Int64[np.ndarray, "S"], seed: int, *which: int
+    ) -> Int64[np.ndarray, "S"]:
+        """The sequences at some places of a random order of all; see `ShardGroups`.
+
+        In a bucket, fetching their shards begins, and those of the group behind them.
+
+        Args:
+          which: the epoch, or whatever else tells one order from another.
+        """
+        order = ShardGroups.draw(self._starts, self._together, seed, *which)
+        now, later = (
+            [shard for shard in shards if self._is_there[shard]]
+            for shards in order.shards(places_S)
+        )
+        self._shards.expect(now, later)
+        return order.sequences(places_S)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
     def __reduce__(self):
         # Pickling a memory map would copy its contents.
-        return TokenDataset, (self.metadata.folder, self._split, self.without)
+        return TokenDataset, (
+            self.metadata.folder,
+            self._split,
+            self.without,
+            self._together,
+            self._cache,
+        )
 
     def is_there(self, indices_S: Integer[np.ndarray, "S"]) -> Bool[np.ndarray, "S"]:
         """Which sequences are in shards that are not skipped. No index may be out of range."""
@@ -305,7 +369,7 @@ class TokenDataset:
         places_S = np.cumsum(lengths_S) - lengths_S
         tokens_T = np.empty(int(lengths_S.sum()), np.int32)
         for shard, chosen in by_shard:
-            source_T = self._tokens[shard]
+            source_T = self._shards.open(shard)[0]
             # Slices in file order: as fast as one fancy index, in an eighth of the memory.
             order = chosen[np.argsort(begins_S[chosen], kind="stable")]
             spans = zip(
@@ -343,8 +407,9 @@ class TokenDataset:
         ends_S = np.empty(len(indices_S), np.int64)
         for shard, chosen in by_shard:
             local = indices_S[chosen] - self._starts[shard]
-            begins_S[chosen] = self._offsets[shard][local]
-            ends_S[chosen] = self._offsets[shard][local + 1]
+            _, offsets = self._shards.open(shard)
+            begins_S[chosen] = offsets[local]
+            ends_S[chosen] = offsets[local + 1]
             self._check_spans(shard, begins_S[chosen], ends_S[chosen])
         return begins_S, ends_S - begins_S, by_shard
 
@@ -352,54 +417,8 @@ class TokenDataset:
         """Raises UserError for offsets that no whole shard has."""
         lengths_S = ends_S - begins_S
         longest = self.metadata.max_seq_len
-        tokens = len(self._tokens[shard])
+        tokens = self.metadata.splits[self._split].shards[shard].tokens
         if (lengths_S < 1).any() or (lengths_S > longest).any() or (ends_S > tokens).any():
             name = self.metadata.splits[self._split].shards[shard].name
             path = shard_paths(self.metadata.folder, name)[1]
-            raise _damaged(path, f"it has sequences of no or more than {longest} tokens")
-
-
-def shard_paths(folder: Path, name: str) -> tuple[Path, Path]:
-    """The files of tokens and of offsets of a shard."""
-    return folder / f"{name}.tokens.npy", folder / f"{name}.offsets.npy"
-
-
-def _map_array(path: Path, dtype: np.dtype, size: int) -> np.ndarray:
-    try:
-        with warnings.catch_warnings(action="error"):  # of a header that NumPy had to guess
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-        file_bytes = path.stat().st_size
-    except FileNotFoundError:
-        raise _damaged(path, "it is missing") from None
-    except Exception as error:  # its header is read as Python, which fails in many ways
-        raise _damaged(path, f"it cannot be read as an array ({type(error).__name__})") from None
-    if array.dtype != dtype or array.shape != (size,) or file_bytes != array.offset + array.nbytes:
-        raise _damaged(
-            path, f"it holds {array.dtype}{list(array.shape)}, dataset.json says {dtype}[{size}]"
-        )
-    # A plain view: memmap's own slicing is several times slower.
-    return array.view(np.ndarray)
-
-
-def _allow_open_files(files: int) -> None:
-    """Raise the soft limit for `files` and those of other data sets, of which nothing is known
-    here: Python's mmap keeps a descriptor a file."""
-    try:
-        import resource
-    except ImportError:  # Windows, which has no such limit
-        return
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY:
-        return
-    most = 2**16 if hard == resource.RLIM_INFINITY else min(hard, max(soft, 2**16))
-    if files + 128 > most:
-        raise UserError(
-            f"the data set needs {files} open files and this machine allows {most} in all; "
-            "raise the limit (ulimit -Hn)"
-        )
-    if soft < most:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-
-
-def _damaged(path: Path, why: str) -> UserError:
-    return UserError(f"{path}: {why}; restore the file or prepare the data set again")
+            raise damaged(path, f"it has sequences of no or more than {longest} tokens")

@@ -10,8 +10,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from mosaicbert_jax.data.dataset import DatasetMetadata, shard_paths
+from mosaicbert_jax.buckets import BucketPath, Place, Stat
+from mosaicbert_jax.data.dataset import DatasetMetadata
+from mosaicbert_jax.data.shard_files import ShardFile
 from mosaicbert_jax.errors import UserError
+from mosaicbert_jax.text.vocabulary import token_dtype
 
 STOP, SKIP = "stop", "skip"  # what to do at damaged shards: data.on_error
 
@@ -27,13 +30,18 @@ Seen = Mapping[str, list]
 class Shard:
     """A shard of a data set by name, and the digests that its files should have."""
 
-    folder: Path
+    folder: Place
     name: str
     sequences: int
-    expected: tuple[tuple[Path, str], ...]
+    files: tuple[ShardFile, ...]
 
     def __str__(self) -> str:
         return str(self.folder / self.name)
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether it is in a bucket."""
+        return isinstance(self.folder, BucketPath)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,29 +68,42 @@ def shards_of(folder: str | os.PathLike) -> list[Shard]:
     reason = _damage(path, metadata.tokenizer.sha256, {}, {})
     if reason is not None:
         raise UserError(f"{path}: {reason}; restore the file or prepare the data set again")
-    found = []
-    for split in metadata.splits.values():
-        for shard in split.shards:
-            tokens, offsets = shard_paths(metadata.folder, shard.name)
-            expected = ((tokens, shard.tokens_sha256), (offsets, shard.offsets_sha256))
-            found.append(Shard(metadata.folder, shard.name, shard.sequences, expected))
-    return found
+    dtype = token_dtype(metadata.padded_vocab_size)
+    return [
+        Shard(
+            metadata.folder,
+            shard.name,
+            shard.sequences,
+            shard.files(metadata.folder, dtype),
+        )
+        for split in metadata.splits.values()
+        for shard in split.shards
+    ]
 
 
 def examine(shards: Iterable[Shard], seen: Seen) -> Findings:
     """Reads the files of all shards, some at a time, with a bar if that takes long.
 
+    Of shards in a bucket, the list of files shows which are missing or have another size; their
+    digests are checked when they are fetched.
+
     Args:
       seen: see `Findings`.
     """
     shards = list(shards)
-    files = [(shard, path, sha256) for shard in shards for path, sha256 in shard.expected]
+    files = [(shard, file) for shard in shards for file in shard.files]
     now: dict[str, list] = {}
+    listed = {
+        folder: folder.files() for folder in {shard.folder for shard in shards if shard.is_remote}
+    }
 
-    def why(file: tuple[Shard, Path, str]) -> str | None:
-        _, path, sha256 = file
-        reason = _damage(path, sha256, seen, now)
-        return None if reason is None else f"{path.name}: {reason}"
+    def why(item: tuple[Shard, ShardFile]) -> str | None:
+        shard, file = item
+        if shard.is_remote:
+            reason = _misfit(file, listed[shard.folder])
+        else:
+            reason = _damage(file.path, file.sha256, seen, now)
+        return None if reason is None else f"{file.path.name}: {reason}"
 
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
         reasons = list(
@@ -96,7 +117,7 @@ def examine(shards: Iterable[Shard], seen: Seen) -> Findings:
             )
         )
     damaged: dict[Shard, str] = {}
-    for (shard, _, _), reason in zip(files, reasons, strict=True):
+    for (shard, _), reason in zip(files, reasons, strict=True):
         if reason is not None:
             damaged.setdefault(shard, reason)
     return Findings(damaged, now)
@@ -137,6 +158,14 @@ def read_seen(path: Path) -> Seen:
 def seen_text(seen: Seen) -> str:
     """For a file that `read_seen` reads."""
     return json.dumps(seen, indent=0, sort_keys=True) + "\n"
+
+
+def _misfit(file: ShardFile, there: Mapping[str, Stat]) -> str | None:
+    """Why a file in a bucket can't be the one that is meant."""
+    if file.path.name not in there:
+        return "it is missing"
+    size = there[file.path.name].st_size
+    return None if size == file.bytes else f"it has {size:,} bytes and should have {file.bytes:,}"
 
 
 def _damage(path: Path, sha256: str, seen: Seen, now: dict[str, list]) -> str | None:

@@ -24,7 +24,7 @@ _MIX_2 = np.uint64(0x94D049BB133111EB)
 _LOW_32_BITS = np.uint64(0xFFFFFFFF)
 
 # What the bits are for: the first word of a hash, so that no two uses share bits.
-MASK_BITS, ORDER_BITS, ROW_BITS = 1, 2, 3
+MASK_BITS, ORDER_BITS, ROW_BITS, SHARD_BITS = 1, 2, 3, 4
 
 _MASKED_SHARE = 0.8
 _RANDOM_SHARE = 0.1

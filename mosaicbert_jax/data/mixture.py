@@ -4,14 +4,13 @@ import dataclasses
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from fractions import Fraction
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int, Int64, Integer
 
+from mosaicbert_jax.buckets import Place, place
 from mosaicbert_jax.data.dataset import DatasetMetadata, TokenDataset
-from mosaicbert_jax.data.masking import ORDER_BITS
-from mosaicbert_jax.data.order import shuffled
 from mosaicbert_jax.errors import UserError
 
 
@@ -64,21 +63,26 @@ class Mixture:
     def open(
         cls,
         shares: Sequence[tuple[str, float]],
-        without: Mapping[Path, Collection[str]] | None = None,
+        without: Mapping[Place, Collection[str]] | None = None,
+        **settings: Any,
     ) -> "Mixture":
         """The training splits of some folders, each with its weight.
 
         Args:
             shares: a folder and its weight each.
             without: by folder, shards to skip; see `TokenDataset`.
+            settings: `together` and `cache`, as for `TokenDataset`.
 
         Raises:
             UserError: as the class and `TokenDataset`, and for a share that is no sequence at all.
         """
-        folders = [Path(folder) for folder, _ in shares]
+        folders = [place(folder) for folder, _ in shares]
         without = without or {}
         mixture = cls(
-            [TokenDataset(folder, without=without.get(folder, ())) for folder in folders],
+            [
+                TokenDataset(folder, without=without.get(folder, ()), **settings)
+                for folder in folders
+            ],
             [weight for _, weight in shares],
         )
         for folder, places in zip(folders, mixture.places, strict=True):
@@ -92,7 +96,7 @@ class Mixture:
     def held_out(self) -> "Mixture | None":
         """The validation splits of the data sets that have one, with the same weights."""
         found = [
-            (TokenDataset(dataset.metadata.folder, "validation", dataset.without), weight)
+            (dataset.split("validation"), weight)
             for dataset, weight in zip(self.datasets, self.weights, strict=True)
             if "validation" in dataset.metadata.splits
         ]
@@ -100,6 +104,11 @@ class Mixture:
 
     def __len__(self) -> int:
         return int(self._starts[-1])
+
+    @property
+    def shuffled_together(self) -> int | None:
+        """As `TokenDataset.shuffled_together`, of the data set that has most shards."""
+        return max((each.shuffled_together or 0 for each in self.datasets), default=0) or None
 
     @property
     def missing(self) -> int:
@@ -156,8 +165,9 @@ class Mixture:
             passes, turns = np.divmod(epoch * share + before[is_ours], len(dataset))
             local = np.empty(len(turns), np.int64)
             for one in np.unique(passes):
-                key = (seed, ORDER_BITS, number, int(one))
-                local[passes == one] = shuffled(turns[passes == one], len(dataset), *key)
+                local[passes == one] = dataset.shuffled(
+                    turns[passes == one], seed, number, int(one)
+                )
             sequences_S[slots[is_ours]] = local + self._starts[number]
             passes_S[slots[is_ours]] = passes
             slots, places = slots[~is_ours], (places - before)[~is_ours]

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Int, Int64
 
 from mosaicbert_jax.data.dataset import TokenDataset
-from mosaicbert_jax.data.masking import ORDER_BITS, ROW_BITS, counter_hash
+from mosaicbert_jax.data.masking import ROW_BITS, counter_hash
 from mosaicbert_jax.data.mixture import Mixture
 from mosaicbert_jax.data.order import shuffled
 
@@ -161,7 +161,7 @@ class RowPlanner:
         places_S = np.arange(first, min(first + self.window_size, size))
         if isinstance(self.dataset, Mixture):
             return self.dataset.drawn(places_S, epoch, self.seed)
-        sequences_S = shuffled(places_S, size, self.seed, ORDER_BITS, epoch)
+        sequences_S = self.dataset.shuffled(places_S, self.seed, epoch)
         return sequences_S, np.full(len(sequences_S), epoch)
 
     def _shuffled_rows(

@@ -14,6 +14,7 @@ from flax import nnx
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
+from mosaicbert_jax import buckets
 from mosaicbert_jax.data.pipeline import Batch, Position
 from mosaicbert_jax.errors import UserError
 from mosaicbert_jax.files import write_atomically
@@ -75,7 +76,7 @@ class Finetuning(Run):
           like: see `Run`.
         """
         configuration.check(config)
-        source = pathlib.Path(config.init_from)
+        source = buckets.place(config.init_from)
         origin = open_model(source, config.init_from_step)
         model = configuration.model_config(config, origin.config, source)
         mesh = sharding.make_mesh(**config.mesh)
@@ -126,7 +127,7 @@ class Finetuning(Run):
         """The examples."""
         return len(self.train)
 
-    def describe(self) -> str:
+    def describe(self, position: Position) -> str:
         """Model, data and length."""
         held_out = sum(map(len, self.dev.values()))
         mean = len(self.train.tokens_T) / len(self.train)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mosaicbert_jax.buckets import local_copy
 from mosaicbert_jax.errors import UserError
 from mosaicbert_jax.finetuning.examples import Columns, Example, example_of
 from mosaicbert_jax.finetuning.task import Task
@@ -199,7 +200,7 @@ def _examples(name: str, place: str, split: str, part: str = "") -> Iterator[Exa
 
 
 def _path(task: GlueTask, place: str, split: str, part: str) -> Path:
-    return Path(place) / task.folder / (f"{split}_{part}".rstrip("_") + ".tsv")
+    return local_copy(place) / task.folder / (f"{split}_{part}".rstrip("_") + ".tsv")
 
 
 def _tsv_rows(

@@ -24,6 +24,7 @@ from mosaicbert_jax.finetuning.side_by_side import side_by_side
 from mosaicbert_jax.finetuning.suite_run import SuiteRun
 from mosaicbert_jax.storage import workdir
 from mosaicbert_jax.storage.checkpoint_files import read_progress
+from mosaicbert_jax.storage.working_copy import read_copy
 
 _SUBMISSION = "submission"
 _FREE = ("kind", "tasks", "processes", "checkpoint", "log", "mesh", "recovery", "eval")
@@ -47,7 +48,7 @@ def run_suites(config: ConfigDict, folder: pathlib.Path) -> None:
     for step in config.init_from_steps:
         one = config.copy_and_resolve_references()
         one.init_from_step, one.init_from_steps = step, ()
-        progress = read_progress(pathlib.Path(config.init_from), step)
+        progress = read_progress(read_copy(config.init_from, step), step)
         results = run_suite(one, folder / f"step-{step}")
         found.append({**progress, "mean": results["mean"]})
         write_results(folder, {"steps": found})

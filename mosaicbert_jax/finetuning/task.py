@@ -1,11 +1,11 @@
 """A task: what is trained on, what is held out, and how that is scored."""
 
 import dataclasses
-import pathlib
 from collections.abc import Mapping, Sequence
 
 from ml_collections import ConfigDict
 
+from mosaicbert_jax import buckets
 from mosaicbert_jax.errors import UserError
 from mosaicbert_jax.finetuning.examples import Columns, Example, TaggedExample, held_out
 from mosaicbert_jax.finetuning.kinds import KINDS
@@ -39,14 +39,14 @@ def read_task(config: ConfigDict) -> Task:
     """
     data = config.data
     columns = Columns(data.text, data.second_text, data.label)
-    path = pathlib.Path(data.path)
+    path = buckets.local_copy(data.path)
     kind = KINDS[config.task]
     notes: list[str] = []
     train = kind.read(path, columns, notes.append)
     # A class all of whose examples are held out is a class too.
     target = kind.target(train, path, data.label_range)
     if data.dev_path:
-        dev = kind.read(pathlib.Path(data.dev_path), columns, notes.append)
+        dev = kind.read(buckets.local_copy(data.dev_path), columns, notes.append)
     else:
         train, dev = held_out(train, data.dev_fraction)
         if not train or not dev:

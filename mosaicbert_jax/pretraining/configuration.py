@@ -50,7 +50,12 @@ def pretraining(model: BertConfig) -> ConfigDict:
                 # over the run.
                 "masking_rate": FieldReference(0.3, field_type=object),
                 "masking_unit": "token",  # what is chosen together: "token", "word" or "span"
-                "window_size": 8192,  # sequences shuffled and packed together
+                "window_size": 8192,  # sequences packed together
+                # Shards whose sequences are shuffled together, of which those of a bucket are
+                # fetched before the first step; 0: all.
+                "shuffle_shards": 16,
+                "cache": 16.0,  # GB of shards from buckets that the local disk holds
+                "cache_folder": placeholder(str),  # where; None is ~/.cache/mosaicbert/shards
                 "workers": 0,  # processes that make batches; with 0 a thread does
                 "on_error": STOP,  # at damaged shards: stop, or skip their sequences
             },
@@ -215,6 +220,8 @@ _RANGES = {
     "data.row_length": (1, math.inf, True),
     "data.window_size": (1, math.inf, True),
     "data.workers": (0, math.inf, True),
+    "data.shuffle_shards": (0, math.inf, True),
+    "data.cache": (0, math.inf, False),
     "train.batch_tokens": (1, math.inf, True),
     "train.microbatch_tokens": (1, math.inf, True),
     "eval.masking_rate": (0, 1, False),

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from mosaicbert_jax import hosts
+from mosaicbert_jax import buckets, hosts
+from mosaicbert_jax.buckets import BucketPath, Place
 from mosaicbert_jax.data.dataset import TokenDataset
 from mosaicbert_jax.data.integrity import (
     SKIP,
@@ -19,6 +20,7 @@ from mosaicbert_jax.data.integrity import (
     shards_of,
 )
 from mosaicbert_jax.data.mixture import Mixture
+from mosaicbert_jax.data.shard_files import Cache
 from mosaicbert_jax.errors import UserError
 
 _LOOKED_AT = 1000  # sequences
@@ -46,6 +48,12 @@ def examine_data(data: ConfigDict, folder: pathlib.Path) -> Findings:
     return dataclasses.replace(found, damaged=damaged)
 
 
+def _settings(data: ConfigDict) -> dict[str, Any]:
+    folder = data.cache_folder or buckets.cache_folder() / "shards"
+    cache = Cache(pathlib.Path(folder).expanduser(), int(data.cache * 1e9))
+    return {"together": data.shuffle_shards, "cache": cache}
+
+
 def open_data(
     data: ConfigDict, findings: Findings
 ) -> tuple[TokenDataset | Mixture, TokenDataset | Mixture | None]:
@@ -54,17 +62,16 @@ def open_data(
     Raises:
       UserError: nothing else is left to train on.
     """
-    without: dict[pathlib.Path, list[str]] = {}
+    without: dict[Place, list[str]] = {}
     for shard in findings.damaged:
         without.setdefault(shard.folder, []).append(shard.name)
     if data.mixture:
-        dataset = Mixture.open(data.mixture, without)
-        held_out = dataset.held_out()
+        dataset = mixture = Mixture.open(data.mixture, without, **_settings(data))
+        held_out = mixture.held_out()
     else:
-        lost = without.get(pathlib.Path(data.path), ())
-        dataset, held_out = TokenDataset(data.path, without=lost), None
-        if "validation" in dataset.metadata.splits:
-            held_out = TokenDataset(data.path, "validation", lost)
+        lost = without.get(buckets.place(data.path), ())
+        dataset = single = TokenDataset(data.path, without=lost, **_settings(data))
+        held_out = single.split("validation") if "validation" in single.metadata.splits else None
     if findings.damaged and len(dataset) == dataset.missing:
         raise UserError(f"{describe_damage(findings.damaged)}; nothing is left to train on")
     _check_predictable(dataset)
@@ -75,6 +82,9 @@ def open_data(
 
 def _check_predictable(dataset: TokenDataset | Mixture) -> None:
     """Raises UserError if the first sequences are special tokens alone, of which none is masked."""
+    parts = dataset.datasets if isinstance(dataset, Mixture) else (dataset,)
+    if any(isinstance(part.metadata.folder, BucketPath) for part in parts):
+        return  # it would fetch shards that are not needed now; `prepare` has warned
     numbers_S = np.arange(min(len(dataset), _LOOKED_AT))
     numbers_S = numbers_S[dataset.is_there(numbers_S)]
     special = dataclasses.astuple(dataset.metadata.special_token_ids)
@@ -116,4 +126,6 @@ def identity(dataset: TokenDataset | Mixture) -> dict[str, Any]:
                 )
             }
         }
+    if dataset.shuffled_together is not None:  # of fewer shards, it changes nothing
+        found["shuffle_shards"] = dataset.shuffled_together
     return {**found, "max_seq_len": dataset.metadata.max_seq_len}

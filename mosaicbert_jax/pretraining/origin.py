@@ -10,7 +10,9 @@ from mosaicbert_jax.data.pipeline import Position
 from mosaicbert_jax.errors import UserError
 from mosaicbert_jax.modeling.config import BertConfig
 from mosaicbert_jax.storage import checkpoint_files, workdir
+from mosaicbert_jax.storage.checkpoint_files import AVERAGE, MODEL, OPTIMIZER
 from mosaicbert_jax.storage.opening import StoredModel
+from mosaicbert_jax.storage.working_copy import read_copy
 from mosaicbert_jax.text.tokenizer import is_lowercase, load_tokenizer
 
 # What may change where a run starts from a model: how it computes, its dropout, and for longer rows
@@ -95,7 +97,7 @@ def decay_start(config: ConfigDict, record: dict[str, Any]) -> DecayStart:
     Raises:
       UserError: init_from has no such checkpoint, or another optimizer.
     """
-    folder = pathlib.Path(config.init_from)
+    folder = read_copy(config.init_from)
     if not workdir.is_run(folder):
         raise UserError(
             f'init_from={folder}: optimizer.schedule="decay" continues a run, with its optimizer '
@@ -130,6 +132,7 @@ def decay_start(config: ConfigDict, record: dict[str, Any]) -> DecayStart:
         other["config"]["data"][key] == mine["data"][key] for key in _DATA_KEYS
     )
     if same_order and other["dataset"] == record["dataset"]:
-        found = checkpoint_files.read_records(folder, step)
+        found = checkpoint_files.read_records(read_copy(config.init_from, step), step)
         position = Position.from_dict(found["position"])
-    return DecayStart(folder, step, position)
+    whole = read_copy(config.init_from, step, (MODEL, AVERAGE, OPTIMIZER))
+    return DecayStart(whole, step, position)

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import itertools
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -155,7 +156,7 @@ class Pretraining(Run):
         """Of the data set, or of all in a mixture, without those that are skipped."""
         return len(self.dataset) - self.dataset.missing
 
-    def describe(self) -> str:
+    def describe(self, position: Position) -> str:
         """Model, data, batch and length."""
         config, shape = self.config, self.shape
         planner = RowPlanner(
@@ -165,7 +166,9 @@ class Pretraining(Run):
             config.data.packing,
             config.data.window_size,
         )
-        windows = (planner.plan(0, window) for window in range(planner.num_windows))
+        # Those at hand: of a bucket, no other shards are fetched for this.
+        order = itertools.chain(range(position.window, planner.num_windows), range(position.window))
+        windows = (planner.plan(position.epoch, window) for window in order)
         window = next(window for window in windows if window.num_rows)
         per_step = shape.rows * len(window.sequences_S) / window.num_rows
         mean = window.lengths_S.mean()

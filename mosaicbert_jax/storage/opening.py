@@ -3,6 +3,7 @@
 import abc
 import dataclasses
 import functools
+import os
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 from flax import nnx, traverse_util
 from tokenizers import Tokenizer
 
+from mosaicbert_jax.buckets import BucketPath
 from mosaicbert_jax.errors import UserError
 from mosaicbert_jax.files import how_to_download, is_hub_name
 from mosaicbert_jax.interop.reading import folder_contents, read_model
@@ -23,6 +25,7 @@ from mosaicbert_jax.modeling.heads import (
 )
 from mosaicbert_jax.storage import checkpoint_files, workdir
 from mosaicbert_jax.storage.target import CLASSIFICATION, TOKEN_CLASSIFICATION, Target
+from mosaicbert_jax.storage.working_copy import read_copy
 from mosaicbert_jax.text.tokenizer import check_vocabulary, load_tokenizer, tokenizer_settings
 
 _NO_LIMIT = 10**9  # transformers writes 10**30 for it
@@ -85,17 +88,17 @@ class StoredModel(abc.ABC):
         return tokenizer
 
 
-def open_model(place: pathlib.Path | str, step: int | None = None) -> StoredModel:
+def open_model(place: os.PathLike | str | BucketPath, step: int | None = None) -> StoredModel:
     """Describes the model at a path.
 
     Args:
-      place: a run's folder, or one in Hugging Face's layout.
+      place: a run's folder, or one in Hugging Face's layout, which may be in a bucket.
       step: of a run's checkpoint; None is the last one.
 
     Raises:
       UserError: there is no model, or `step` is given for a Hugging Face folder.
     """
-    place = pathlib.Path(place)
+    place = read_copy(place, step)
     if workdir.is_run(place):
         record = workdir.read_record(place)
         found = record.get(workdir.CLASSIFIER)
@@ -124,7 +127,7 @@ def open_model(place: pathlib.Path | str, step: int | None = None) -> StoredMode
     return _Folder(place, stored.config, target, heads, {})
 
 
-def load_run(place: pathlib.Path | str, step: int | None = None) -> nnx.Module:
+def load_run(place: os.PathLike | str | BucketPath, step: int | None = None) -> nnx.Module:
     """The model of a run, or of a folder in Hugging Face's layout; see `open_model`."""
     return open_model(place, step).load()
 

@@ -15,6 +15,7 @@ from mosaicbert_jax.modeling.config import BertConfig
 
 CONFIG_FILE = "config.json"
 CHECKPOINTS = "checkpoints"
+DAMAGED = "damaged"  # checkpoints that were set aside
 TOKENIZER = "tokenizer"
 LOCK_FILE = ".lock"
 RESULTS_FILE = "results.json"  # the scores of a finetuning run or a GLUE suite
@@ -26,9 +27,12 @@ CONVERTED_FROM = "converted_from"  # in the record of a workdir that `convert` m
 # Folders may move, as data sets are identified by their digests.
 FREE_KEYS = (
     "checkpoint",
+    "data.cache",
+    "data.cache_folder",
     "data.mixture",
     "data.on_error",
     "data.path",
+    "data.shuffle_shards",  # where it changes the order, it is in the data's identity
     "data.workers",
     "hardware",
     "kind",  # which older runs don't have

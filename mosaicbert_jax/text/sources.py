@@ -11,6 +11,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from mosaicbert_jax import buckets
+from mosaicbert_jax.buckets import BucketPath, Place
 from mosaicbert_jax.errors import UserError
 from mosaicbert_jax.text.streams import COMPRESSIONS
 
@@ -33,7 +35,7 @@ _FORMATS = {
 class InputFile:
     """A file to read, and as what: a key of the table of readers. For "tfds" it is a folder."""
 
-    path: Path
+    path: Place
     format: str
 
 
@@ -65,6 +67,7 @@ def find_sources(inputs: Iterable[str | os.PathLike]) -> list[Source]:
       - any of these files with .gz or .zst behind;
       - a pattern with *, ?, [ ] or **: all files that it matches;
       - a folder: all files of these kinds in it, at any depth, but hidden ones;
+      - a file, pattern or folder in a bucket, gs://… or s3://…;
       - "tfds:NAME", such as "tfds:c4/en:3.1.0": the split "train" of a data set that
         tensorflow-datasets has prepared as ArrayRecord.
 
@@ -79,6 +82,8 @@ def find_sources(inputs: Iterable[str | os.PathLike]) -> list[Source]:
             found += _embedded_sources()
         elif text.startswith(TFDS):
             found.append(_tfds_source(text))
+        elif buckets.is_url(text):
+            found.append(_bucket_source(text))
         elif os.path.isdir(text):
             found.append(_folder_source(Path(text)))
         elif not os.path.lexists(text) and glob.has_magic(text):
@@ -92,12 +97,15 @@ def find_sources(inputs: Iterable[str | os.PathLike]) -> list[Source]:
 
 def input_bytes(file: InputFile) -> int:
     """Bytes on disk, which a tally has when the file is read."""
-    return sum(path.stat().st_size for path in disk_files(file))
+    return sum(
+        path.size if isinstance(path, BucketPath) and path.size is not None else path.stat().st_size
+        for path in disk_files(file)
+    )
 
 
-def disk_files(file: InputFile) -> list[Path]:
+def disk_files(file: InputFile) -> list[Place]:
     """The files that an input file is made of: itself, or the records of a data set."""
-    return record_files(file.path) if file.format == "tfds" else [file.path]
+    return [*record_files(file.path)] if file.format == "tfds" else [file.path]
 
 
 def record_files(folder: Path) -> list[Path]:
@@ -114,7 +122,7 @@ def _name(text: str) -> str:
     return os.fsencode(text).decode("utf-8", "backslashreplace")
 
 
-def _format(path: Path) -> str | None:
+def _format(path: Place) -> str | None:
     name = path.name.lower()
     for compression in COMPRESSIONS:
         name = name.removesuffix(compression)
@@ -126,6 +134,10 @@ def _input_file(path: Path) -> InputFile:
         if path.exists():
             raise UserError(f"{path}: not a regular file; write the text to one")
         raise UserError(f"{path}: no such file; check the path")
+    return _known(path)
+
+
+def _known(path: Place) -> InputFile:
     known = _format(path)
     if known is None:
         raise UserError(f"{path}: an unknown kind of input; name {_INPUTS}")
@@ -155,11 +167,36 @@ def _folder_source(folder: Path) -> Source:
     files = tuple(_input_file(path) for path in sorted(paths) if _format(path) is not None)
     if not files:
         raise UserError(f"{folder}: no file in it that ends in {_SUFFIXES}; check the path")
-    others = sorted(path for path in paths if _format(path) is None)
-    note = None
-    if others:
-        note = f"{folder}: skipped {len(others):,} files of other kinds, such as {others[0].name}"
+    note = _note_on_others(folder, sorted(path for path in paths if _format(path) is None))
     return Source(_name(f"{folder.resolve().name}/"), files, note=note)
+
+
+def _bucket_source(text: str) -> Source:
+    """One in a bucket: a file, a pattern or a folder."""
+    path = BucketPath(str(buckets.place(text)))
+    if glob.has_magic(text):
+        paths = path.glob()
+        note = None
+    else:
+        there = path.files()
+        paths = [
+            BucketPath(f"{path}/{name}", stat.st_size)
+            for name, stat in there.items()
+            if not any(part.startswith(".") for part in name.split("/"))
+        ]
+        note = _note_on_others(path, [each for each in paths if _format(each) is None])
+        paths = [each for each in paths if _format(each) is not None]
+        if not there and path.is_file():
+            paths = [BucketPath(path.url, path.stat().st_size)]
+    if not paths:
+        raise UserError(f"{text}: no file is there that ends in {_SUFFIXES}; check the URL")
+    return Source(path.url, tuple(map(_known, paths)), note=note)
+
+
+def _note_on_others(folder: Place, others: list) -> str | None:
+    if not others:
+        return None
+    return f"{folder}: skipped {len(others):,} files of other kinds, such as {others[0].name}"
 
 
 def _tfds_source(text: str) -> Source:

@@ -29,12 +29,10 @@ from mosaicbert_jax.storage.checkpoint_files import (
     steps_of,
     unfinished_in,
 )
-from mosaicbert_jax.storage.workdir import CHECKPOINTS
+from mosaicbert_jax.storage.workdir import CHECKPOINTS, DAMAGED
 from mosaicbert_jax.training.durations import Progress
 from mosaicbert_jax.training.recovery import Health
 from mosaicbert_jax.training.step import TrainState
-
-DAMAGED = "damaged"  # in a workdir
 
 
 @dataclasses.dataclass(frozen=True)

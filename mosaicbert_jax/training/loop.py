@@ -93,7 +93,7 @@ def train(
         stack.enter_context(store)
         start = store.restore(run.abstract_state()) or fresh_start(run)
         session = _open(run, start, store, stack)
-        session.bar.say(run.describe())
+        session.bar.say(run.describe(start.position))
         if changed:
             session.bar.say(f"extended: {'; '.join(changed)}")
             session.writer.event(start.progress.step, EXTENDED, changed="; ".join(changed))

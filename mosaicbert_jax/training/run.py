@@ -68,8 +68,12 @@ class Run(abc.ABC):
         """How many an epoch has."""
 
     @abc.abstractmethod
-    def describe(self) -> str:
-        """The run in a few lines, for the terminal."""
+    def describe(self, position: Position) -> str:
+        """The run in a few lines, for the terminal.
+
+        Args:
+          position: in the data, from where it trains.
+        """
 
     @abc.abstractmethod
     def tokenizer_files(self) -> dict[str, str]:

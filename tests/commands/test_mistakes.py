@@ -37,8 +37,8 @@ def refused(capsys, *words) -> str:
         (("--config.optimizer.learning_rate=abc",), ("learning_rate='abc'", "a number")),
         (("--config.train.deterministic=maybe",), ("deterministic='maybe'", "True or False")),
         (("--config.train.duration=100",), ("train.duration='100'", "100ba?")),
-        (("--config.init_from=s3://a/b",), ("s3://a/b",)),
-        (("--config.data.mixture=(('gs://a/b', 1.0),)",), ("gs://a/b",)),
+        (("--config.init_from=https://a/b",), ("https://a/b", "gs://, s3://")),
+        (("--config.data.mixture=(('hf://a/b', 1.0),)",), ("hf://a/b",)),
     ],
 )
 def test_settings(capsys, words, facts):
@@ -54,7 +54,7 @@ def test_settings(capsys, words, facts):
             ("train", "--config", f"{ROOT}/configs/tny.py", "--workdir", "run"),
             ("tny.py", "configs/tiny.py?"),
         ),
-        (("train", "--config", "tiny", "--workdir", "gs://b/run"), ("gs://b/run",)),
+        (("train", "--config", "tiny", "--workdir", "az://b/run"), ("az://b/run",)),
         (("prepare", "--input", "https://a.b/c.txt", "--output", "o"), ("https://a.b/c.txt",)),
         (("prepare", "--input", __file__, "--output", "o"), (".py",)),
         (("fill-mask", "bert-base-uncased", "[MASK]"), ("snapshot_download('bert-base-uncased'",)),

@@ -6,6 +6,8 @@ import types
 import numpy as np
 
 from mosaicbert_jax.data.dataset import DatasetMetadata, ShardRecord, SplitRecord, TokenizerRecord
+from mosaicbert_jax.data.masking import ORDER_BITS
+from mosaicbert_jax.data.order import shuffled
 from mosaicbert_jax.data.pipeline import PackedBatches
 from mosaicbert_jax.text.vocabulary import SpecialTokenIds
 
@@ -41,6 +43,9 @@ class MemoryDataset:
         return np.array([len(self.sequences[i]) for i in indices_S], np.int32)
 
     missing = 0
+
+    def shuffled(self, places_S, seed, *which):
+        return shuffled(places_S, len(self), seed, ORDER_BITS, *which)
 
     def gather(self, indices_S):
         self.indices_gathered.extend(indices_S.tolist())

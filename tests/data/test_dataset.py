@@ -17,8 +17,8 @@ from mosaicbert_jax.data.dataset import (
     SplitRecord,
     TokenDataset,
     TokenizerRecord,
-    _allow_open_files,
 )
+from mosaicbert_jax.data.shard_files import _allow_open_files
 from mosaicbert_jax.errors import UserError
 from mosaicbert_jax.preparation.shards import ShardWriter
 from mosaicbert_jax.text.vocabulary import SpecialTokenIds, token_dtype
