@@ -20,6 +20,7 @@ import argparse
 import contextlib
 import dataclasses
 import datetime
+import hashlib
 import itertools
 import os
 import pathlib
@@ -39,6 +40,7 @@ from mosaicbert_jax.data.dataset import (
     SplitRecord,
     TokenDataset,
     TokenizerRecord,
+    shard_paths,
 )
 from mosaicbert_jax.data.mixture import Mixture
 from mosaicbert_jax.data.packing import RowPlanner
@@ -73,7 +75,11 @@ def generate(folder: pathlib.Path, sequences: int, *, empty: bool, seed: int = 0
                 file.truncate(file.tell() + 2 * tokens)
         else:
             np.save(path, generator.integers(1000, VOCABULARY, tokens, dtype=np.uint16))
-        shards.append(ShardRecord(name, count, tokens, "", ""))
+        digests = [
+            "" if empty else hashlib.sha256(each.read_bytes()).hexdigest()
+            for each in shard_paths(folder, name)
+        ]
+        shards.append(ShardRecord(name, count, tokens, *digests))
     tokens = sum(shard.tokens for shard in shards)
     special = SpecialTokenIds(0, 100, 101, 102, 103)
     metadata = DatasetMetadata(

@@ -38,8 +38,8 @@ class Rules:
       delay: seconds before a request is passed on.
       bytes_per_second: of all bodies together; None is no limit.
       fault: of the number of a request, its method and its path: None to pass it on, or "500",
-        "403", "reset", "truncate" (half of the body comes, then the connection ends), "slow" (the
-        body comes over SLOW_SECONDS).
+        "403", "404" (no such bucket), "reset", "truncate" (half of the body comes, then the
+        connection ends), "slow" (the body comes over SLOW_SECONDS).
     """
 
     delay: float = 0.0
@@ -48,6 +48,7 @@ class Rules:
 
 
 SLOW_SECONDS = 1.5
+_CODES = {"500": b"InternalError", "403": b"AccessDenied", "404": b"NoSuchBucket"}
 
 
 class Proxy:
@@ -107,10 +108,8 @@ class Proxy:
         if fault == "reset":
             _reset(client)
             return False
-        if fault in ("500", "403"):
-            text = b"<Error><Code>%s</Code></Error>" % (
-                b"AccessDenied" if fault == "403" else b"InternalError"
-            )
+        if fault in _CODES:
+            text = b"<Error><Code>%s</Code></Error>" % _CODES[fault]
             client.sendall(
                 b"HTTP/1.1 %s x\r\nContent-Length: %d\r\nContent-Type: application/xml\r\n\r\n"
                 % (fault.encode(), len(text))

@@ -54,7 +54,7 @@ from mosaicbert_jax.preparation import preparation
 from mosaicbert_jax.text import blocks
 
 STEPS = 24
-_SETTINGS = (
+SETTINGS = (
     f"train.duration={STEPS}ba",
     "train.batch_tokens=512",
     "train.microbatch_tokens=512",
@@ -64,7 +64,7 @@ _SETTINGS = (
     "eval.max_tokens=2000",
     "log.every=1",
 )
-_SECONDS = 180  # a start that takes longer hangs
+SECONDS = 180  # a start that takes longer hangs
 _MEBIBYTES = 24  # of the file system that is filled
 
 # How often each kind is drawn.
@@ -80,7 +80,7 @@ _KINDS = {
 _SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT}
 _PHASES = ("start", "restore", "step", "save", "evaluation")
 _DAMAGES = ("truncated", "deleted", "a bit flipped")
-_SAME, _REFUSED, _NOTHING, WRONG = "same bits", "refused", "nothing", "WRONG"
+SAME, REFUSED, NOTHING, WRONG = "same bits", "refused", "nothing", "WRONG"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Scenario:
     Attributes:
       name: for the table.
       poisoned: steps whose loss is not a number, in the order of the data.
-      settings: overrides besides _SETTINGS.
+      settings: overrides besides SETTINGS.
       lost: number of the training shard that is missing, if one is.
     """
 
@@ -116,7 +116,7 @@ class Outcome:
     scenario: str
     kind: str
     where: str
-    found: str = _SAME
+    found: str = SAME
     told: str = ""
 
 
@@ -133,7 +133,7 @@ class Campaign:
         self._forks = multiprocessing.get_context("forkserver")
         self._forks.set_forkserver_preload(["campaigns.fault_worker"])
         self._cache = folder / "compiled"
-        self._data = _prepared(folder)
+        self._data = prepared(folder)
         self.expected: dict[str, list] = {}
         self._batches: list[int] = []
 
@@ -155,7 +155,7 @@ class Campaign:
         self, scenario: Scenario, place: pathlib.Path, data: pathlib.Path, fault: Fault
     ) -> tuple[int, str]:
         """Runs train.py to its end or to the fault; its exit status and what it said last."""
-        settings = (*_SETTINGS, *scenario.settings)
+        settings = (*SETTINGS, *scenario.settings)
         words = [
             "train.py",
             f"--config={fault_worker.ROOT}/configs/tiny.py",
@@ -170,12 +170,12 @@ class Campaign:
             target=fault_worker.train, args=(words, fault, poisoned, str(self._cache), str(log))
         )
         process.start()
-        process.join(_SECONDS)
+        process.join(SECONDS)
         if process.exitcode is None:
             process.kill()
             process.join()
-            return fault_worker.HUNG, _last_lines(log)
-        return process.exitcode, _last_lines(log)
+            return fault_worker.HUNG, last_lines(log)
+        return process.exitcode, last_lines(log)
 
     def chain(self, number: int, faults: int, seed: int, disk: pathlib.Path) -> list[Outcome]:
         """One run with several faults, one after the other, and what became of each."""
@@ -232,7 +232,7 @@ class Campaign:
             if status not in allowed:
                 outcome.found, outcome.told = WRONG, f"status {status}: {told}"
             elif status == 0:
-                outcome.found = _NOTHING
+                outcome.found = NOTHING
             return outcome
         if kind == "full disk":
             outcome.where = rng.choice(("save", "step", "start"))
@@ -244,7 +244,7 @@ class Campaign:
             if status not in (0, 2) or (status == 2 and not told.startswith("error: ")):
                 outcome.found, outcome.told = WRONG, f"status {status}: {told}"
             elif status == 2:
-                outcome.found, outcome.told = _REFUSED, told
+                outcome.found, outcome.told = REFUSED, told
             return outcome
         return self._damage(outcome, scenario, place, data, rng)
 
@@ -262,7 +262,7 @@ class Campaign:
         if outcome.kind == "damaged workdir":
             files = [path for path in files if "checkpoints" not in path.parts]
         if not files:
-            outcome.found = _NOTHING
+            outcome.found = NOTHING
             return outcome
         path, how = rng.choice(files), rng.choice(_DAMAGES)
         outcome.where = f"{_kind_of(path)}, {how}"
@@ -271,7 +271,7 @@ class Campaign:
         fault = Fault("step", rng.randint(2, 6), rng.random(), int(signal.SIGKILL))
         status, told = self.start(scenario, place, data, fault)
         if status == 2 and told.startswith("error: ") and "\n" not in told:
-            outcome.found, outcome.told = _REFUSED, told
+            outcome.found, outcome.told = REFUSED, told
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(before)
         elif status not in (0, -signal.SIGKILL):
@@ -287,7 +287,7 @@ class Campaign:
         return place
 
 
-def _prepared(folder: pathlib.Path) -> pathlib.Path:
+def prepared(folder: pathlib.Path) -> pathlib.Path:
     """A data set of a few hundred sentences in several shards."""
     rng = np.random.default_rng(0)
     words = [f"{a}{b}" for a in ("ba", "de", "ki", "lo", "mu") for b in ("ra", "so", "ti", "nu")]
@@ -350,7 +350,7 @@ def _harm(path: pathlib.Path, how: str, rng: random.Random) -> None:
         path.write_bytes(data[:place] + bytes([changed]) + data[place + 1 :])
 
 
-def _last_lines(log: pathlib.Path) -> str:
+def last_lines(log: pathlib.Path) -> str:
     """The error line, or the end of what a start said."""
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     if lines and lines[-1].startswith("error: ") and "Traceback" not in "".join(lines):
@@ -398,23 +398,28 @@ def campaign(
             done, _ = concurrent.futures.wait(running, return_when="FIRST_COMPLETED")
             for future in done:
                 free.append(running.pop(future))
-                happened = [one for one in future.result() if one.found != _NOTHING]
+                happened = [one for one in future.result() if one.found != NOTHING]
                 outcomes += happened
                 bar.update(len(happened))
     return outcomes
 
 
-def table(outcomes: Sequence[Outcome], command: str) -> str:
+def table(
+    outcomes: Sequence[Outcome],
+    command: str,
+    *,
+    title: str = "Runs that meet with faults",
+    kinds: Sequence[str] = tuple(_KINDS),
+    packages: Sequence[str] = ("jax", "orbax-checkpoint"),
+) -> str:
     """Outcomes by kind and place, with machine, versions and command."""
-    versions = ", ".join(
-        f"{name} {importlib.metadata.version(name)}" for name in ("jax", "orbax-checkpoint")
-    )
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
     wrong = [outcome for outcome in outcomes if outcome.found == WRONG]
     counts = collections.Counter((o.kind, o.where, o.found) for o in outcomes)
-    order = list(_KINDS)
+    order = list(kinds)
     places = sorted({(order.index(o.kind), o.kind, o.where) for o in outcomes})
     lines = [
-        "# Runs that meet with faults",
+        f"# {title}",
         "",
         f"{datetime.date.today()}, {processor()}, {platform.system()} {platform.release()}, Python "
         f"{platform.python_version()}, {versions}",
@@ -433,10 +438,10 @@ def table(outcomes: Sequence[Outcome], command: str) -> str:
         "| --- | --- | --- | --- | --- |",
     ]
     for _, kind, where in places:
-        cells = " | ".join(str(counts[kind, where, found]) for found in (_SAME, _REFUSED, WRONG))
+        cells = " | ".join(str(counts[kind, where, found]) for found in (SAME, REFUSED, WRONG))
         lines.append(f"| {kind} | {where} | {cells} |")
     totals = collections.Counter(outcome.found for outcome in outcomes)
-    cells = " | ".join(f"**{totals[found]}**" for found in (_SAME, _REFUSED, WRONG))
+    cells = " | ".join(f"**{totals[found]}**" for found in (SAME, REFUSED, WRONG))
     lines.append(f"| **all** | | {cells} |")
     return "\n".join(lines) + "\n"
 

@@ -16,6 +16,7 @@ PACKAGE, KERNELS = "mosaicbert_jax", "pallas_kernels"
 LAYERS: tuple[tuple[str, ...], ...] = (
     (KERNELS, "errors", "progress"),
     ("buckets", "files", "parallel", "launch", "hosts", "markdown"),
+    ("lease",),
     ("text", "modeling"),
     ("data", "interop"),
     ("preparation", "storage"),

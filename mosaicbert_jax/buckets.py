@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from mosaicbert_jax.errors import UserError
+from mosaicbert_jax.errors import UserError, call_it
 from mosaicbert_jax.progress import AFTER_SECONDS
 
 # A scheme, the package that speaks it, and the extra that installs that.
@@ -276,6 +276,7 @@ def local_copy(
         else:
             download_all(source, target, there)
         _COPIES[key] = _Copy(there, target, root)
+        call_it(target, source)
     return _COPIES[key].target
 
 
@@ -310,6 +311,7 @@ def uploaded(text: str | os.PathLike | BucketPath, last: str = "") -> Iterator[p
         raise UserError(f"{target} already exists; give a new folder")
     with tempfile.TemporaryDirectory(prefix="mosaicbert-") as root:
         local = pathlib.Path(root) / target.name
+        call_it(local, target)
         yield local
         if local.is_dir():
             names = [path.relative_to(local) for path in local.rglob("*") if path.is_file()]

@@ -85,7 +85,17 @@ def _of_the_machine(error: Exception) -> str | None:
     return None
 
 
+_NAMES: dict[str, str] = {}  # what the user calls a place, by its local path
+
+
+def call_it(path: object, name: object) -> None:
+    """Has a local path, as that of a copy, called by another name when a command ends with it."""
+    _NAMES[str(path)] = str(name)
+
+
 def _end(line: str, status: int) -> None:
+    for path, name in _NAMES.items():
+        line = line.replace(path, name)
     # One, whatever the names and values in it hold.
     print(" ".join(line.splitlines()), file=sys.stderr)
     sys.exit(status)

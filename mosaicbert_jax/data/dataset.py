@@ -38,7 +38,7 @@ from mosaicbert_jax.data.shard_files import (
     damaged,
     shard_paths,
 )
-from mosaicbert_jax.errors import UserError
+from mosaicbert_jax.errors import UserError, call_it
 from mosaicbert_jax.text.vocabulary import MAX_VOCAB_SIZE, SpecialTokenIds, token_dtype
 
 FORMAT_VERSION = 1
@@ -142,6 +142,7 @@ class DatasetMetadata:
             tokenizer = (found.tokenizer.file, VOCABULARY_FILE)  # which WordPiece alone has
             names = folder.files().keys() & set(tokenizer)
             buckets.download_all(folder, _local_folder(folder), names)
+            call_it(_local_folder(folder), folder)
         return found
 
     def to_json(self) -> str:

@@ -20,9 +20,9 @@ from mosaicbert_jax import buckets
 from mosaicbert_jax.buckets import BucketPath, Stat
 from mosaicbert_jax.errors import UserError
 from mosaicbert_jax.files import try_lock
+from mosaicbert_jax.lease import LEASE_FILE, Lease, LeaseLostError, held
 from mosaicbert_jax.progress import while_ticking
 from mosaicbert_jax.storage.checkpoint_files import AVERAGE, DIGESTS_FILE, MODEL, OPTIMIZER, damage
-from mosaicbert_jax.storage.lease import LEASE_FILE, RENEW_SECONDS, Lease, LeaseLostError
 from mosaicbert_jax.storage.workdir import (
     CHECKPOINTS,
     CONFIG_FILE,
@@ -100,17 +100,16 @@ def working_copy(place: BucketPath, say: Callable[[str], None] = print) -> Itera
     with local.with_name(f".{local.name}.lock").open("a") as file:
         if not try_lock(file):
             raise InUseError(f"{place} is in use: another process of this machine trains there")
-        lease = Lease(place)
-        lease.take()
-        try:
+
+        def stop(why: str) -> None:
+            say(f"{why}; this run stops")
+            os.kill(os.getpid(), signal.SIGTERM)  # it saves, and ends
+
+        with held(place, on_loss=stop) as lease:
             known = _bring_up_to_date(place, local)
-            follower = _Follower(place, local, lease, known, say)
-            with follower:
+            with _Follower(place, local, lease, known, say):
                 yield local
             shutil.rmtree(local)
-        finally:
-            with contextlib.suppress(OSError):  # it expires
-                lease.release()
 
 
 def _bring_up_to_date(place: BucketPath, local: pathlib.Path) -> set[str]:
@@ -169,9 +168,7 @@ class _Follower:
         self._committed = set(committed)
         self._copied: dict[str, tuple[int, int]] = {}  # size and time of change, by name
         self._copied_at: dict[str, float] = {}
-        self._renewed = time.monotonic()
         self._ended = threading.Event()
-        self._lost: LeaseLostError | None = None
         self._failing = False
         self._thread = threading.Thread(target=self._run, name="bucket", daemon=True)
 
@@ -183,29 +180,23 @@ class _Follower:
         self._ended.set()
         self._thread.join()
         try:
-            if self._lost is None:
-                while_ticking(f"uploading to {self._place}", lambda: self._sync(everything=True))
+            while_ticking(f"uploading to {self._place}", lambda: self._sync(everything=True))
         except LeaseLostError as error:
-            self._lost = error
+            raise UserError(
+                f"{error}. What this process had not uploaded by then is in {self._local}"
+            ) from None
         except OSError as error:
             raise UserError(
                 f"{error.filename}: {error.strerror}; what the bucket lacks of the run is in "
                 f"{self._local}, and the same command on this machine uploads it and resumes"
             ) from error
-        if self._lost is not None:
-            raise UserError(
-                f"{self._lost}. What this process had not uploaded by then is in {self._local}"
-            )
 
     def _run(self) -> None:
         while not self._ended.wait(SYNC_SECONDS):
             try:
                 self._sync()
                 self._failing = False
-            except LeaseLostError as error:
-                self._lost = error
-                self._say(f"{error}; this run stops")
-                os.kill(os.getpid(), signal.SIGTERM)  # it saves, and ends
+            except LeaseLostError:
                 return
             except OSError as error:
                 if not self._failing:
@@ -213,9 +204,7 @@ class _Follower:
                     self._say(f"{error.filename}: {error.strerror}; it is tried again")
 
     def _sync(self, *, everything: bool = False) -> None:
-        if everything or time.monotonic() - self._renewed > RENEW_SECONDS:
-            self._lease.renew()
-            self._renewed = time.monotonic()
+        self._lease.check()
         here = _committed(_names(self._local))
         self._copy_files(everything=everything)
         for folder in sorted(here - self._committed, key=_step_of):

@@ -6,8 +6,10 @@ import os
 import pathlib
 import socket
 import sys
+import threading
 import time
 import uuid
+from collections.abc import Callable, Iterator
 
 from mosaicbert_jax.buckets import BucketPath
 from mosaicbert_jax.errors import UserError
@@ -23,8 +25,44 @@ class LeaseLostError(UserError):
     """Another process has taken the folder."""
 
 
+@contextlib.contextmanager
+def held(folder: BucketPath, on_loss: Callable[[str], None]) -> Iterator["Lease"]:
+    """Holds a lease while the block runs; a thread renews it.
+
+    Args:
+      on_loss: is called, in that thread, with a line that says who has taken it, if somebody has.
+
+    Raises:
+      UserError: another process has it.
+      OSError: the bucket can't be reached.
+    """
+    lease = Lease(folder)
+    lease.take()
+    ended = threading.Event()
+
+    def renew() -> None:
+        while not ended.wait(RENEW_SECONDS):
+            try:
+                lease.renew()
+            except LeaseLostError as error:
+                on_loss(str(error))
+                return
+            except OSError:  # whoever writes there next tells; it is tried again
+                continue
+
+    thread = threading.Thread(target=renew, name="lease", daemon=True)
+    thread.start()
+    try:
+        yield lease
+    finally:
+        ended.set()
+        thread.join()
+        with contextlib.suppress(OSError):  # it expires
+            lease.release()
+
+
 class Lease:
-    """Held on a folder from `take` to `release`; to be renewed every RENEW_SECONDS.
+    """Held on a folder from `take` to `release`; to be renewed every RENEW_SECONDS, see `held`.
 
     It is a file that says who holds it and is rewritten at each renewal. No clock but that of the
     reader matters: a lease that doesn't change for EXPIRES_SECONDS is that of a dead process.
