@@ -173,17 +173,16 @@ class RayCluster:
     def __init__(self, ray: Any):
         self._ray = ray
         task = functools.partial(ray.remote, max_retries=_RETRIES)
-        # A reader that waits for encoders must not hold the CPU that these need.
-        self._read = task(
-            num_cpus=0,
-            scheduling_strategy="SPREAD",
-            num_returns="streaming",
-            _generator_backpressure_num_objects=_BLOCKS_READ,
-        )(tasks.read_file)
         self._sample = task(num_cpus=1, num_returns=2)(tasks.sample_file)
         self._encode = task(num_cpus=1, num_returns=2)(tasks.encode)
-        self._write = task(num_cpus=1)(tasks.write)
-        self._look = task(num_cpus=0)(tasks.look)
+        # A reader that waits for encoders must not hold the CPU that these need, nor a shard wait
+        # behind the blocks of the next ones.
+        beside = functools.partial(task, num_cpus=0, scheduling_strategy="SPREAD")
+        self._read = beside(
+            num_returns="streaming", _generator_backpressure_num_objects=_BLOCKS_READ
+        )(tasks.read_file)
+        self._write = beside()(tasks.write)
+        self._look = beside()(tasks.look)
         self._counted = -_CORES_COUNTED_SECONDS
         self._count = 0
 
