@@ -61,44 +61,39 @@ def connected(address: str) -> Iterator["RayCluster"]:
         import ray
     except ImportError:
         raise UserError(f"a cluster needs Ray, which is not installed: {_INSTALL}") from None
-    _check_address(address, ray.util.get_node_ip_address())
+    found = _checked(address)
     os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "1")  # tries, of 40 s each, not 20
     with _as_user_errors(ray, address):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about what Ray will change
-            ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+            ray.init(found, log_to_driver=False, logging_level=logging.ERROR)
         try:
             yield RayCluster(ray)
         finally:
             ray.shutdown()
 
 
-def _check_address(address: str, machine: str) -> None:
-    """Asks whether anyone listens: Ray itself would wait for a minute.
-
-    Args:
-      machine: the address of this one, which Ray takes for 127.0.0.1.
-    """
+def _checked(address: str) -> str:
+    """The address for Ray, where someone listens. (Ray itself would wait for a minute.)"""
     if address == "auto":
-        return
+        return address
     host, colon, port = address.rpartition(":")
     if "://" in address or not (host and colon and port.isdecimal()):
         raise UserError(
             f"cluster {address!r}: give HOST:PORT of the head of a Ray cluster, or auto, on one of "
             "its nodes"
         )
-    advice = "start Ray (`ray start --head`), or give the address that it printed"
-    if host in ("127.0.0.1", "localhost", "[::1]"):
-        advice = (
-            f"Ray takes {host} for {machine}; `ray start --head --node-ip-address 127.0.0.2` and "
-            f"127.0.0.2:{port} stay within this machine"
-        )
-        host = machine
     try:
         socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"cluster {address}: nobody listens there ({reason}); {advice}") from None
+        raise UserError(
+            f"cluster {address}: nobody listens there ({reason}); start Ray (`ray start --head`), "
+            "or give the address that it printed"
+        ) from None
+    # Ray makes the machine's address in its network of 127.0.0.1, where a cluster that keeps to the
+    # loopback is not. It doesn't know this spelling.
+    return f"LOCALHOST:{port}" if host in ("127.0.0.1", "localhost") else address
 
 
 @contextlib.contextmanager
