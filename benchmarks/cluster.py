@@ -1,12 +1,13 @@
 """`prepare --cluster` on 1 and 2 nodes of one core each, beside `prepare` with 1 and 2 workers.
 
-    python benchmarks/cluster.py [--megabytes 160] [--rounds 5]
+    python benchmarks/cluster.py [--megabytes 320] [--rounds 4]
 
 The nodes are Ray's own test cluster on 127.0.0.1, each held to a core of its own with all that it
 starts; the head, which takes no tasks, and the process that runs `prepare` are on the last one too.
 The text is paragraphs of the embedded corpus in random order, in eight .jsonl.gz files; the
-tokenizer is given. A time is that of a whole command. The four ways take turns. Last, the memory of
-the process that runs `prepare`, on few and on many short documents.
+tokenizer is given. Each way is timed on all files and on the first one alone, as a whole command:
+the difference is the speed once all has begun. The ways take turns. Last, the memory of the process
+that runs `prepare`, on few and on many short documents.
 """
 
 import argparse
@@ -33,35 +34,37 @@ from benchmarks.preparation import C4_DOCUMENTS, paragraphs, processor
 FILES = 8
 BLOCK = 2**20
 C4_TEXT = 806e9  # of its 364.9 million documents, 2,210 characters each: 305 GB compressed
-SHORT = (2_000_000, 5_000_000)  # documents, for the memory
+SHORT = (1_000_000, 4_000_000)  # documents, for the memory
 CORES = sorted(os.sched_getaffinity(0))
+
+# Seconds of a command, seconds of a core in its process, most bytes of the process's memory.
+Run = tuple[float, float, int]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--megabytes", type=int, default=160)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--megabytes", type=int, default=320)
+    parser.add_argument("--rounds", type=int, default=4)
     arguments = parser.parse_args()
     if len(CORES) < 2:
         sys.exit("two cores are needed")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         size = write_files(folder / "in", arguments.megabytes * 10**6)
+        (folder / "first").mkdir()
+        shutil.copy(folder / "in" / "0.jsonl.gz", folder / "first")
         tokenizer = train(folder)
-        ways = {
-            "1 worker": lambda: prepare(folder, tokenizer, ["--workers=1"], CORES[:1]),
-            "1 node": lambda: on_nodes(1, folder, tokenizer),
-            "2 workers": lambda: prepare(folder, tokenizer, ["--workers=2"], CORES[:2]),
-            "2 nodes": lambda: on_nodes(2, folder, tokenizer),
-        }
-        found: dict[str, list[tuple[float, float, int]]] = {name: [] for name in ways}
+        rounds: list[dict[str, tuple[Run, Run]]] = []
         for _ in range(arguments.rounds):
-            for name, run in ways.items():
-                found[name].append(run())
-                print(f"{name}: {found[name][-1][0]:.1f} s", flush=True)
-        shutil.copytree(folder / "in", folder / "little", ignore=lambda _, names: sorted(names)[1:])
-        little = [on_nodes(1, folder, tokenizer, "little") for _ in range(arguments.rounds)]
-        report(found, size, statistics.median(run[1] for run in little))
+            rounds.append({})
+            for name in ("1 worker", "1 node", "2 workers", "2 nodes"):
+                run = on_nodes if "node" in name else with_workers
+                first, whole = (
+                    run(int(name[0]), folder, source, tokenizer) for source in ("first", "in")
+                )
+                rounds[-1][name] = first, whole
+                print(f"{name}: {first[0]:.1f} and {whole[0]:.1f} s", flush=True)
+        report(rounds, size)
         measure_memory(folder, tokenizer)
     print(
         f"Python {platform.python_version()}, ray {version('ray')}, tokenizers "
@@ -96,10 +99,7 @@ def train(folder: Path) -> Path:
     return folder / "tokenizer" / "tokenizer.json"
 
 
-def prepare(
-    folder: Path, tokenizer: Path, more: list[str], cores: list[int], source: str = "in"
-) -> tuple[float, float, int]:
-    """Seconds of the command, seconds of its process on a core, most bytes of its memory."""
+def prepare(folder: Path, source: str, tokenizer: Path, more: list[str], cores: list[int]) -> Run:
     output = folder / "out"
     command = [sys.executable, "-m", "mosaicbert_jax", "prepare", "--input", folder / source]
     command += ["--output", output, "--tokenizer", tokenizer, "--long-documents=split", *more]
@@ -115,6 +115,10 @@ def prepare(
     return seconds, usage.ru_utime + usage.ru_stime, 1024 * usage.ru_maxrss
 
 
+def with_workers(count: int, folder: Path, source: str, tokenizer: Path) -> Run:
+    return prepare(folder, source, tokenizer, [f"--workers={count}"], CORES[:count])
+
+
 @contextlib.contextmanager
 def held_to(cores: list[int]) -> Iterator[None]:
     """What is started within runs on these cores alone."""
@@ -125,9 +129,7 @@ def held_to(cores: list[int]) -> Iterator[None]:
         os.sched_setaffinity(0, CORES)
 
 
-def on_nodes(
-    count: int, folder: Path, tokenizer: Path, source: str = "in"
-) -> tuple[float, float, int]:
+def on_nodes(count: int, folder: Path, source: str, tokenizer: Path) -> Run:
     node = {
         "node_ip_address": "127.0.0.1",
         "include_dashboard": False,
@@ -139,41 +141,47 @@ def on_nodes(
         for number in range(count):
             with held_to([CORES[number]]):
                 cluster.add_node(num_cpus=1, **node)
-        return prepare(folder, tokenizer, ["--cluster", cluster.address], CORES[1:2], source)
+        return prepare(folder, source, tokenizer, ["--cluster", cluster.address], CORES[1:2])
     finally:
         cluster.shutdown()
 
 
-def report(
-    found: dict[str, list[tuple[float, float, int]]], size: int, busy_with_one: float
-) -> None:
-    """Prints it all; `busy_with_one` is a core's seconds of the process on the first file alone."""
-    speeds = {name: [size / run[0] / 1e6 for run in runs] for name, runs in found.items()}
-    for name, of_way in speeds.items():
+def report(rounds: list[dict[str, tuple[Run, Run]]], size: int) -> None:
+    rest = size * (FILES - 1) / FILES
+    speeds: dict[str, list[float]] = {}
+    for name in rounds[0]:
+        pairs = [of_round[name] for of_round in rounds]
+        speeds[name] = [rest / (whole[0] - first[0]) / 1e6 for first, whole in pairs]
         print(
-            f"{name}: {statistics.median(of_way):.2f} MB/s of text "
-            f"({min(of_way):.2f} to {max(of_way):.2f})"
+            f"{name}: {spread([whole[0] for _, whole in pairs], 1)} s for {size / 1e6:,.0f} MB of "
+            f"text, {spread([first[0] for first, _ in pairs], 1)} s for an eighth of it; once "
+            f"begun, {spread(speeds[name], 2)} MB/s"
         )
-    for one, other in (("1 node", "1 worker"), ("2 nodes", "2 workers"), ("2 nodes", "1 node")):
+    for one, other in (
+        ("2 workers", "1 worker"), ("2 nodes", "1 node"),
+        ("1 node", "1 worker"), ("2 nodes", "2 workers"),
+    ):  # fmt: skip
         ratios = [a / b for a, b in zip(speeds[one], speeds[other], strict=True)]
-        print(
-            f"{one} / {other}, by round: {statistics.median(ratios):.2f} "
-            f"({min(ratios):.2f} to {max(ratios):.2f})"
-        )
-    busy = statistics.median(run[1] for run in found["1 node"])
-    blocks = size / BLOCK * (FILES - 1) / FILES
-    a_block = (busy - busy_with_one) / blocks
+        print(f"{one} / {other}, by round: {spread(ratios, 2)}")
+    busy = [
+        (whole[1] - first[1]) / (rest / BLOCK) for first, whole in (r["1 node"] for r in rounds)
+    ]
     a_core = statistics.median(speeds["2 nodes"]) / 2 * 1e6
-    most = BLOCK / a_block / a_core
+    most = BLOCK / statistics.median(busy)
     print(
-        f"the process that runs prepare: {busy:.2f} s of a core, {busy_with_one:.2f} s with the "
-        f"first of the {FILES} files: {1000 * a_block:.1f} ms a block, so busy all the time with "
-        f"{most:,.0f} cores"
+        f"the process that runs prepare: {spread([1000 * each for each in busy], 2)} ms of a core "
+        f"a block of 1 MiB, so at most {most / 1e6:,.0f} MB/s, as of {most / a_core:,.0f} cores"
     )
     for name, text in (("C4", C4_TEXT), ("1 TB of text", 1e12)):
-        for cores in (64, 256):
-            hours = text / (a_core * min(cores, most)) / 3600
+        for cores in (16, 64):
+            hours = text / min(a_core * cores, most) / 3600
             print(f"predicted: {name} on {cores} cores, {hours:.1f} h")
+
+
+def spread(values: list[float], digits: int) -> str:
+    """Median (lowest to highest)."""
+    middle, low, high = statistics.median(values), min(values), max(values)
+    return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
 def measure_memory(folder: Path, tokenizer: Path) -> None:
@@ -186,7 +194,7 @@ def measure_memory(folder: Path, tokenizer: Path) -> None:
             for i in range(count):
                 text = " ".join([*words[i % len(words)], str(i)])
                 file.write(json.dumps({"text": text}) + "\n")
-        memory.append(on_nodes(2, folder, tokenizer, source)[2])
+        memory.append(on_nodes(2, folder, source, tokenizer)[2])
     a_document = (memory[1] - memory[0]) / (SHORT[1] - SHORT[0])
     print(
         f"memory of the process that runs prepare: {memory[0] / 1e6:,.0f} MB for {SHORT[0]:,} "
