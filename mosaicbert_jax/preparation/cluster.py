@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool
 
 from mosaicbert_jax.data.dataset import ShardRecord
 from mosaicbert_jax.errors import UserError
@@ -41,10 +40,12 @@ _INSTALL = '`pip install "mosaicbert-jax[cluster]"` (in a checkout: `pip install
 _CONNECT_SECONDS = 5
 _RETRIES = 10  # of a task whose node or process was lost
 _CORES_A_READER = 8  # a reader is faster than so many encoders
-_BLOCKS_READ = 4  # of a file, before they are encoded; 1 MiB each
-_BLOCKS_ENCODED = 512  # of a file, before they are taken; about 0.2 MB each
-_BLOCKS_A_CORE = 3  # that are encoded or wait for it
+_BLOCKS_A_TASK = 4  # of 1 MiB; a task costs this process 2 to 3 ms
+_TASKS_READ = 3  # of a file, for which there are blocks; about 4 MiB each
+_TASKS_ENCODED = 128  # of a file, whose blocks are not taken yet; about 1 MB each
+_TASKS_A_CORE = 3  # that run or wait
 _CORES_COUNTED_SECONDS = 10.0  # nodes come and go
+_PATIENCE_SECONDS = 120.0  # for a node to come when all have gone
 
 
 @contextlib.contextmanager
@@ -63,14 +64,21 @@ def connected(address: str) -> Iterator["RayCluster"]:
         raise UserError(f"a cluster needs Ray, which is not installed: {_INSTALL}") from None
     found = _checked(address)
     os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "1")  # tries, of 40 s each, not 20
-    with _as_user_errors(ray, address):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about what Ray will change
-            ray.init(found, log_to_driver=False, logging_level=logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about what Ray will change
         try:
+            ray.init(found, log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"cluster {address}: can't be joined ({reason}); give the address that `ray start "
+                "--head` printed, on one of the cluster's nodes, with the same Python and Ray"
+            ) from None
+    try:
+        with _as_user_errors(ray, address):
             yield RayCluster(ray)
-        finally:
-            ray.shutdown()
+    finally:
+        ray.shutdown()
 
 
 def _checked(address: str) -> str:
@@ -107,7 +115,7 @@ def _as_user_errors(ray: Any, address: str) -> Iterator[None]:
     except failures.RayTaskError as error:
         if isinstance(error.cause, UserError | OSError):
             raise error.cause from None
-        reason = str(error.cause).strip().splitlines()[-1]
+        reason = " ".join(str(error.cause).split())
         raise UserError(
             f"{where}: a task failed: {type(error.cause).__name__}: {reason}{again}"
         ) from error
@@ -129,16 +137,6 @@ def _as_user_errors(ray: Any, address: str) -> Iterator[None]:
     except failures.RayError as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{where}: {type(error).__name__}: {reason}{again}") from error
-    except ConnectionError as error:
-        raise UserError(
-            f"{where}: no Ray cluster there ({error}); on one of its nodes give the address that "
-            "`ray start --head` printed, or start one"
-        ) from None
-    except RuntimeError as error:
-        if "ersion mismatch" not in str(error):
-            raise
-        reason = " ".join(str(error).split())
-        raise UserError(f"{where}: {reason} Use the same environment on all nodes") from None
 
 
 @dataclasses.dataclass
@@ -146,8 +144,8 @@ class _File:
     """A file that is being read, or whose blocks are not all taken.
 
     Attributes:
-      blocks: Ray's generator of references to blocks; None at its end.
-      encoded: references to summary and tokens of each block that was not taken yet.
+      blocks: Ray's generator of references to some blocks each; None at its end.
+      encoded: references to the summaries and the tokens of blocks that were not taken yet.
     """
 
     number: int
@@ -159,7 +157,7 @@ class _File:
     @property
     def has_room(self) -> bool:
         """Whether more of it may be encoded, if there is more."""
-        return self.blocks is not None and len(self.encoded) < _BLOCKS_ENCODED
+        return self.blocks is not None and len(self.encoded) < _TASKS_ENCODED
 
 
 class RayCluster:
@@ -169,12 +167,18 @@ class RayCluster:
         self._ray = ray
         task = functools.partial(ray.remote, max_retries=_RETRIES)
         self._sample = task(num_cpus=1, num_returns=2)(tasks.sample_file)
-        self._encode = task(num_cpus=1, num_returns=2)(tasks.encode)
+        # With an environment of their own, encoders have processes of their own, which keep the words
+        # that they know. Threads would only compete with the tasks on the node's other CPUs.
+        self._encode = task(
+            num_cpus=1,
+            num_returns=2,
+            runtime_env={"env_vars": {"TOKENIZERS_PARALLELISM": "false"}},
+        )(tasks.encode)
         # A reader that waits for encoders must not hold the CPU that these need, nor a shard wait
         # behind the blocks of the next ones.
         beside = functools.partial(task, num_cpus=0, scheduling_strategy="SPREAD")
         self._read = beside(
-            num_returns="streaming", _generator_backpressure_num_objects=_BLOCKS_READ
+            num_returns="streaming", _generator_backpressure_num_objects=_TASKS_READ
         )(tasks.read_file)
         self._write = beside()(tasks.write)
         self._look = beside()(tasks.look)
@@ -229,6 +233,7 @@ class RayCluster:
         def take() -> None:
             nonlocal done
             size, found, problem = waiting.popleft()
+            self._wait([problem])
             problem = self._ray.get(problem)
             inputs.check([] if problem is None else [problem])
             sample.merge(self._ray.get(found))
@@ -254,30 +259,32 @@ class RayCluster:
         unread = collections.deque(range(start[0], len(inputs.files)))
         window: collections.deque[_File] = collections.deque()
         encoder = self._ray.put(encoder)
-        running: set[Any] = set()  # summaries of blocks that are not encoded yet
+        running: set[Any] = set()  # what tasks will give that encode blocks
         while unread or window:
             while unread and self._may_open(window):
                 number = unread.popleft()
                 begin = start[1] if number == start[0] else 0
                 file = _absolute(inputs.files[number])
-                window.append(_File(number, self._read.remote(number, file, inputs.field, begin)))
+                read = self._read.remote(number, file, inputs.field, begin, _BLOCKS_A_TASK)
+                window.append(_File(number, read))
             self._encode_what_is_read(window, running, encoder)
             while window and window[0].encoded and window[0].encoded[0][0] not in running:
-                summary, tokens = window[0].encoded.popleft()
-                found = self._ray.get(summary)
-                if isinstance(found, FileEnd):
-                    window.popleft()
-                    yield found
-                else:
-                    progress.to(begins[window[0].number] + found.bytes)
-                    yield Encoded(window[0].number, found.block, found.item, tokens)
+                summaries, tokens = window[0].encoded.popleft()
+                for number, found in enumerate(self._ray.get(summaries)):
+                    if isinstance(found, FileEnd):
+                        window.popleft()
+                        yield found
+                    else:
+                        progress.to(begins[window[0].number] + found.bytes)
+                        place = tokens, number
+                        yield Encoded(window[0].number, found.block, found.item, place)
 
     def _may_open(self, window: Sequence[_File]) -> bool:
         """Whether another file is to be read; one that is read through takes no reader."""
         readers = 2 + self._cores // _CORES_A_READER
         return (
             sum(file.blocks is not None for file in window) < readers
-            and sum(len(file.encoded) for file in window) < readers * _BLOCKS_ENCODED
+            and sum(len(file.encoded) for file in window) < readers * _TASKS_ENCODED
         )
 
     def _encode_what_is_read(
@@ -287,12 +294,12 @@ class RayCluster:
 
         Nothing is awaited where the first file's next block is encoded already.
         """
-        most = _BLOCKS_A_CORE * self._cores
+        most = _TASKS_A_CORE * self._cores
         reading = [file for file in window if file.has_room]
         awaited = [*running, *(file.blocks for file in reading if len(running) < most)]
         head = window[0]
         if not (head.encoded and head.encoded[0][0] not in running):
-            self._ray.wait(awaited, num_returns=1, fetch_local=False)
+            self._wait(awaited)
         if awaited:
             done, _ = self._ray.wait(
                 awaited, num_returns=len(awaited), timeout=0, fetch_local=False
@@ -301,13 +308,22 @@ class RayCluster:
         for file in reading:
             while file.has_room and len(running) < most and self._is_ready(file.blocks):
                 try:
-                    block = next(file.blocks)
+                    read = next(file.blocks)
                 except StopIteration:
                     file.blocks = None
                 else:
-                    summary, tokens = self._encode.remote(encoder, block)
-                    file.encoded.append((summary, tokens))
-                    running.add(summary)
+                    summaries, tokens = self._encode.remote(encoder, read)
+                    file.encoded.append((summaries, tokens))
+                    running.add(summaries)
+
+    def _wait(self, awaited: list[Any]) -> None:
+        """Waits for one of them, as long as there is anyone to do it."""
+        while not self._ray.wait(awaited, timeout=_PATIENCE_SECONDS, fetch_local=False)[0]:
+            if not self._ray.cluster_resources().get("CPU"):
+                raise UserError(
+                    "cluster: no node is left that has a CPU for tasks; start one, and run this "
+                    "again to resume from what is finished"
+                )
 
     def _is_ready(self, blocks: Any) -> bool:
         return bool(self._ray.wait([blocks], timeout=0, fetch_local=False)[0])
@@ -327,25 +343,27 @@ class _ClusterShards:
         self._write = write
         self._folder = folder
         self._numbers = numbers
-        self._tokens: list[Any] = []
-        self._chosen: list[Mapping[str, np.ndarray]] = []
+        # By reference, of each block that was encoded with others: its number among them.
+        self._chosen: dict[Any, dict[int, tasks.Chosen]] = {}
 
-    def add(self, tokens: Any, chosen: Mapping[str, Bool[np.ndarray, "D"]]) -> None:
-        self._tokens.append(tokens)
-        self._chosen.append(chosen)
+    def add(self, tokens: tuple[Any, int], chosen: tasks.Chosen) -> None:
+        reference, number = tokens
+        self._chosen.setdefault(reference, {})[number] = chosen
 
     def cut(self) -> Future[dict[str, ShardRecord]]:
+        blocks = [block for of_task in self._chosen.values() for block in of_task.values()]
         names = {}
         for split, number in self._numbers.items():
-            if any(of_block[split].any() for of_block in self._chosen):
+            if any(of_block[split].any() for of_block in blocks):
                 names[split] = shard_name(split, number)
                 self._numbers[split] += 1
         if not names:
             nothing: Future[dict[str, ShardRecord]] = Future()
             nothing.set_result({})
             return nothing
-        written = self._write.remote(self._folder, names, self._chosen, *self._tokens)
-        self._tokens, self._chosen = [], []
+        chosen = [*self._chosen.values()]
+        written = self._write.remote(self._folder, names, chosen, *self._chosen)
+        self._chosen = {}
         return written.future()
 
 

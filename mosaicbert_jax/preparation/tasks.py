@@ -27,6 +27,9 @@ from mosaicbert_jax.text.readers import Block, Problem, blocks
 from mosaicbert_jax.text.sources import InputFile
 from mosaicbert_jax.text.streams import Tally
 
+# Of a block's documents, those that go into each split.
+Chosen = Mapping[str, Bool[np.ndarray, "D"]]
+
 
 @dataclasses.dataclass(frozen=True)
 class Placed:
@@ -44,7 +47,7 @@ class Placed:
 def versions() -> dict[str, str]:
     """Of what decides the bytes of a data set."""
     return {
-        "Python": platform.python_version(),
+        "Python": ".".join(platform.python_version_tuple()[:2]),
         "mosaicbert_jax": __version__,
         **{name: version(name) for name in ("tokenizers", "numpy", "pyarrow")},
     }
@@ -89,37 +92,48 @@ def sample_file(
 
 
 def read_file(
-    number: int, file: InputFile, field: str, first_block: int
-) -> Iterator[Placed | FileEnd]:
-    """Yields the blocks of a file from `first_block` on, and its end."""
+    number: int, file: InputFile, field: str, first_block: int, at_once: int
+) -> Iterator[list[Placed | FileEnd]]:
+    """Yields the blocks of a file from `first_block` on, and its end, `at_once` together."""
     tally = Tally()
+    read: list[Placed | FileEnd] = []
     for block, item in enumerate(blocks(file, field, tally)):
         if block >= first_block:
-            yield Placed(block, tally.bytes, item)
-    yield FileEnd.of(number, tally)
+            read.append(Placed(block, tally.bytes, item))
+        if len(read) == at_once:
+            yield read
+            read = []
+    yield [*read, FileEnd.of(number, tally)]
 
 
-def encode(encoder: Encoder, read: Placed | FileEnd) -> tuple[Placed | FileEnd, BlockTokens | None]:
-    """The summary and the tokens of a block; the end of a file as it is."""
-    if isinstance(read, FileEnd):
-        return read, None
-    summary, tokens = _built_once(encoder)(read.item)
-    return dataclasses.replace(read, item=summary), tokens
+def encode(
+    encoder: Encoder, read: Sequence[Placed | FileEnd]
+) -> tuple[list[Placed | FileEnd], list[BlockTokens | None]]:
+    """The summaries and the tokens of blocks; the end of a file as it is."""
+    encoder = _built_once(encoder)
+    summaries: list[Placed | FileEnd] = []
+    all_tokens: list[BlockTokens | None] = []
+    for one in read:
+        tokens = None
+        if isinstance(one, Placed):
+            summary, tokens = encoder(one.item)
+            one = dataclasses.replace(one, item=summary)
+        summaries.append(one)
+        all_tokens.append(tokens)
+    return summaries, all_tokens
 
 
 @functools.lru_cache(maxsize=1)
 def _built_once(encoder: Encoder) -> Encoder:
-    """The first of equal encoders, which keeps its tokenizer for the next block."""
-    # A node runs a task on each of its CPUs; threads of the tokenizer's own would only compete.
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    """The first of equal encoders, which keeps its tokenizer for the next blocks."""
     return encoder
 
 
 def write(
     folder: Path,
     names: Mapping[str, str],
-    chosen: Sequence[Mapping[str, Bool[np.ndarray, "D"]]],
-    *tokens: BlockTokens,
+    chosen: Sequence[Mapping[int, Chosen]],
+    *encoded: Sequence[BlockTokens],
 ) -> dict[str, ShardRecord]:
     """Writes a shard of each split into folder / "data".
 
@@ -127,13 +141,17 @@ def write(
 
     Args:
       names: of the shards, by split.
-      chosen: of each block, its documents in each split.
-      tokens: of these blocks.
+      chosen: for each of `encoded`, which documents of which of its blocks go where.
+      encoded: the tokens of blocks that were encoded together.
     """
     unfinished = Path(tempfile.mkdtemp(dir=folder, prefix="writing-"))
     records = {}
     for split, name in names.items():
-        parts = [one.part(of_one[split]) for one, of_one in zip(tokens, chosen, strict=True)]
+        parts = [
+            tokens[number].part(of_block[split])
+            for tokens, of_task in zip(encoded, chosen, strict=True)
+            for number, of_block in of_task.items()
+        ]
         parts = [part for part in parts if len(part[1])]
         records[split] = write_shard(unfinished, name, *zip(*parts, strict=True))
         for path in shard_paths(unfinished, name):

@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pyarrow
@@ -298,14 +299,15 @@ def test_a_shard_may_be_written_again(tmp_path):
     """As when a node is lost whose task had written it, or a part of it."""
     (tmp_path / "data").mkdir()
     tokens = BlockTokens(np.array([1, 2]), np.array([2, 3, 1]), np.arange(6, dtype=np.uint16))
-    chosen = [{"train": np.array([False, True])}, {"train": np.array([False, False])}]
-    arguments = tmp_path, {"train": "train-00007"}, chosen, tokens, tokens
+    some, none = {"train": np.array([False, True])}, {"train": np.array([False, False])}
+    chosen = [{1: some, 2: none}, {0: some}]
+    arguments = tmp_path, {"train": "train-00007"}, chosen, [None, tokens, tokens], [tokens]
     first = tasks.write(*arguments)
     before = contents(tmp_path / "data")
     assert tasks.write(*arguments) == first
     assert contents(tmp_path / "data") == before
     assert before.keys() == {"train-00007.tokens.npy", "train-00007.offsets.npy"}
-    assert np.load(tmp_path / "data" / "train-00007.tokens.npy").tolist() == [2, 3, 4, 5]
+    assert np.load(tmp_path / "data" / "train-00007.tokens.npy").tolist() == [2, 3, 4, 5] * 2
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
@@ -339,13 +341,49 @@ def test_options_that_contradict_a_cluster(options, monkeypatch):
         (ray.exceptions.NodeDiedError("x"), "lost with its node or its process 11 times"),
         (ray.exceptions.WorkerCrashedError(), "lost with its node or its process"),
         (ray.exceptions.RaySystemError("first\nsecond"), "RaySystemError: .*first; run it again"),
-        (ConnectionError("no"), r"no Ray cluster there \(no\)"),
-        (RuntimeError("Version mismatch: this\nand that."), "this and that. Use the same"),
+        (
+            ray.exceptions.RayTaskError("f", "trace", ValueError("of\nours")).as_instanceof_cause(),
+            "a task failed: ValueError: of ours; run it again",
+        ),
     ],
 )
 def test_what_ray_reports_is_one_line(error, message):
     with pytest.raises(UserError, match=message) as raised, on_ray._as_user_errors(ray, "a:1"):
         raise error
     assert len(str(raised.value).splitlines()) == 1
-    with pytest.raises(RuntimeError, match="ours"), on_ray._as_user_errors(ray, "a:1"):
-        raise RuntimeError("ours")
+    with pytest.raises(BrokenPipeError), on_ray._as_user_errors(ray, "a:1"):
+        raise BrokenPipeError
+
+
+@pytest.mark.parametrize(
+    "error", [ConnectionError("no\nsuch"), RuntimeError("Version mismatch: no\nsuch")]
+)
+def test_a_cluster_that_cannot_be_joined(options, monkeypatch, error):
+    def init(*arguments, **keywords):
+        raise error
+
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(UserError, match=r"can't be joined \(.*no such\); give the address"):
+        prepare(options, silent)
+    assert not partial(options).exists()
+
+
+def test_a_cluster_that_loses_its_last_cpu(monkeypatch):
+    """It is waited for, and then told."""
+
+    class Ray:
+        exceptions = ray.exceptions
+        left: ClassVar = [1, 1, 0]
+
+        def remote(self, **options):
+            return lambda function: function
+
+        def wait(self, awaited, timeout, fetch_local):
+            return [], awaited
+
+        def cluster_resources(self):
+            return {"CPU": self.left.pop(0)}
+
+    with pytest.raises(UserError, match="no node is left that has a CPU"):
+        on_ray.RayCluster(Ray())._wait(["task"])
+    assert not Ray.left
