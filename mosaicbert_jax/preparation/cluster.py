@@ -15,6 +15,7 @@ import logging
 import os
 import socket
 import tempfile
+import textwrap
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -115,9 +116,9 @@ def _as_user_errors(ray: Any, address: str) -> Iterator[None]:
     except failures.RayTaskError as error:
         if isinstance(error.cause, UserError | OSError):
             raise error.cause from None
-        reason = " ".join(str(error.cause).split())
+        reason = textwrap.shorten(f"{type(error.cause).__name__}: {error.cause}", 300)
         raise UserError(
-            f"{where}: a task failed: {type(error.cause).__name__}: {reason}{again}"
+            f"{where}: a task failed: {reason}{again}; all nodes need the same environment"
         ) from error
     except failures.OutOfMemoryError as error:
         raise UserError(
@@ -135,8 +136,8 @@ def _as_user_errors(ray: Any, address: str) -> Iterator[None]:
             f"({type(error).__name__}){again}"
         ) from error
     except failures.RayError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{where}: {type(error).__name__}: {reason}{again}") from error
+        reason = textwrap.shorten(f"{type(error).__name__}: {error}", 300)
+        raise UserError(f"{where}: {reason}{again}") from error
 
 
 @dataclasses.dataclass
@@ -167,7 +168,7 @@ class RayCluster:
         self._ray = ray
         task = functools.partial(ray.remote, max_retries=_RETRIES)
         self._sample = task(num_cpus=1, num_returns=2)(tasks.sample_file)
-        # With an environment of their own, encoders have processes of their own, which keep the words
+        # An environment of their own gives encoders processes of their own, which keep the words
         # that they know. Threads would only compete with the tasks on the node's other CPUs.
         self._encode = task(
             num_cpus=1,

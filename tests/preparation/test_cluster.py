@@ -340,7 +340,7 @@ def test_options_that_contradict_a_cluster(options, monkeypatch):
         (ray.exceptions.OutOfMemoryError("x"), "ran out of memory on a node; start its Ray with"),
         (ray.exceptions.NodeDiedError("x"), "lost with its node or its process 11 times"),
         (ray.exceptions.WorkerCrashedError(), "lost with its node or its process"),
-        (ray.exceptions.RaySystemError("first\nsecond"), "RaySystemError: .*first; run it again"),
+        (ray.exceptions.RaySystemError("one\ntwo"), "RaySystemError: .*one two; run it again"),
         (
             ray.exceptions.RayTaskError("f", "trace", ValueError("of\nours")).as_instanceof_cause(),
             "a task failed: ValueError: of ours; run it again",
