@@ -66,8 +66,9 @@ def nodes() -> Iterator[Nodes]:
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    """Little text has several shards."""
+    """Little text has several shards, and a file several tasks."""
     monkeypatch.setattr(assembly, "SHARD_BYTES", 150_000)
+    monkeypatch.setattr(on_ray, "_BLOCKS_A_TASK", 1)
 
 
 @pytest.fixture(scope="module")
@@ -157,8 +158,9 @@ def watched(monkeypatch, at: int = -1, then: Callable[[], None] = lambda: None) 
     ],
 )
 def test_any_number_of_nodes_gives_the_bytes_of_one_machine(
-    options, expected, nodes, tmp_path, count, changes
+    options, expected, nodes, tmp_path, monkeypatch, count, changes
 ):
+    monkeypatch.setattr(on_ray, "_BLOCKS_A_TASK", count)
     if changes.get("tokenizer"):
         words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"word{i}" for i in range(2000))]
         (tmp_path / "vocab.txt").write_text("\n".join(words))

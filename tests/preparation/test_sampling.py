@@ -38,7 +38,8 @@ def test_no_order_matters(batch):
 @pytest.mark.parametrize("parts", [1, 2, 7])
 def test_samples_of_parts_make_the_sample_of_the_whole(most_bytes, parts):
     """Whether a part was sampled with what was known before, as in a cluster, or without."""
-    texts = TEXTS + TEXTS[:100]
+    texts = [*TEXTS, *TEXTS[:100], *(f"{i} is long {'x' * 280}" for i in range(50))]
+    texts = [texts[i] for i in np.random.default_rng(parts).permutation(len(texts))]
     whole = sampled(texts, most_bytes, 10)
     merged = Sample(most_bytes)
     for part in range(parts):
