@@ -35,10 +35,10 @@ $(BIN)/installed: requirements.txt pyproject.toml
 	@$(BIN)/python -m pip install --disable-pip-version-check -e '.[embedded,dev]' | $(NAMES)
 	@touch $@
 
-# Not for the quickstart: PyTorch is large.
+# Not for the quickstart: they are large.
 $(BIN)/torch-installed: $(BIN)/installed
-	@echo "Installing PyTorch into $(VENV), for the tests"
-	@$(BIN)/python -m pip install --disable-pip-version-check --retries 1 -e '.[torch]' | $(NAMES)
+	@echo "Installing Ray and PyTorch into $(VENV), for the tests"
+	@$(BIN)/python -m pip install --disable-pip-version-check --retries 1 -e '.[cluster,torch]' | $(NAMES)
 	@touch $@
 
 $(COMPILE_VENV)/installed: $(BIN)/installed
@@ -84,12 +84,12 @@ notebooks: $(BIN)/torch-installed
 gpu-bundle:
 	@bash launch/gpu_bundle.sh
 
-# Offline, the tests that compile for GPUs or compare with PyTorch are skipped, and say so.
+# Offline, the tests that compile for GPUs, compare with PyTorch or start Ray are skipped, and say so.
 test: lint pytest
 
 pytest: $(BIN)/installed
 	@$(MAKE) --no-print-directory $(BIN)/torch-installed || \
-		echo "make: no PyTorch; the tests that compare with it are skipped" >&2
+		echo "make: no Ray and no PyTorch; the tests that need them are skipped" >&2
 	@$(MAKE) --no-print-directory $(COMPILE_VENV)/installed || \
 		echo "make: no packages to compile for GPUs with; the tests that do are skipped" >&2
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -50,7 +50,7 @@ from benchmarks.records import dumps
 from campaigns import fault_worker
 from campaigns.fault_worker import Fault
 from mosaicbert_jax.errors import TRY_AGAIN
-from mosaicbert_jax.preparation import preparation
+from mosaicbert_jax.preparation import assembly, preparation
 from mosaicbert_jax.text import blocks
 
 STEPS = 24
@@ -293,15 +293,15 @@ def prepared(folder: pathlib.Path) -> pathlib.Path:
     words = [f"{a}{b}" for a in ("ba", "de", "ki", "lo", "mu") for b in ("ra", "so", "ti", "nu")]
     text = folder / "text.txt"
     text.write_text("\n".join(" ".join(rng.choice(words, rng.integers(5, 40))) for _ in range(500)))
-    sizes = (blocks.BLOCK_BYTES, preparation.SHARD_BYTES)
-    blocks.BLOCK_BYTES, preparation.SHARD_BYTES = 4000, 8000
+    sizes = (blocks.BLOCK_BYTES, assembly.SHARD_BYTES)
+    blocks.BLOCK_BYTES, assembly.SHARD_BYTES = 4000, 8000
     try:
         preparation.prepare(
             preparation.PrepareOptions((str(text),), str(folder / "data"), vocab_size=128),
             say=lambda line: None,
         )
     finally:
-        blocks.BLOCK_BYTES, preparation.SHARD_BYTES = sizes
+        blocks.BLOCK_BYTES, assembly.SHARD_BYTES = sizes
     return folder / "data"
 
 

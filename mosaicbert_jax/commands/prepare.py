@@ -63,6 +63,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--workers", type=int, help="processes; the default is one a core")
     parser.add_argument(
+        "--cluster",
+        metavar="ADDRESS",
+        help="of a Ray cluster that does the work, with the same bytes: HOST:PORT of its head, or "
+        "auto, on one of its nodes, all of which see inputs and output (needs the extra `cluster`)",
+    )
+    parser.add_argument(
         "--report", action="store_true", help="describe text and tokenizer; kept as report.md"
     )
     parser.add_argument(
@@ -104,6 +110,7 @@ def run(arguments: argparse.Namespace) -> None:
             deduplicate=not arguments.keep_duplicates,
             on_error=arguments.on_error,
             workers=arguments.workers,
+            cluster=arguments.cluster,
             report=arguments.report,
             compare_with=arguments.compare_with,
         )

@@ -1,4 +1,4 @@
-"""Reads the inputs of a preparation from a given place, and samples them."""
+"""The inputs of a preparation, and reading them from a given place."""
 
 import collections
 import dataclasses
@@ -7,8 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from mosaicbert_jax.data.dataset import SourceRecord
 from mosaicbert_jax.errors import UserError
-from mosaicbert_jax.parallel import available_cores, ordered_map
-from mosaicbert_jax.preparation.sampling import CandidateReader, Sample, with_limit
+from mosaicbert_jax.parallel import available_cores
 from mosaicbert_jax.preparation.unfinished import FileStamp
 from mosaicbert_jax.progress import ByteProgress
 from mosaicbert_jax.text.readers import Block, Problem, blocks
@@ -104,50 +103,56 @@ class Inputs:
         if problems and self.stop_on_error:
             raise UserError(f"{problems[0]}")
 
-    def sample(self, most_bytes: int, doing: str) -> Sample:
-        """Documents for training of at most `most_bytes` in all, drawn by digest.
 
-        Raises:
-          UserError: something can't be read.
-        """
-        sample = Sample(most_bytes)
-        read = CandidateReader(self.field, self.held_out_below)
-        with ByteProgress(doing, self.bytes) as progress:
-            blocks = with_limit(sample, Reading(self, progress))
-            for candidates in ordered_map(read, blocks, self.useful_workers):
-                self.check(candidates.problems)
-                sample.add(candidates)
-        return sample
+@dataclasses.dataclass(frozen=True)
+class FileEnd:
+    """A file that was read to its end.
+
+    Attributes:
+      file: its number among the inputs.
+      bytes: on disk.
+      sha256: of them.
+      notes: what a reader should be told of it; see `Tally`.
+    """
+
+    file: int
+    bytes: int
+    sha256: str
+    notes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, file: int, tally: Tally) -> "FileEnd":
+        """From the file's tally."""
+        return cls(file, tally.bytes, tally.sha256, tuple(tally.notes))
 
 
 class Reading:
-    """Iterates over the blocks of all inputs, from block `block` of file `file` on.
+    """Iterates over the blocks of all inputs, from block `start[1]` of file `start[0]` on.
 
     What lies before them in that file is read too, but not yielded.
 
     Attributes:
-      places: (file, block) of each block that was yielded; the caller pops it once it is processed.
-      tallies: of the files from `file` on that were begun.
+      places: (file, block) of each block that was yielded, and the ends of files between; the
+        caller pops them as they are processed.
     """
 
-    def __init__(self, inputs: Inputs, progress: ByteProgress, file: int = 0, block: int = 0):
-        self.places: collections.deque[tuple[int, int]] = collections.deque()
-        self.tallies: list[Tally] = []
+    def __init__(self, inputs: Inputs, progress: ByteProgress, start: tuple[int, int] = (0, 0)):
+        self.places: collections.deque[tuple[int, int] | FileEnd] = collections.deque()
         self._inputs = inputs
         self._progress = progress
-        self._start = file, block
+        self._start = start
 
     def __iter__(self) -> Iterator[Block | Problem]:
         files = self._inputs.files
         done = sum(map(input_bytes, files[: self._start[0]]))
         for number in range(self._start[0], len(files)):
             tally = Tally()
-            self.tallies.append(tally)
             for block, item in enumerate(blocks(files[number], self._inputs.field, tally)):
                 self._progress.to(done + tally.bytes)
                 if (number, block) >= self._start:
                     self.places.append((number, block))
                     yield item
+            self.places.append(FileEnd.of(number, tally))
             done += input_bytes(files[number])
 
 

@@ -1,29 +1,27 @@
 """From text to a data set on disk: the function behind `mosaicbert prepare`.
 
-This process walks the files and writes the shards; workers parse and encode the blocks between.
-Results are taken in the order of the blocks, so their number changes nothing. The inputs are
-streamed: once for a sample on which the tokenizer is trained, once for their ids.
+The inputs are streamed: once for a sample on which the tokenizer is trained, once for their ids.
+This machine does it (local.py), or a cluster (cluster.py), with the same bytes.
 """
 
+import contextlib
 import dataclasses
 import hashlib
-import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tokenizers import Tokenizer
 
 from mosaicbert_jax.data.dataset import METADATA_FILE, DatasetMetadata, SplitRecord, TokenizerRecord
 from mosaicbert_jax.errors import UserError
 from mosaicbert_jax.files import write_atomically, write_synced
-from mosaicbert_jax.parallel import ordered_map
+from mosaicbert_jax.preparation.assembly import Assembly
 from mosaicbert_jax.preparation.description import describe_dataset
-from mosaicbert_jax.preparation.duplicates import SeenKeys
-from mosaicbert_jax.preparation.inputs import Inputs, Reading
-from mosaicbert_jax.preparation.shards import ShardWriter
+from mosaicbert_jax.preparation.execution import Execution
+from mosaicbert_jax.preparation.inputs import Inputs
+from mosaicbert_jax.preparation.local import OneMachine
 from mosaicbert_jax.preparation.text_report import text_report
 from mosaicbert_jax.preparation.unfinished import (
     Workspace,
@@ -31,8 +29,8 @@ from mosaicbert_jax.preparation.unfinished import (
     workspace,
 )
 from mosaicbert_jax.progress import ByteProgress, while_ticking
-from mosaicbert_jax.text.encoding import EncodedBlock, Encoder
-from mosaicbert_jax.text.sources import find_sources, input_bytes
+from mosaicbert_jax.text.encoding import Encoder
+from mosaicbert_jax.text.sources import find_sources
 from mosaicbert_jax.text.tokenizer import (
     is_lowercase,
     load_tokenizer,
@@ -50,13 +48,11 @@ from mosaicbert_jax.text.tokenizer_training import (
 from mosaicbert_jax.text.vocabulary import token_dtype
 
 _LARGEST_SCALED = 30_522  # bert-base-uncased's
-SHARD_BYTES = 64 * 2**20
 TOKENIZER_SAMPLE_BYTES = 100_000_000
 REPORT_SAMPLE_BYTES = 4_000_000
 REPORT_FILE = "report.md"
 TOKENIZER_FILE = "tokenizer.json"
 _FILES_OF_A_TOKENIZER = (TOKENIZER_FILE, "vocab.txt")
-_PLACES_SHOWN = 5
 _SCALED = "scaled"  # to the text
 
 
@@ -84,6 +80,8 @@ class PrepareOptions:
         a document, 16 for moments. (All of the same text are in one split, dropped or not.)
       on_error: "stop" at the first input that can't be read, or "skip" and count it.
       workers: processes that parse and encode; None: one a core. Changes nothing in the result.
+      cluster: the address of a Ray cluster that does the work; None: this machine does. Changes
+        nothing in the result. See `cluster.connected`.
       report: whether to write a report on text and tokenizer, and show it.
       compare_with: a second tokenizer for the report, as in `tokenizer`.
     """
@@ -102,6 +100,7 @@ class PrepareOptions:
     deduplicate: bool = True
     on_error: str = "stop"
     workers: int | None = None
+    cluster: str | None = None
     report: bool = False
     compare_with: str | None = None
 
@@ -141,26 +140,15 @@ def prepare(options: PrepareOptions, say: Callable[[str], None] = print) -> Data
     recorded = _recorded_options(options, given)
     output = _output_folder(options.output)
     try:
-        metadata = _existing(output, recorded, inputs)
-        if metadata is not None:
-            remove_emptied(output)
-            say(f"{output} is up to date: same options, same inputs")
-        else:
-            if output.is_mount():  # which can't be replaced
-                raise UserError(
-                    f"{output}: a file system is mounted there; name a new folder in it"
-                )
-            with workspace(output, recorded, inputs.stamps()) as work:
-                try:
-                    metadata = _build(work, options, recorded, inputs, given, say)
-                except KeyboardInterrupt:
-                    raise KeyboardInterrupt(_where_it_resumes(work)) from None
-            metadata = dataclasses.replace(metadata, folder=output)
-            unknown = {name: s.unknown_tokens for name, s in work.progress.splits.items()}
-            for line in describe_dataset(metadata, work.progress.skipped_places, unknown):
-                say(line)
-        if options.report:
-            _report(metadata, inputs, options, other, say)
+        with _executing(options.cluster) as execution:
+            metadata = _existing(output, recorded, inputs)
+            if metadata is not None:
+                remove_emptied(output)
+                say(f"{output} is up to date: same options, same inputs")
+            else:
+                metadata = _new(output, options, recorded, inputs, given, execution, say)
+            if options.report:
+                _report(metadata, inputs, options, other, execution, say)
     except BrokenPipeError:
         raise  # from `say`: its reader has seen enough
     except OSError as error:
@@ -168,6 +156,42 @@ def prepare(options: PrepareOptions, say: Callable[[str], None] = print) -> Data
             f"{error.filename or output}: {error.strerror or error}; {output} was not written; "
             "fix this and run it again to resume from what is finished"
         ) from None
+    return metadata
+
+
+@contextlib.contextmanager
+def _executing(cluster: str | None) -> Iterator[Execution]:
+    if cluster is None:
+        yield OneMachine()
+        return
+    from mosaicbert_jax.preparation.cluster import connected
+
+    with connected(cluster) as execution:
+        yield execution
+
+
+def _new(
+    output: Path,
+    options: PrepareOptions,
+    recorded: dict[str, Any],
+    inputs: Inputs,
+    given: Tokenizer | None,
+    execution: Execution,
+    say: Callable[[str], None],
+) -> DatasetMetadata:
+    """Writes and describes a data set that is not there yet."""
+    if output.is_mount():  # which can't be replaced
+        raise UserError(f"{output}: a file system is mounted there; name a new folder in it")
+    with workspace(output, recorded, inputs.stamps()) as work:
+        try:
+            execution.check(inputs, work.folder)
+            metadata = _build(work, options, recorded, inputs, given, execution, say)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(_where_it_resumes(work)) from None
+    metadata = dataclasses.replace(metadata, folder=output)
+    unknown = {name: split.unknown_tokens for name, split in work.progress.splits.items()}
+    for line in describe_dataset(metadata, work.progress.skipped_places, unknown):
+        say(line)
     return metadata
 
 
@@ -202,6 +226,11 @@ def _check(options: PrepareOptions) -> None:
         raise UserError(f'on_error {options.on_error!r}: give "stop" or "skip"')
     if options.workers is not None and options.workers < 1:
         raise UserError(f"workers {options.workers}: at least 1 is needed")
+    if options.workers is not None and options.cluster is not None:
+        raise UserError(
+            "workers is for one machine; with cluster, the CPUs that its nodes were started with "
+            "count (ray start --num-cpus)"
+        )
     if options.tokenizer is not None and options.vocab_size is not None:
         raise UserError("vocab_size is for a tokenizer trained here; give one of them")
     if options.vocab_size is not None:
@@ -282,6 +311,7 @@ def _build(
     recorded: dict[str, Any],
     inputs: Inputs,
     given: Tokenizer | None,
+    execution: Execution,
     say: Callable[[str], None],
 ) -> DatasetMetadata:
     """Fills the workspace, from where it is, with a whole data set."""
@@ -292,13 +322,16 @@ def _build(
         tokenizer = load_tokenizer(path)
         say(f"resuming the unfinished preparation in {work.folder}")
     else:
-        tokenizer = given or _trained(inputs, recorded, options.tokenizer_model, say)
+        tokenizer = given or _trained(inputs, recorded, options.tokenizer_model, execution, say)
         for name, text in tokenizer_files(tokenizer).items():
             write_synced(work.data / name, text.encode() + (b"\n" if name == path.name else b""))
         work.progress.documents = [0] * len(inputs.files)
         if given is None:
             work.save()
-    _Encoding(work, inputs, tokenizer, options).run(say)
+    split_long = options.long_documents == "split"
+    encoder = Encoder(tokenizer.to_str(), options.field, options.max_seq_len, split_long)
+    dtype = token_dtype(padded_vocab_size(vocab_size(tokenizer)))
+    Assembly(work, inputs, encoder, dtype, options.deduplicate, execution).run(say)
     work.check_unchanged()
     progress = work.progress
     train = progress.splits["train"]
@@ -342,10 +375,15 @@ def _build(
 
 
 def _trained(
-    inputs: Inputs, recorded: dict[str, Any], model: str, say: Callable[[str], None]
+    inputs: Inputs,
+    recorded: dict[str, Any],
+    model: str,
+    execution: Execution,
+    say: Callable[[str], None],
 ) -> Tokenizer:
     entries = recorded["vocab_size"]
-    sample = inputs.sample(TOKENIZER_SAMPLE_BYTES, "sampling for the tokenizer")
+    with ByteProgress("sampling for the tokenizer", inputs.bytes) as progress:
+        sample = execution.sample(inputs, TOKENIZER_SAMPLE_BYTES, progress)
     if not sample.is_whole:
         say(
             f"training the tokenizer on {sample.bytes / 1e6:,.0f} of {sample.read_bytes / 1e6:,.0f}"
@@ -372,93 +410,16 @@ def scaled_vocab_size(text_bytes: int) -> int:
     return min(max(entries, 512), _LARGEST_SCALED)
 
 
-class _Encoding:
-    """Encodes what is left of the inputs and saves after each shard of the training split."""
-
-    def __init__(
-        self, work: Workspace, inputs: Inputs, tokenizer: Tokenizer, options: PrepareOptions
-    ):
-        self._work = work
-        self._inputs = inputs
-        self._encoder = Encoder(
-            tokenizer.to_str(),
-            options.field,
-            options.max_seq_len,
-            split_long=options.long_documents == "split",
-        )
-        dtype = token_dtype(padded_vocab_size(vocab_size(tokenizer)))
-        self._writers = {
-            name: ShardWriter(work.data, name, dtype, split.shards)
-            for name, split in work.progress.splits.items()
-        }
-        self._unknown_id = special_token_ids(tokenizer).unk
-        self._seen = SeenKeys(work.keys()) if options.deduplicate else None
-        self._new_keys: list[np.ndarray] = []
-        self._files = inputs.files
-
-    def run(self, say: Callable[[str], None]) -> None:
-        progress = self._work.progress
-        first = progress.file
-        done = sum(map(input_bytes, self._files[:first]))
-        with ByteProgress("encoding", self._inputs.bytes, done) as bar:
-            reading = Reading(self._inputs, bar, first, progress.block)
-            for encoded in ordered_map(self._encoder, reading, self._inputs.useful_workers):
-                file, block = reading.places.popleft()
-                self._inputs.check(encoded.problems)
-                self._take(encoded, file)
-                progress.file, progress.block = file, block + 1
-                if self._writers["train"].buffered_bytes >= SHARD_BYTES:
-                    self._save(first, reading)
-        progress.file, progress.block = len(self._files), 0
-        self._save(first, reading)
-        for tally in reading.tallies:
-            for note in tally.notes:
-                say(f"note: {note}")
-
-    def _take(self, encoded: EncodedBlock, file: int) -> None:
-        progress = self._work.progress
-        progress.documents[file] += encoded.documents
-        progress.empty += encoded.documents - len(encoded.keys_D)
-        for problem in encoded.problems:
-            progress.skipped[problem.kind] = progress.skipped.get(problem.kind, 0) + 1
-            if len(progress.skipped_places) < _PLACES_SHOWN:
-                progress.skipped_places.append(f"{problem.place} ({problem.kind})")
-        new_D = np.ones(len(encoded.keys_D), bool)
-        if self._seen is not None:
-            new_D = self._seen.first_time(encoded.keys_D)
-            self._new_keys.append(encoded.keys_D[new_D])
-        progress.duplicates += int((~new_D).sum())
-        held_out_D = encoded.keys_D < np.uint64(self._inputs.held_out_below)
-        for name, chosen_D in (("train", new_D & ~held_out_D), ("validation", new_D & held_out_D)):
-            split = progress.splits[name]
-            split.documents += int(chosen_D.sum())
-            split.truncated_documents += int(encoded.truncated_D[chosen_D].sum())
-            tokens_T, lengths_S = encoded.part(chosen_D)
-            split.unknown_tokens += int(np.count_nonzero(tokens_T == self._unknown_id))
-            self._writers[name].add(tokens_T, lengths_S)
-
-    def _save(self, first: int, reading: Reading) -> None:
-        """Makes all that was taken so far part of what is finished."""
-        progress = self._work.progress
-        for name, writer in self._writers.items():
-            writer.flush()
-            progress.splits[name].shards = writer.records
-        finished = itertools.islice(
-            reading.tallies, len(progress.files) - first, progress.file - first
-        )
-        progress.files += [(tally.bytes, tally.sha256) for tally in finished]
-        self._work.save(self._new_keys)
-        self._new_keys = []
-
-
 def _report(
     metadata: DatasetMetadata,
     inputs: Inputs,
     options: PrepareOptions,
     other: Tokenizer | None,
+    execution: Execution,
     say: Callable[[str], None],
 ) -> None:
-    sample = inputs.sample(REPORT_SAMPLE_BYTES, "sampling for the report")
+    with ByteProgress("sampling for the report", inputs.bytes) as progress:
+        sample = execution.sample(inputs, REPORT_SAMPLE_BYTES, progress)
     text = text_report(metadata.folder, list(sample), other, _tokenizer_name(options.compare_with))
     path = metadata.folder / REPORT_FILE
     write_atomically(path, text)

@@ -8,6 +8,7 @@ from mosaicbert_jax.text.encoding import cut_point, document_digest
 from mosaicbert_jax.text.readers import Block, Problem, documents
 
 _DOCUMENT_CHARS = 2**20  # of one document, so that one can't fill the sample
+_NO_LIMIT = 2**64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,8 +62,8 @@ class Sample:
     Iterating yields the texts by rank, as often as wanted.
     """
 
-    def __init__(self, most_bytes: int):
-        self.limit = 2**64  # the rank from which on nothing can get in any more
+    def __init__(self, most_bytes: int, limit: int = _NO_LIMIT):
+        self.limit = limit  # the rank from which on nothing can get in any more
         self.bytes = 0
         self.read_bytes = 0
         self._most_bytes = most_bytes
@@ -78,10 +79,21 @@ class Sample:
                 self._ranks.add(rank)
                 self.bytes += len(text)
         while self.bytes > self._most_bytes:
-            negative, text = heapq.heappop(self._heap)
-            self.limit = -negative
-            self._ranks.remove(self.limit)
-            self.bytes -= len(text)
+            self.limit = self._drop_highest()
+
+    def merge(self, other: "Sample") -> None:
+        """Makes this the sample of what was read for both, of at most as many bytes."""
+        self.limit = min(self.limit, other.limit)
+        while self._heap and -self._heap[0][0] >= self.limit:
+            self._drop_highest()
+        ranked = tuple((-negative, text) for negative, text in other._heap)
+        self.add(Candidates(ranked, other.read_bytes, ()))
+
+    def _drop_highest(self) -> int:
+        negative, text = heapq.heappop(self._heap)
+        self._ranks.remove(-negative)
+        self.bytes -= len(text)
+        return -negative
 
     def __len__(self) -> int:
         return len(self._heap)
@@ -92,7 +104,7 @@ class Sample:
     @property
     def is_whole(self) -> bool:
         """Whether nothing was skipped for lack of room."""
-        return self.limit == 2**64
+        return self.limit == _NO_LIMIT
 
 
 def with_limit(

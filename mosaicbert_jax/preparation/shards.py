@@ -6,7 +6,7 @@ Shape letters: S sequences, T tokens.
 import hashlib
 import io
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -70,25 +70,15 @@ class ShardWriter:
         self._lengths.append(lengths_S)
         self.buffered_bytes += tokens_T.nbytes
 
-    def flush(self) -> None:
+    def flush(self) -> ShardRecord | None:
         """Write what was added since the last flush as one shard; nothing if there is nothing."""
         if not self._lengths:
-            return
-        name = f"{self._split}-{len(self._records):05d}"
-        lengths_S = np.concatenate(self._lengths)
-        offsets = np.zeros(len(lengths_S) + 1, np.uint64)
-        np.cumsum(lengths_S, out=offsets[1:])
-        tokens_path, offsets_path = shard_paths(self._folder, name)
-        self._records.append(
-            ShardRecord(
-                name=name,
-                sequences=len(lengths_S),
-                tokens=int(offsets[-1]),
-                tokens_sha256=_write_array(tokens_path, self._tokens),
-                offsets_sha256=_write_array(offsets_path, [offsets]),
-            )
-        )
+            return None
+        name = shard_name(self._split, len(self._records))
+        record = write_shard(self._folder, name, self._tokens, self._lengths)
+        self._records.append(record)
         self._tokens, self._lengths, self.buffered_bytes = [], [], 0
+        return record
 
     def close(self) -> tuple[ShardRecord, ...]:
         """Write what is left; the records of all shards, in order."""
@@ -96,7 +86,34 @@ class ShardWriter:
         return self.records
 
 
-def _write_array(path: Path, parts: list[np.ndarray]) -> str:
+def shard_name(split: str, number: int) -> str:
+    """Of a split's shard, numbered from 0."""
+    return f"{split}-{number:05d}"
+
+
+def write_shard(
+    folder: Path, name: str, tokens: Sequence[np.ndarray], lengths: Sequence[np.ndarray]
+) -> ShardRecord:
+    """Writes the two files of a shard, and waits until the disk has them.
+
+    Args:
+      tokens: parts of the shard's tokens, in the dtype that they have on disk.
+      lengths: of the sequences in each part.
+    """
+    lengths_S = np.concatenate(lengths)
+    offsets = np.zeros(len(lengths_S) + 1, np.uint64)
+    np.cumsum(lengths_S, out=offsets[1:])
+    tokens_path, offsets_path = shard_paths(folder, name)
+    return ShardRecord(
+        name=name,
+        sequences=len(lengths_S),
+        tokens=int(offsets[-1]),
+        tokens_sha256=_write_array(tokens_path, tokens),
+        offsets_sha256=_write_array(offsets_path, [offsets]),
+    )
+
+
+def _write_array(path: Path, parts: Sequence[np.ndarray]) -> str:
     """Write a .npy file of the parts one after another, wait until the disk has it; its sha256."""
     header = io.BytesIO()
     description = np.lib.format.header_data_from_array_1_0(parts[0])

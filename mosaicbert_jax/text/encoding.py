@@ -41,26 +41,39 @@ def document_digest(text: str) -> tuple[int, int]:
 
 
 @dataclasses.dataclass(frozen=True)
-class EncodedBlock:
-    """The sequences of a block's documents. D counts the documents that have a token.
+class BlockSummary:
+    """What is decided on without the tokens. D counts the documents that have a token.
 
     Attributes:
       keys_D: see `document_digest`.
-      sequences_D: how many sequences each document has.
+      tokens_D: how many tokens each document has, [CLS] and [SEP] of its sequences included.
+      unknown_D: how many of them are [UNK].
       truncated_D: whether it was cut.
-      tokens_T: [CLS] … [SEP] of all sequences, one after another, in the data set's dtype.
-      lengths_S: tokens of each sequence.
       documents: that were read, those without a token included.
       problems: what could not be read.
     """
 
     keys_D: UInt64[np.ndarray, "D"]
-    sequences_D: Int[np.ndarray, "D"]
+    tokens_D: Int[np.ndarray, "D"]
+    unknown_D: Int[np.ndarray, "D"]
     truncated_D: Bool[np.ndarray, "D"]
-    tokens_T: UInt[np.ndarray, "T"]
-    lengths_S: Int[np.ndarray, "S"]
     documents: int
     problems: tuple[Problem, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockTokens:
+    """The sequences of a block's documents, D of them.
+
+    Attributes:
+      sequences_D: how many sequences each document has.
+      lengths_S: tokens of each sequence.
+      tokens_T: [CLS] … [SEP] of all sequences, one after another, in the data set's dtype.
+    """
+
+    sequences_D: Int[np.ndarray, "D"]
+    lengths_S: Int[np.ndarray, "S"]
+    tokens_T: UInt[np.ndarray, "T"]
 
     def part(self, chosen_D: Bool[np.ndarray, "D"]) -> tuple[np.ndarray, np.ndarray]:
         """tokens_T and lengths_S of some of the documents."""
@@ -70,7 +83,7 @@ class EncodedBlock:
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
-    """Makes an `EncodedBlock` of a block; of a problem, one with nothing but that.
+    """Makes token sequences of a block, and a summary; of a problem, one with nothing but that.
 
     Attributes:
       tokenizer_json: the tokenizer, as it can be sent to another process.
@@ -84,30 +97,36 @@ class Encoder:
     max_seq_len: int
     split_long: bool
 
-    def __call__(self, block: Block | Problem) -> EncodedBlock:
-        """The token sequences of a block, and what is wrong with it."""
+    def __call__(self, block: Block | Problem) -> tuple[BlockSummary, BlockTokens]:
+        """The token sequences of a block, and what is to be known of them and of the block."""
         items = [block] if isinstance(block, Problem) else list(documents(block, self.field))
         texts = [item.text for item in items if not isinstance(item, Problem)]
         room = self.max_seq_len - 2
-        kept: list[tuple[int, bool, list[int]]] = []  # key, whether it was cut, lengths
+        kept: list[tuple[int, int, bool, list[int]]] = []  # key, [UNK], whether cut, lengths
         parts: list[np.ndarray] = []
         for text, ids_T in self._encoded(texts, None if self.split_long else room):
             if not len(ids_T):
                 continue
             truncated = not self.split_long and len(ids_T) > room
-            pieces = split_lengths(room if truncated else len(ids_T), room)
+            ids_T = ids_T[:room] if truncated else ids_T
+            pieces = split_lengths(len(ids_T), room)
             for begin, end in pairwise(np.cumsum([0, *pieces])):
                 parts += [self._cls, ids_T[begin:end].astype(self._dtype), self._sep]
-            kept.append((document_digest(text)[0], truncated, [piece + 2 for piece in pieces]))
-        keys, truncated_D, lengths = zip(*kept, strict=True) if kept else ((), (), ())
-        return EncodedBlock(
+            unknown = int(np.count_nonzero(ids_T == self._special_ids.unk))
+            kept.append((document_digest(text)[0], unknown, truncated, [n + 2 for n in pieces]))
+        keys, unknown_D, truncated_D, lengths = zip(*kept, strict=True) if kept else ((),) * 4
+        summary = BlockSummary(
             keys_D=np.array(keys, np.uint64),
-            sequences_D=np.array([len(of_one) for of_one in lengths], np.int64),
+            tokens_D=np.array([sum(of_one) for of_one in lengths], np.int64),
+            unknown_D=np.array(unknown_D, np.int64),
             truncated_D=np.array(truncated_D, bool),
-            tokens_T=np.concatenate(parts) if parts else np.empty(0, self._dtype),
-            lengths_S=np.array([length for of_one in lengths for length in of_one], np.int32),
             documents=len(texts),
             problems=tuple(item for item in items if isinstance(item, Problem)),
+        )
+        return summary, BlockTokens(
+            sequences_D=np.array([len(of_one) for of_one in lengths], np.int64),
+            lengths_S=np.array([length for of_one in lengths for length in of_one], np.int32),
+            tokens_T=np.concatenate(parts) if parts else np.empty(0, self._dtype),
         )
 
     def _encoded(

@@ -34,6 +34,23 @@ def test_no_order_matters(batch):
     assert not sample.is_whole
 
 
+@pytest.mark.parametrize("most_bytes", [1, 300, 3000, 10**6])
+@pytest.mark.parametrize("parts", [1, 2, 7])
+def test_samples_of_parts_make_the_sample_of_the_whole(most_bytes, parts):
+    """Whether a part was sampled with what was known before, as in a cluster, or without."""
+    texts = [*TEXTS, *TEXTS[:100], *(f"{i} is long {'x' * 280}" for i in range(50))]
+    texts = [texts[i] for i in np.random.default_rng(parts).permutation(len(texts))]
+    whole = sampled(texts, most_bytes, 10)
+    merged = Sample(most_bytes)
+    for part in range(parts):
+        one = Sample(most_bytes, merged.limit if part % 2 else 2**64)
+        one.add(candidates(texts[part::parts], one.limit))
+        merged.merge(one)
+    assert list(merged) == list(whole)
+    for name in ("limit", "bytes", "read_bytes", "is_whole"):
+        assert getattr(merged, name) == getattr(whole, name)
+
+
 def test_with_room_for_all_each_text_is_there_once():
     sample = sampled(TEXTS + TEXTS[:100], 10**6, 9)
     assert sorted(sample) == sorted(TEXTS)

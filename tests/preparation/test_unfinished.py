@@ -13,13 +13,13 @@ import pytest
 
 from mosaicbert_jax.data.dataset import DatasetMetadata
 from mosaicbert_jax.errors import UserError
-from mosaicbert_jax.preparation import preparation, unfinished
+from mosaicbert_jax.preparation import assembly, preparation, unfinished
 from mosaicbert_jax.preparation.preparation import PrepareOptions, prepare
 from mosaicbert_jax.preparation.shards import ShardWriter
 from mosaicbert_jax.text import blocks
 from tests.preparation.preparation_cases import assert_whole, contents, silent
 
-SMALL = {"BLOCK_BYTES": (blocks, 200), "SHARD_BYTES": (preparation, 500)}
+SMALL = {"BLOCK_BYTES": (blocks, 200), "SHARD_BYTES": (assembly, 500)}
 
 
 @pytest.fixture(autouse=True)
@@ -168,12 +168,12 @@ def test_the_bar_begins_where_the_preparation_goes_on(options, expected, monkeyp
     assert begun
     starts = []
 
-    class Bar(preparation.ByteProgress):
+    class Bar(assembly.ByteProgress):
         def __init__(self, doing, total, start=0):
             starts.append(start)
             super().__init__(doing, total, start)
 
-    monkeypatch.setattr(preparation, "ByteProgress", Bar)
+    monkeypatch.setattr(assembly, "ByteProgress", Bar)
     prepare(options, silent)
     assert starts == [sum(size for size, _ in begun)]
 

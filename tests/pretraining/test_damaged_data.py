@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from mosaicbert_jax.data.integrity import shards_of
-from mosaicbert_jax.preparation import preparation
+from mosaicbert_jax.preparation import assembly
 from mosaicbert_jax.preparation.preparation import PrepareOptions, prepare
 from mosaicbert_jax.text import blocks
 from tests.data.test_integrity import flip
@@ -25,7 +25,7 @@ def shards(corpus, dataset, tmp_path_factory):
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(blocks, "BLOCK_BYTES", 2000)
-        patch.setattr(preparation, "SHARD_BYTES", 4000)
+        patch.setattr(assembly, "SHARD_BYTES", 4000)
         prepare(options, lambda line: None)
     assert len(shards_of(folder)) > 4
     return folder

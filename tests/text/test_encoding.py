@@ -99,10 +99,10 @@ def test_digest_depends_on_the_text_alone():
 
 def test_a_problem_becomes_a_block_of_its_own(tokenizer):
     problem = Problem("a.txt:3", "not UTF-8", "a.txt:3: no")
-    encoded = Encoder(tokenizer.to_str(), "text", 16, split_long=False)(problem)
-    assert encoded.problems == (problem,)
-    assert encoded.documents == len(encoded.keys_D) == len(encoded.tokens_T) == 0
-    assert encoded.tokens_T.dtype == np.uint16
+    summary, tokens = Encoder(tokenizer.to_str(), "text", 16, split_long=False)(problem)
+    assert summary.problems == (problem,)
+    assert summary.documents == len(summary.keys_D) == len(tokens.tokens_T) == 0
+    assert tokens.tokens_T.dtype == np.uint16
 
 
 @pytest.mark.parametrize("room", [6, 14, 126])
