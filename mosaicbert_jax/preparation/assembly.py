@@ -8,7 +8,7 @@ from concurrent.futures import Future
 
 import numpy as np
 
-from mosaicbert_jax.data.dataset import ShardRecord
+from mosaicbert_jax.data.shard_files import ShardRecord
 from mosaicbert_jax.preparation.duplicates import SeenKeys
 from mosaicbert_jax.preparation.execution import Encoded, Execution
 from mosaicbert_jax.preparation.inputs import FileEnd, Inputs
@@ -53,7 +53,7 @@ class Assembly:
         self._encoder = encoder
         self._execution = execution
         self._token_bytes = np.dtype(dtype).itemsize
-        self._shards = execution.shards(work.data, dtype, work.progress.splits)
+        self._shards = execution.shards(work.shards, dtype, work.progress.splits)
         self._seen = SeenKeys(work.keys()) if deduplicate else None
         self._new_keys: list[np.ndarray] = []
         # Of all that was taken; what is finished is the workspace's. Shards are that one's alone.

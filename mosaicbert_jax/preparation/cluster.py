@@ -25,7 +25,8 @@ from typing import Any
 
 import numpy as np
 
-from mosaicbert_jax.data.dataset import ShardRecord
+from mosaicbert_jax.buckets import BucketPath, Place
+from mosaicbert_jax.data.shard_files import ShardRecord
 from mosaicbert_jax.errors import UserError
 from mosaicbert_jax.preparation import tasks
 from mosaicbert_jax.preparation.execution import Encoded
@@ -195,7 +196,7 @@ class RayCluster:
             self._counted = now
         return max(1, self._count)
 
-    def check(self, inputs: Inputs, folder: Path) -> None:
+    def check(self, inputs: Inputs, folder: Place) -> None:
         """Each node sees the inputs and the folder, and has the versions that are here."""
         sizes = {path: path.stat().st_size for file in inputs.files for path in disk_files(file)}
         sizes = {path.absolute(): size for path, size in sizes.items()}
@@ -204,10 +205,10 @@ class RayCluster:
         if not any(node["Resources"].get("CPU") for node in nodes):
             raise UserError("cluster: no node has a CPU for tasks; start one with `ray start`")
         on_node = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
-        with tempfile.NamedTemporaryFile(dir=folder, prefix="seen-by-all-") as probe:
+        with _probe(folder) as probe:
             found = [
                 self._look.options(scheduling_strategy=on_node(node["NodeID"], soft=False)).remote(
-                    sizes, Path(probe.name)
+                    sizes, probe
                 )
                 for node in nodes
             ]
@@ -330,17 +331,18 @@ class RayCluster:
         return bool(self._ray.wait([blocks], timeout=0, fetch_local=False)[0])
 
     def shards(
-        self, folder: Path, dtype: np.dtype, splits: Mapping[str, SplitProgress]
+        self, folder: Place, dtype: np.dtype, splits: Mapping[str, SplitProgress]
     ) -> "_ClusterShards":
-        """See `Execution`. `folder` is the folder "data" of the one that was checked."""
+        """See `Execution`. `folder` is in a bucket, or "data" in the one that was checked."""
         numbers = {name: len(split.shards) for name, split in splits.items()}
-        return _ClusterShards(self._write, folder.parent, numbers)
+        target = folder if isinstance(folder, BucketPath) else folder.parent
+        return _ClusterShards(self._write, target, numbers)
 
 
 class _ClusterShards:
     """Holds references to the tokens of the next shards, and which of their documents go there."""
 
-    def __init__(self, write: Any, folder: Path, numbers: dict[str, int]):
+    def __init__(self, write: Any, folder: Place, numbers: dict[str, int]):
         self._write = write
         self._folder = folder
         self._numbers = numbers
@@ -366,6 +368,21 @@ class _ClusterShards:
         written = self._write.remote(self._folder, names, chosen, *self._chosen)
         self._chosen = {}
         return written.future()
+
+
+@contextlib.contextmanager
+def _probe(folder: Place) -> Iterator[Place]:
+    """A file for the nodes to look for."""
+    if isinstance(folder, BucketPath):
+        probe = folder / ".partial" / "seen-by-all"
+        probe.write_bytes(b"")
+        try:
+            yield probe
+        finally:
+            probe.unlink(missing_ok=True)
+        return
+    with tempfile.NamedTemporaryFile(dir=folder, prefix="seen-by-all-") as file:
+        yield Path(file.name)
 
 
 def _absolute(file: InputFile) -> InputFile:

@@ -6,13 +6,13 @@ The algorithm is one, in assembly.py and sampling.py; local.py and cluster.py ex
 import dataclasses
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Bool
 
-from mosaicbert_jax.data.dataset import ShardRecord
+from mosaicbert_jax.buckets import Place
+from mosaicbert_jax.data.shard_files import ShardRecord
 from mosaicbert_jax.preparation.inputs import FileEnd, Inputs
 from mosaicbert_jax.preparation.sampling import Sample
 from mosaicbert_jax.preparation.unfinished import SplitProgress
@@ -49,7 +49,7 @@ class Shards(Protocol):
 class Execution(Protocol):
     """Where blocks are read, encoded, and written."""
 
-    def check(self, inputs: Inputs, folder: Path) -> None:
+    def check(self, inputs: Inputs, folder: Place) -> None:
         """Raises UserError if the work, in `folder`, can't be done here."""
 
     def sample(self, inputs: Inputs, most_bytes: int, progress: ByteProgress) -> Sample:
@@ -64,5 +64,5 @@ class Execution(Protocol):
     ) -> Iterator[Encoded | FileEnd]:
         """Yields each block from `start` (file, block) on, and each file's end, in their order."""
 
-    def shards(self, folder: Path, dtype: np.dtype, splits: Mapping[str, SplitProgress]) -> Shards:
+    def shards(self, folder: Place, dtype: np.dtype, splits: Mapping[str, SplitProgress]) -> Shards:
         """Of tokens of `dtype`, in a data set's folder, numbered after those of the splits."""

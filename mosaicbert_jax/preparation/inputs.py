@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from mosaicbert_jax.data.dataset import SourceRecord
 from mosaicbert_jax.errors import UserError
 from mosaicbert_jax.parallel import available_cores
-from mosaicbert_jax.preparation.unfinished import FileStamp
+from mosaicbert_jax.preparation.unfinished import FileStamp, stamps_of
 from mosaicbert_jax.progress import ByteProgress
 from mosaicbert_jax.text.readers import Block, Problem, blocks
 from mosaicbert_jax.text.sources import InputFile, Source, disk_files, input_bytes
@@ -52,7 +52,7 @@ class Inputs:
 
     def stamps(self) -> list[FileStamp]:
         """Of each file as it is now."""
-        return [FileStamp.of(file.path) for file in self.files]
+        return stamps_of([file.path for file in self.files])
 
     def records(
         self, files: Sequence[tuple[int, str]], documents: Sequence[int]

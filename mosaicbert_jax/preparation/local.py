@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool
 
-from mosaicbert_jax.data.dataset import ShardRecord
+from mosaicbert_jax.buckets import Place
+from mosaicbert_jax.data.shard_files import ShardRecord
 from mosaicbert_jax.parallel import ordered_map
 from mosaicbert_jax.preparation.execution import Encoded
 from mosaicbert_jax.preparation.inputs import FileEnd, Inputs, Reading
@@ -25,7 +25,7 @@ class OneMachine:
     in the order of the blocks.
     """
 
-    def check(self, inputs: Inputs, folder: Path) -> None:
+    def check(self, inputs: Inputs, folder: Place) -> None:
         """There is nothing that would not show at once."""
 
     def sample(self, inputs: Inputs, most_bytes: int, progress: ByteProgress) -> Sample:
@@ -50,7 +50,7 @@ class OneMachine:
         yield from reading.places  # ends of files alone
 
     def shards(
-        self, folder: Path, dtype: np.dtype, splits: Mapping[str, SplitProgress]
+        self, folder: Place, dtype: np.dtype, splits: Mapping[str, SplitProgress]
     ) -> "_LocalShards":
         """See `Execution`."""
         return _LocalShards(

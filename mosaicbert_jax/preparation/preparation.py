@@ -14,6 +14,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from mosaicbert_jax import buckets
+from mosaicbert_jax.buckets import BucketPath, Place
 from mosaicbert_jax.data.dataset import METADATA_FILE, DatasetMetadata, SplitRecord, TokenizerRecord
 from mosaicbert_jax.errors import UserError
 from mosaicbert_jax.files import write_atomically, write_synced
@@ -25,6 +27,7 @@ from mosaicbert_jax.preparation.local import OneMachine
 from mosaicbert_jax.preparation.text_report import text_report
 from mosaicbert_jax.preparation.unfinished import (
     Workspace,
+    is_prepared,
     remove_emptied,
     workspace,
 )
@@ -62,7 +65,7 @@ class PrepareOptions:
 
     Attributes:
       inputs: files, folders, globs, "embedded" or "tfds:NAME"; see `sources.find_sources`.
-      output: the folder of the data set.
+      output: the folder of the data set, which may be in a bucket.
       field: the key or column that holds the text, where there are such.
       max_seq_len: most tokens of a sequence, [CLS] and [SEP] included.
       validation_fraction: the share of documents held out, drawn by the digest of their text. 5%
@@ -131,12 +134,15 @@ def prepare(options: PrepareOptions, say: Callable[[str], None] = print) -> Data
     )
     given = None
     if options.tokenizer is not None:
-        given = load_tokenizer(options.tokenizer, special_tokens=dict(options.special_tokens))
+        path = buckets.local_copy(options.tokenizer)
+        given = load_tokenizer(path, special_tokens=dict(options.special_tokens))
     if given is not None and is_lowercase(given) and options.lowercase is False:
         raise UserError(
             f"lowercase=False: the tokenizer {options.tokenizer} lower-cases; give a cased one"
         )
-    other = load_tokenizer(options.compare_with) if options.compare_with is not None else None
+    other = None
+    if options.compare_with is not None:
+        other = load_tokenizer(buckets.local_copy(options.compare_with))
     recorded = _recorded_options(options, given)
     output = _output_folder(options.output)
     try:
@@ -171,7 +177,7 @@ def _executing(cluster: str | None) -> Iterator[Execution]:
 
 
 def _new(
-    output: Path,
+    output: Place,
     options: PrepareOptions,
     recorded: dict[str, Any],
     inputs: Inputs,
@@ -180,11 +186,11 @@ def _new(
     say: Callable[[str], None],
 ) -> DatasetMetadata:
     """Writes and describes a data set that is not there yet."""
-    if output.is_mount():  # which can't be replaced
+    if isinstance(output, Path) and output.is_mount():  # which can't be replaced
         raise UserError(f"{output}: a file system is mounted there; name a new folder in it")
     with workspace(output, recorded, inputs.stamps()) as work:
         try:
-            execution.check(inputs, work.folder)
+            execution.check(inputs, work.bucket or work.folder)
             metadata = _build(work, options, recorded, inputs, given, execution, say)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(_where_it_resumes(work)) from None
@@ -207,8 +213,10 @@ def _where_it_resumes(work: Workspace) -> str:
     return f"interrupted: {done}"
 
 
-def _output_folder(path: str) -> Path:
+def _output_folder(path: str) -> Place:
     """Where the finished folder is moved to: not a link, which it could not replace."""
+    if buckets.is_url(path):
+        return buckets.place(path)
     output = Path(os.path.abspath(path))
     return Path(os.path.realpath(output)) if output.is_symlink() else output
 
@@ -236,8 +244,12 @@ def _check(options: PrepareOptions) -> None:
     if options.vocab_size is not None:
         check_vocab_size(options.vocab_size, options.tokenizer_model)  # before the inputs are read
     output = _output_folder(options.output).resolve()
-    for each in filter(os.path.isdir, options.inputs):
-        if output.is_relative_to(Path(each).resolve()):
+    for each in options.inputs:
+        if isinstance(output, BucketPath):
+            is_inside = buckets.is_url(each) and f"{output}/".startswith(f"{buckets.place(each)}/")
+        else:
+            is_inside = os.path.isdir(each) and output.is_relative_to(Path(each).resolve())
+        if is_inside:
             raise UserError(f"{options.output}: it would lie in the input {each}; choose another")
     if options.compare_with is not None and not options.report:
         raise UserError("compare_with is for the report; ask for that too")
@@ -269,13 +281,13 @@ def _recorded_options(options: PrepareOptions, given: Tokenizer | None) -> dict[
     }
 
 
-def _existing(output: Path, recorded: dict[str, Any], inputs: Inputs) -> DatasetMetadata | None:
+def _existing(output: Place, recorded: dict[str, Any], inputs: Inputs) -> DatasetMetadata | None:
     """The data set at `output` if it is the one asked for; None if there is nothing.
 
     Raises:
       UserError: there is something else; nothing is ever overwritten.
     """
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+    if not is_prepared(output):
         return None
     advice = "choose another output, or remove it"
     if not output.is_dir():
@@ -320,13 +332,13 @@ def _build(
     path = work.data / TOKENIZER_FILE
     if path.is_file():
         tokenizer = load_tokenizer(path)
-        say(f"resuming the unfinished preparation in {work.folder}")
+        say(f"resuming the unfinished preparation in {work.bucket or work.folder}")
     else:
         tokenizer = given or _trained(inputs, recorded, options.tokenizer_model, execution, say)
         for name, text in tokenizer_files(tokenizer).items():
             write_synced(work.data / name, text.encode() + (b"\n" if name == path.name else b""))
         work.progress.documents = [0] * len(inputs.files)
-        if given is None:
+        if given is None or work.bucket is not None:
             work.save()
     split_long = options.long_documents == "split"
     encoder = Encoder(tokenizer.to_str(), options.field, options.max_seq_len, split_long)
@@ -420,9 +432,13 @@ def _report(
 ) -> None:
     with ByteProgress("sampling for the report", inputs.bytes) as progress:
         sample = execution.sample(inputs, REPORT_SAMPLE_BYTES, progress)
-    text = text_report(metadata.folder, list(sample), other, _tokenizer_name(options.compare_with))
+    folder = buckets.local_copy(metadata.folder)
+    text = text_report(folder, list(sample), other, _tokenizer_name(options.compare_with))
     path = metadata.folder / REPORT_FILE
-    write_atomically(path, text)
+    if isinstance(path, BucketPath):
+        path.write_bytes(text.encode())
+    else:
+        write_atomically(path, text)
     say(f"\n{text}\nreport: {path}")
 
 

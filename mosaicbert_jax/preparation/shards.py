@@ -6,13 +6,16 @@ Shape letters: S sequences, T tokens.
 import hashlib
 import io
 import os
+import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Integer
 
-from mosaicbert_jax.data.dataset import ShardRecord, shard_paths
+from mosaicbert_jax import buckets
+from mosaicbert_jax.buckets import BucketPath, Place
+from mosaicbert_jax.data.shard_files import ShardRecord, shard_paths
 
 
 class ShardWriter:
@@ -24,7 +27,7 @@ class ShardWriter:
         records = writer.close()                # tuple of ShardRecord, for dataset.json
 
     Args:
-      folder: of the data set.
+      folder: of the data set, which may be in a bucket.
       split: "train" or "validation".
       dtype: of the tokens on disk.
       records: the shards that are there already.
@@ -32,12 +35,12 @@ class ShardWriter:
 
     def __init__(
         self,
-        folder: str | os.PathLike,
+        folder: str | os.PathLike | BucketPath,
         split: str,
         dtype: np.dtype | type,
         records: Iterable[ShardRecord] = (),
     ):
-        self._folder = Path(folder)
+        self._folder = buckets.place(folder)
         self._split = split
         self._dtype = np.dtype(dtype)
         self._records = list(records)
@@ -92,14 +95,19 @@ def shard_name(split: str, number: int) -> str:
 
 
 def write_shard(
-    folder: Path, name: str, tokens: Sequence[np.ndarray], lengths: Sequence[np.ndarray]
+    folder: Place, name: str, tokens: Sequence[np.ndarray], lengths: Sequence[np.ndarray]
 ) -> ShardRecord:
-    """Writes the two files of a shard, and waits until the disk has them.
+    """Writes the two files of a shard, and waits until the disk or the bucket has them.
 
     Args:
       tokens: parts of the shard's tokens, in the dtype that they have on disk.
       lengths: of the sequences in each part.
     """
+    if isinstance(folder, BucketPath):
+        with tempfile.TemporaryDirectory(prefix="mosaicbert-") as local:
+            record = write_shard(Path(local), name, tokens, lengths)
+            buckets.upload_all(Path(local), folder, os.listdir(local))
+        return record
     lengths_S = np.concatenate(lengths)
     offsets = np.zeros(len(lengths_S) + 1, np.uint64)
     np.cumsum(lengths_S, out=offsets[1:])

@@ -17,7 +17,8 @@ import numpy as np
 from jaxtyping import Bool
 
 from mosaicbert_jax import __version__
-from mosaicbert_jax.data.dataset import ShardRecord, shard_paths
+from mosaicbert_jax.buckets import BucketPath, Place
+from mosaicbert_jax.data.shard_files import ShardRecord, shard_paths
 from mosaicbert_jax.files import sync
 from mosaicbert_jax.preparation.inputs import FileEnd
 from mosaicbert_jax.preparation.sampling import CandidateReader, Sample
@@ -53,7 +54,7 @@ def versions() -> dict[str, str]:
     }
 
 
-def look(sizes: Mapping[Path, int], probe: Path) -> tuple[dict[str, str], str | None]:
+def look(sizes: Mapping[Place, int], probe: Place) -> tuple[dict[str, str], str | None]:
     """The versions here, and what is wrong with the files as this node sees them.
 
     Args:
@@ -130,12 +131,12 @@ def _built_once(encoder: Encoder) -> Encoder:
 
 
 def write(
-    folder: Path,
+    folder: Place,
     names: Mapping[str, str],
     chosen: Sequence[Mapping[int, Chosen]],
     *encoded: Sequence[BlockTokens],
 ) -> dict[str, ShardRecord]:
-    """Writes a shard of each split into folder / "data".
+    """Writes a shard of each split into a bucket's folder, or into folder / "data".
 
     Each file appears there whole: a node that is lost while it writes leaves a folder beside.
 
@@ -144,7 +145,8 @@ def write(
       chosen: for each of `encoded`, which documents of which of its blocks go where.
       encoded: the tokens of blocks that were encoded together.
     """
-    unfinished = Path(tempfile.mkdtemp(dir=folder, prefix="writing-"))
+    is_local = not isinstance(folder, BucketPath)
+    unfinished = Path(tempfile.mkdtemp(dir=folder, prefix="writing-")) if is_local else folder
     records = {}
     for split, name in names.items():
         parts = [
@@ -154,8 +156,9 @@ def write(
         ]
         parts = [part for part in parts if len(part[1])]
         records[split] = write_shard(unfinished, name, *zip(*parts, strict=True))
-        for path in shard_paths(unfinished, name):
+        for path in shard_paths(unfinished, name) if is_local else ():
             path.replace(folder / "data" / path.name)
-    sync(folder / "data")
-    shutil.rmtree(unfinished)
+    if is_local:
+        sync(folder / "data")
+        shutil.rmtree(unfinished)
     return records

@@ -6,6 +6,10 @@ Beside the output NAME there is `.NAME.partial` until the data set is whole:
     progress.json         `Finished`, rewritten whole after each pair of shards
     keys-00000.npy        the digests of the documents in these shards
     data/                 the finished shards; becomes NAME
+
+Of an output in a bucket this folder is in the local cache. Its shards are written to the bucket,
+and the rest is copied there too, to NAME/.partial, so that another machine can resume; dataset.json
+comes last.
 """
 
 import contextlib
@@ -13,18 +17,25 @@ import dataclasses
 import json
 import os
 import shutil
+import signal
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mosaicbert_jax.data.dataset import METADATA_FILE, ShardRecord, shard_paths
+from mosaicbert_jax import buckets
+from mosaicbert_jax.buckets import BucketPath, Place
+from mosaicbert_jax.data.dataset import METADATA_FILE
+from mosaicbert_jax.data.shard_files import ShardRecord, shard_paths
 from mosaicbert_jax.errors import UserError
 from mosaicbert_jax.files import sync, try_lock, write_atomically
+from mosaicbert_jax.lease import LEASE_FILE, held
 from mosaicbert_jax.text.sources import record_files
 
 _PROGRESS_FILE = "progress.json"
+_PARTIAL = ".partial"  # in an output in a bucket
 
 
 @dataclasses.dataclass
@@ -98,9 +109,10 @@ class FileStamp:
     modified_ns: int
 
     @classmethod
-    def of(cls, path: Path) -> "FileStamp":
+    def of(cls, path: Place) -> "FileStamp":
         """Of a file, or of a data set of tensorflow-datasets."""
-        found = [part.stat() for part in (record_files(path) if path.is_dir() else [path])]
+        is_folder = isinstance(path, Path) and path.is_dir()
+        found = [part.stat() for part in (record_files(path) if is_folder else [path])]
         return cls(
             str(path.absolute()),
             sum(status.st_size for status in found),
@@ -108,20 +120,42 @@ class FileStamp:
         )
 
 
+def stamps_of(paths: Sequence[Place]) -> list[FileStamp]:
+    """Of each file as it is now."""
+    if any(isinstance(path, BucketPath) for path in paths):
+        return buckets.at_once(FileStamp.of, paths)
+    return [FileStamp.of(path) for path in paths]
+
+
 class Workspace:
     """The folder of an unfinished preparation. Make it with `workspace`.
 
+    Args:
+      folder: local.
+      bucket: the output, if it is in one.
+
     Attributes:
-      data: the folder that becomes the output.
+      data: the folder that becomes the output, or what of it is not shards.
+      shards: where these are written.
       progress: what is finished.
     """
 
-    def __init__(self, folder: Path, identity: Mapping[str, Any], stamps: Sequence[FileStamp]):
+    def __init__(
+        self,
+        folder: Path,
+        identity: Mapping[str, Any],
+        stamps: Sequence[FileStamp],
+        bucket: BucketPath | None = None,
+    ):
         self.folder = folder
         self.data = folder / "data"
+        self.bucket = bucket
+        self.shards: Place = bucket or self.data
         self.progress = Finished()
         self._identity = dict(identity)
         self._stamps = list(stamps)
+        if bucket is not None:
+            self._fetch(bucket / _PARTIAL)
         if (folder / _PROGRESS_FILE).is_file() and self.data.is_dir():
             self._go_on()
         else:
@@ -131,7 +165,9 @@ class Workspace:
 
     def save(self, keys: Sequence[np.ndarray] = ()) -> None:
         """Makes what was written since the last time part of what is finished."""
+        new_keys = []
         if keys:
+            new_keys = [self._keys_path(self.progress.key_files).name]
             with self._keys_path(self.progress.key_files).open("wb") as file:
                 np.save(file, np.concatenate(keys))
                 file.flush()
@@ -144,10 +180,42 @@ class Workspace:
         }
         sync(self.data)
         write_atomically(self.folder / _PROGRESS_FILE, json.dumps(record))
+        if self.bucket is not None:
+            partial = self.bucket / _PARTIAL
+            tokenizer = [path.name for path in self.data.iterdir()]
+            buckets.upload_all(self.data, partial / "data", set(tokenizer) - self._uploaded)
+            self._uploaded |= set(tokenizer)
+            buckets.upload_all(self.folder, partial, new_keys)
+            (partial / _PROGRESS_FILE).upload(self.folder / _PROGRESS_FILE)
 
     def discard(self) -> None:
         """Makes all of it unfinished, so that nothing is kept when the work fails."""
         (self.folder / _PROGRESS_FILE).unlink(missing_ok=True)
+        if self.bucket is not None:
+            (self.bucket / _PARTIAL / _PROGRESS_FILE).unlink(missing_ok=True)
+
+    def finish(self, output: Place) -> None:
+        """Makes the data the output."""
+        if self.bucket is None:
+            sync(self.data)
+            os.replace(self.data, output)  # over an empty folder at most
+            sync(output.parent)
+        else:
+            names = {path.name for path in self.data.iterdir()} - {METADATA_FILE}
+            buckets.upload_all(self.data, self.bucket, names)
+            (self.bucket / METADATA_FILE).upload(self.data / METADATA_FILE)
+            remove_emptied(self.bucket)
+        shutil.rmtree(self.folder)
+
+    def _fetch(self, partial: BucketPath) -> None:
+        """What the bucket has of it, in place of what was here."""
+        self._uploaded: set[str] = set()
+        shutil.rmtree(self.data, ignore_errors=True)
+        for path in (*self.folder.glob("keys-*.npy"), self.folder / _PROGRESS_FILE):
+            path.unlink(missing_ok=True)
+        names = partial.files()
+        if _PROGRESS_FILE in names:
+            buckets.download_all(partial, self.folder, names)
 
     def keys(self) -> np.ndarray:
         """All digests that were saved, uint64."""
@@ -197,7 +265,7 @@ class Workspace:
         self._remove_unfinished()
 
     def _changed(self, stamps: Sequence[FileStamp]) -> list[int]:
-        now = [FileStamp.of(Path(stamp.path)) for stamp in self._stamps]
+        now = stamps_of([buckets.place(stamp.path) for stamp in self._stamps])
         return [i for i, stamp in enumerate(stamps) if stamp != now[i]]
 
     def _keys_path(self, number: int) -> Path:
@@ -209,8 +277,12 @@ class Workspace:
             path
             for split in self.progress.splits.values()
             for shard in split.shards
-            for path in shard_paths(self.data, shard.name)
+            for path in shard_paths(self.shards, shard.name)
         }
+        if self.bucket is not None:
+            there = {name for name in self.bucket.files() if name.endswith(".npy")}
+            names = {path.name for path in finished}
+            buckets.unlink_all(self.bucket, {name for name in there - names if "/" not in name})
         for path in self.data.glob("*.npy"):
             if path not in finished:
                 path.unlink()
@@ -219,7 +291,7 @@ class Workspace:
 
 @contextlib.contextmanager
 def workspace(
-    output: Path, identity: Mapping[str, Any], stamps: Sequence[FileStamp]
+    output: Place, identity: Mapping[str, Any], stamps: Sequence[FileStamp]
 ) -> Iterator[Workspace]:
     """The workspace beside `output`, new or left by a process that was interrupted.
 
@@ -235,32 +307,53 @@ def workspace(
     """
     folder = partial_folder(output)
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("a") as lock:
+    with contextlib.ExitStack() as stack:
+        lock = stack.enter_context((folder / "lock").open("a"))
         if not try_lock(lock):
             raise UserError(f"{output}: another process is preparing it; wait for it")
+        bucket = output if isinstance(output, BucketPath) else None
+        if bucket is not None:
+            stack.enter_context(held(bucket, on_loss=_stop))
         # Whoever worked there may have finished since this process looked.
-        if not os.fstat(lock.fileno()).st_nlink or (output.is_dir() and any(output.iterdir())):
+        if not os.fstat(lock.fileno()).st_nlink or is_prepared(output):
             raise UserError(f"{output}: another process has just prepared it; run this again")
-        work = Workspace(folder, identity, stamps)
+        work = Workspace(folder, identity, stamps, bucket)
         try:
             yield work
-            sync(work.data)
-            os.replace(work.data, output)  # over an empty folder at most
-            sync(output.parent)
-            shutil.rmtree(folder)
+            work.finish(output)
         except BaseException:
             if not (folder / _PROGRESS_FILE).exists():
                 shutil.rmtree(folder, ignore_errors=True)
             raise
 
 
-def remove_emptied(output: Path) -> None:
+def _stop(why: str) -> None:
+    print(f"{why}; this preparation stops", file=sys.stderr)
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def is_prepared(output: Place) -> bool:
+    """Whether there is something at the output, unfinished preparations aside."""
+    if isinstance(output, BucketPath):
+        names = output.files()
+        is_unfinished = f"{_PARTIAL}/{_PROGRESS_FILE}" in names and METADATA_FILE not in names
+        hidden = (f"{_PARTIAL}/", LEASE_FILE)
+        return not is_unfinished and any(not name.startswith(hidden) for name in names)
+    return output.exists() and not (output.is_dir() and not any(output.iterdir()))
+
+
+def remove_emptied(output: Place) -> None:
     """Removes the workspace of a process that was killed when its data had become the output."""
+    if isinstance(output, BucketPath):
+        buckets.unlink_all(output / _PARTIAL, (output / _PARTIAL).files())
+        return
     folder = partial_folder(output)
     if folder.is_dir() and not (folder / "data").exists():
         shutil.rmtree(folder)
 
 
-def partial_folder(output: Path) -> Path:
+def partial_folder(output: Place) -> Path:
     """Where the unfinished preparation of `output` lies, if there is one."""
+    if isinstance(output, BucketPath):
+        return buckets.cache_folder() / "preparing" / output.local_part()
     return output.parent / f".{output.name}.partial"
