@@ -34,7 +34,7 @@ from benchmarks.preparation import C4_DOCUMENTS, paragraphs, processor
 FILES = 8
 BLOCK = 2**20
 C4_TEXT = 806e9  # of its 364.9 million documents, 2,210 characters each: 305 GB compressed
-SHORT = (1_000_000, 4_000_000)  # documents, for the memory
+SHORT = (4_000_000, 8_000_000)  # documents, for the memory
 CORES = sorted(os.sched_getaffinity(0))
 
 # Seconds of a command, seconds of a core in its process, most bytes of the process's memory.
@@ -200,7 +200,7 @@ def measure_memory(folder: Path, tokenizer: Path) -> None:
         f"memory of the process that runs prepare: {memory[0] / 1e6:,.0f} MB for {SHORT[0]:,} "
         f"documents, {memory[1] / 1e6:,.0f} MB for {SHORT[1]:,}: {a_document:.1f} bytes a document"
         f"\npredicted for C4's {C4_DOCUMENTS:,} documents: "
-        f"{16 * C4_DOCUMENTS / 1e9 + memory[0] / 1e9:.1f} GB for moments"
+        f"{(a_document * C4_DOCUMENTS + memory[0]) / 1e9:.1f} GB at most"
     )
 
 

@@ -74,7 +74,8 @@ def connected(address: str) -> Iterator["RayCluster"]:
             reason = " ".join(str(error).split())
             raise UserError(
                 f"cluster {address}: can't be joined ({reason}); give the address that `ray start "
-                "--head` printed, on one of the cluster's nodes, with the same Python and Ray"
+                "--head` printed, on one of the cluster's nodes, with its Python, Ray and "
+                "RAY_AUTH_TOKEN"
             ) from None
     try:
         with _as_user_errors(ray, address):

@@ -34,5 +34,6 @@ class SeenKeys:
         if not len(run):
             return
         while self.runs and len(self.runs[-1]) < 2 * len(run):
-            run = np.sort(np.concatenate([self.runs.pop(), run]))
+            run = np.concatenate([self.runs.pop(), run])
+            run.sort()  # in place: another copy would be the third
         self.runs.append(run)

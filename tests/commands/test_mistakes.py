@@ -150,7 +150,10 @@ def test_an_interrupted_preparation_says_where_it_resumes(corpus, tmp_path, monk
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
-    for name, fact in (("train_tokenizer", "nothing was written"), ("Reading", "the tokenizer is")):
+    for name, fact in (
+        ("train_tokenizer", "nothing was written"),
+        ("Assembly", "the tokenizer is"),
+    ):
         with monkeypatch.context() as patched:
             patched.setattr(preparation, name, interrupt)
             assert status_of(cli.main, words) == 130
