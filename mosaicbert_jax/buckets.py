@@ -151,7 +151,8 @@ class BucketPath:
           FileExistsError: it is there.
         """
         mode = "create" if new else "overwrite"
-        self._call(lambda fs, path: fs.pipe_file(path, data, mode=mode))
+        with _no_bucket(self.url):
+            self._call(lambda fs, path: fs.pipe_file(path, data, mode=mode))
 
     def unlink(self, missing_ok: bool = False) -> None:
         """Deletes a file."""
@@ -180,7 +181,8 @@ class BucketPath:
 
     def upload(self, source: pathlib.Path) -> None:
         """Replaces a file by a local one."""
-        self._call(lambda fs, path: fs.put_file(str(source), path))
+        with _no_bucket(self.url):
+            self._call(lambda fs, path: fs.put_file(str(source), path))
 
     def open(self, mode: str = "rb", buffering: int = -1) -> io.RawIOBase | io.BufferedReader:
         """Opens a file for reading; see `BucketFile`."""
@@ -486,6 +488,17 @@ def _final(error: Exception, url: str) -> OSError | None:
     if isinstance(error, (ValueError, TypeError, AttributeError, IsADirectoryError)):
         return OSError(None, reason, url)
     return None
+
+
+@contextlib.contextmanager
+def _no_bucket(url: str) -> Iterator[None]:
+    """Says what is missing where a file can't be written because something is."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        if error.filename != url:
+            raise  # a local file
+        raise FileNotFoundError(None, "no such bucket", url) from error
 
 
 def _reason(error: Exception) -> str:

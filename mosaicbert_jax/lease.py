@@ -115,11 +115,15 @@ class Lease:
         self.check()
 
     def check(self) -> None:
-        """Raises LeaseLostError if another process has taken it."""
+        """Raises LeaseLostError if another process has taken it; one that was deleted is renewed."""
         found = self._read()
+        if found is None:
+            with contextlib.suppress(FileExistsError):
+                self._write(new=True)
+            found = self._read()
         if found is None or found["id"] != self._id:
-            holder = "somebody" if found is None else _holder(found)
-            raise LeaseLostError(f"{self._folder} was taken by {holder}, who uses it now")
+            holder = "another process" if found is None else _holder(found)
+            raise LeaseLostError(f"{self._folder} was taken by {holder}, which uses it now")
 
     def renew(self) -> None:
         """Shows that this process is alive.

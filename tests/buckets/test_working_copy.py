@@ -275,6 +275,15 @@ def test_a_run_whose_lease_was_taken_stops(place, monkeypatch):
         signal.signal(signal.SIGTERM, before)
 
 
+def test_a_lease_that_was_deleted_is_renewed(place):
+    one = Lease(place)
+    one.take()
+    (place / LEASE_FILE).unlink()
+    one.check()
+    assert (place / LEASE_FILE).exists()
+    one.release()
+
+
 def test_a_folder_that_is_no_run_is_refused(place):
     (place / "thesis.txt").write_bytes(b"years of work")
     with pytest.raises(UserError, match="neither empty nor a run"):
