@@ -115,7 +115,7 @@ class Lease:
         self.check()
 
     def check(self) -> None:
-        """Raises LeaseLostError if another process has taken it; one that was deleted is renewed."""
+        """Raises LeaseLostError if another process has it; one that was deleted is renewed."""
         found = self._read()
         if found is None:
             with contextlib.suppress(FileExistsError):
