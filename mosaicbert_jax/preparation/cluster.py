@@ -199,8 +199,11 @@ class RayCluster:
 
     def check(self, inputs: Inputs, folder: Place) -> None:
         """Each node sees the inputs and the folder, and has the versions that are here."""
-        sizes = {path: path.stat().st_size for file in inputs.files for path in disk_files(file)}
-        sizes = {path.absolute(): size for path, size in sizes.items()}
+        paths = [path.absolute() for file in inputs.files for path in disk_files(file)]
+        remote = [path for path in paths if isinstance(path, BucketPath)]
+        # Of a bucket's, one shows what all do: that the node may read there.
+        looked_at = [*(path for path in paths if isinstance(path, Path)), *remote[:1]]
+        sizes = {path: path.stat().st_size for path in looked_at}
         here = tasks.versions()
         nodes = [node for node in self._ray.nodes() if node["Alive"]]
         if not any(node["Resources"].get("CPU") for node in nodes):

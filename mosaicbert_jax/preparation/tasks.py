@@ -61,9 +61,13 @@ def look(sizes: Mapping[Place, int], probe: Place) -> tuple[dict[str, str], str 
       sizes: of all inputs on disk.
       probe: a file that was written just now where the work is done.
     """
-    if not probe.is_file():
+    try:
+        is_there = probe.is_file()
+    except OSError as error:  # a bucket's
+        return versions(), f"{probe.parent.parent} can't be read there ({error.strerror})"
+    if not is_there:
         return versions(), f"{probe.parent.parent} is another folder there"
-    if not os.access(probe.parent, os.W_OK):
+    if isinstance(probe, Path) and not os.access(probe.parent, os.W_OK):
         return versions(), f"{probe.parent.parent} can't be written there"
     for path, size in sizes.items():
         try:

@@ -3,6 +3,8 @@
 import contextlib
 import dataclasses
 import gzip
+import hashlib
+import importlib.util
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -14,6 +16,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from campaigns import bucket_servers
+from campaigns.bucket_servers import Store
+from mosaicbert_jax import buckets
 from mosaicbert_jax.errors import UserError
 from mosaicbert_jax.preparation import assembly, tasks, unfinished
 from mosaicbert_jax.preparation import cluster as on_ray
@@ -58,7 +63,17 @@ class Nodes:
 
 
 @pytest.fixture(scope="module")
-def nodes() -> Iterator[Nodes]:
+def store() -> Iterator[Store | None]:
+    """A bucket that the nodes know of, which are started after it."""
+    if importlib.util.find_spec("s3fs") is None or importlib.util.find_spec("moto") is None:
+        yield None
+        return
+    with bucket_servers.store("s3") as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def nodes(store) -> Iterator[Nodes]:
     cluster = Cluster(True, head_node_args={**NODE, "_system_config": DEATH_IS_NOTICED})
     yield Nodes(cluster)
     cluster.shutdown()
@@ -203,6 +218,35 @@ def interrupted(options: PrepareOptions, monkeypatch) -> None:
         patch.setattr(unfinished.Workspace, "save", save)
         with pytest.raises(KeyboardInterrupt, match="the same command resumes behind them"):
             prepare(options, silent)
+
+
+def test_text_and_data_may_lie_in_a_bucket(options, expected, nodes, store, monkeypatch, tmp_path):
+    """Of a preparation that is interrupted, and resumed by a machine that has nothing of it."""
+    if store is None:
+        pytest.skip("s3fs and moto, of the extra `dev`, are not installed")
+    nodes.be(2)
+    folder, last = map(Path, options.inputs)
+    names = [path.name for path in folder.iterdir()]
+    text, output = (buckets.place(store.url(name)) for name in ("text", "data"))
+    buckets.upload_all(folder, text, names)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "one"))
+    given = dataclasses.replace(
+        options, inputs=(str(text), f"{text}/{last.name}"), output=str(output)
+    )
+
+    def interrupt():
+        raise KeyboardInterrupt
+
+    with watched(monkeypatch, 8, interrupt), pytest.raises(KeyboardInterrupt):
+        prepare(given, silent)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another"))
+    prepare(given, silent)
+    found = {
+        name: hashlib.sha256((output / name).read_bytes()).hexdigest() for name in output.files()
+    }
+    wanted = dict(expected(options))
+    assert found.pop("dataset.json") != wanted.pop("dataset.json")  # which names the sources
+    assert found == wanted
 
 
 def test_an_interrupted_preparation_resumes(options, expected, nodes, monkeypatch):
