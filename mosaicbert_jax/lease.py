@@ -86,12 +86,12 @@ class Lease:
         told = False
         seen, since = None, time.monotonic()
         while True:
-            with contextlib.suppress(FileExistsError):
-                self._write(new=True)
-                break
-            found = self._read()
+            found = self._read()  # first, as not all servers know conditional writes
             if found is None:
-                continue  # it was released just now
+                with contextlib.suppress(FileExistsError):
+                    self._write(new=True)
+                    break
+                continue
             if found != seen:
                 if seen is not None:
                     raise UserError(

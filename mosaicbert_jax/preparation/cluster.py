@@ -202,7 +202,8 @@ class RayCluster:
         paths = [path.absolute() for file in inputs.files for path in disk_files(file)]
         remote = [path for path in paths if isinstance(path, BucketPath)]
         # Of a bucket's, one shows what all do: that the node may read there.
-        looked_at = [*(path for path in paths if isinstance(path, Path)), *remote[:1]]
+        looked_at: list[Place] = [path for path in paths if isinstance(path, Path)]
+        looked_at += remote[:1]
         sizes = {path: path.stat().st_size for path in looked_at}
         here = tasks.versions()
         nodes = [node for node in self._ray.nodes() if node["Alive"]]
