@@ -36,7 +36,7 @@ from mosaicbert_jax import buckets
 from mosaicbert_jax.storage import working_copy
 
 # How often each kind is drawn; of all requests of its time, the share that meets with it.
-_KINDS = {"500": 3, "reset": 3, "truncate": 3, "slow": 2, "403": 2, "404": 2, "SIGKILL": 4}
+KINDS = {"500": 3, "reset": 3, "truncate": 3, "slow": 2, "403": 2, "404": 2, "SIGKILL": 4}
 _SHARES = {"500": 0.5, "reset": 0.5, "truncate": 0.5, "slow": 0.3, "403": 1.0, "404": 1.0}
 _LONGEST_SECONDS = 3.0
 _LATEST_SECONDS = 6.0  # after the start
@@ -102,7 +102,7 @@ class Campaign:
         words = (store.url(name), store.url("data"), name, environment)
         outcomes: list[Outcome] = []
         while len(outcomes) < most and not self._is_complete(store, name):
-            (kind,) = rng.choices(list(_KINDS), weights=_KINDS.values())
+            (kind,) = rng.choices(list(KINDS), weights=KINDS.values())
             outcome = self._meet(kind, words, store, rng)
             outcomes.append(outcome)
             if outcome.found == WRONG:
@@ -216,7 +216,7 @@ def main() -> None:
         outcomes,
         command,
         title="Runs in buckets that meet with faults",
-        kinds=tuple(_KINDS),
+        kinds=tuple(KINDS),
         packages=PACKAGES,
     )
     options.output.with_suffix(".md").write_text(text)

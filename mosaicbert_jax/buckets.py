@@ -113,15 +113,21 @@ class BucketPath:
         return self._call(lambda fs, path: fs.exists(path))
 
     def files(self) -> dict[str, Stat]:
-        """All files in a folder, at any depth, by their path in it; none if it is not there."""
+        """All files in a folder, at any depth, by their path in it; none if it is not there.
+
+        Names that lead out of a local folder, as "../a", are skipped: files are copied to them.
+        """
 
         def find(fs, path):
             found = fs.find(path, detail=True)
             return {name[len(path) :].lstrip("/"): _stat(info) for name, info in found.items()}
 
-        found = self._call(find)
-        found.pop("", None)  # what some tools write for an empty folder
-        return {name: stat for name, stat in sorted(found.items()) if not name.endswith("/")}
+        # Some tools write "", or a name with a slash behind, for an empty folder.
+        return {
+            name: stat
+            for name, stat in sorted(self._call(find).items())
+            if not {"", ".", ".."} & set(name.split("/"))
+        }
 
     def glob(self) -> "list[BucketPath]":
         """The files that match, if the URL is a pattern with *, ?, [ ] or **."""

@@ -15,7 +15,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         metavar="INPUT",
         help="files (.txt .jsonl .json .csv .tsv .parquet, also with .gz or .zst), folders, quoted "
-        "globs, tfds:NAME, or 'embedded' for the corpus that comes as packages",
+        "globs, any of these in a bucket (gs://, s3://), tfds:NAME, or 'embedded' for the corpus "
+        "that comes as packages",
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="the data set's folder")
     parser.add_argument("--field", default="text", help="key or column that holds the text")

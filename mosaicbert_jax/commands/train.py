@@ -26,7 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "a value with --config.KEY=VALUE",
     )
     parser.add_argument(
-        "--workdir", required=True, metavar="DIR", help="the run's folder: made, or resumed from"
+        "--workdir",
+        required=True,
+        metavar="DIR",
+        help="the run's folder, local or in a bucket (gs://, s3://): made, or resumed from",
     )
     parser.add_argument(
         "--extend",

@@ -55,6 +55,16 @@ def test_what_is_there_is_not_made_anew(place):
     assert (place / "one").read_bytes() == b"1"
 
 
+@pytest.mark.parametrize("store", ["gs"], indirect=True)  # S3's clients mend such names
+def test_names_that_lead_out_of_a_folder_are_skipped(place, tmp_path):
+    (place / "one").write_bytes(b"1")
+    (place / ".." / ".." / "two").write_bytes(b"2")
+    (place / "in" / ".." / ".." / "three").write_bytes(b"3")
+    assert place.files().keys() == {"one"}
+    copy = buckets.local_copy(place)
+    assert [path.name for path in copy.rglob("*")] == ["one"]
+
+
 def test_patterns(place):
     for name in ("a.txt", "b/c.txt", "b/d.jsonl"):
         (place / name).write_bytes(b"x")

@@ -1,10 +1,12 @@
 """What README.md and the pages of docs/ name exists, and README's commands run."""
 
 import importlib
+import importlib.util
 import json
 import os
 import pathlib
 import re
+import socket
 import subprocess
 import sys
 
@@ -91,3 +93,37 @@ def test_readmes_commands_run(tmp_path):
     assert (tmp_path / "exported" / "reviews" / "model.safetensors").exists()
     config = json.loads((tmp_path / "exported" / "modern" / "config.json").read_text())
     assert config["model_type"] == "modernbert"
+
+
+@pytest.mark.one_end
+def test_the_try_out_of_buckets_runs(tmp_path):
+    """docs/buckets.md's, with less text and shorter training."""
+    for package in ("s3fs", "moto"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed: pip install -e '.[dev]'")
+    section = re.search(r"^## Try it on one machine$(.*?)^## ", TEXTS["buckets.md"], re.M | re.S)[1]
+    (script,) = re.findall(r"^```bash\n(.*?)^```$", section, re.M | re.S)
+    install, *lines = script.splitlines()
+    assert "pip install" in install  # as it was for this test
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    script = (
+        "\n".join(lines).replace("5005", str(port)).replace("--input embedded", "--input a.txt")
+    )
+    script = script.replace("4096", "192").replace("duration=1m", "duration=2ba")
+    script = script.replace("curl -X PUT", "curl --retry 20 --retry-connrefused -s -X PUT")
+    (tmp_path / "a.txt").write_text(
+        "\n".join(f"{text} {n}." for n, (text, _) in enumerate(sentences(200)))
+    )
+    path = os.pathsep.join([str(pathlib.Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(
+        ["bash", "-euc", f"trap 'kill $(jobs -p)' EXIT\n{script}"],
+        cwd=tmp_path, capture_output=True, text=True, check=False, env={
+            **os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "XLA_FLAGS": "",
+            "XDG_CACHE_HOME": str(tmp_path / "cache"),
+        },
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "data set: s3://mine/data" in done.stdout
+    assert re.search(r"^ +\d+\.\d%  \S+$", done.stdout, re.M)
