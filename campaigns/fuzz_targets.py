@@ -78,7 +78,7 @@ def prepare_run(line: list[str]) -> None:
 
 def _look_at(run: Any, **options: Any) -> None:
     """What the loop asks of a run first, and its first batches."""
-    run.describe()
+    run.describe(Position())
     with contextlib.closing(run.batches(Position())) as stream:
         for _ in range(2):
             next(stream)

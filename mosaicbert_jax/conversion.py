@@ -4,6 +4,7 @@ import json
 import pathlib
 from typing import Any
 
+from mosaicbert_jax.buckets import Place, place
 from mosaicbert_jax.data.dataset import DatasetMetadata
 from mosaicbert_jax.errors import UserError
 from mosaicbert_jax.files import new_folder
@@ -90,19 +91,19 @@ def _training(run: pathlib.Path, record: dict[str, Any], progress: dict[str, Any
         sequences=progress["sequences"],
         tokens=progress["tokens"],
         sources=[
-            DataSource(part["weight"], part["digest"], _texts(pathlib.Path(folder), part["digest"]))
+            DataSource(part["weight"], part["digest"], _texts(place(folder), part["digest"]))
             for part, folder in zip(parts, folders, strict=True)
         ],
         evaluation=_last_evaluation(run / METRICS_FILE, progress["step"]),
     )
 
 
-def _texts(folder: pathlib.Path, digest: str) -> list[str] | None:
+def _texts(folder: Place, digest: str) -> list[str] | None:
     """What a data set was made of, if it is still there and still the same."""
     try:
         metadata = DatasetMetadata.load(folder)
-    except UserError:
-        return None  # moved or gone, which the card then says
+    except (UserError, OSError):
+        return None  # moved, gone or out of reach, which the card then says
     if metadata.digest != digest:
         return None
     return [

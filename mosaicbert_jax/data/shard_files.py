@@ -23,6 +23,7 @@ from mosaicbert_jax.progress import AFTER_SECONDS, LOG_SECONDS
 _HEADER_BYTES = 128  # of .npy, before the array
 _FETCHERS = 8  # at 50 ms a request and 200 MB/s, they wait for the bytes alone
 _DOWNLOADS = 3  # of a file whose digest is another
+_ABANDONED_SECONDS = 3600  # after its last byte, a download that is not whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,19 +125,23 @@ class FetchedShards(Shards):
     def __init__(
         self, folder: BucketPath, records: Sequence[ShardRecord], dtype: np.dtype, cache: Cache
     ):
-        self._folder, self._records, self._dtype, self._cache = folder, records, dtype, cache
+        self._folder, self._records, self._dtype, self.cache = folder, records, dtype, cache
         self._futures: dict[int, concurrent.futures.Future] = {}
         self._expected: set[int] = set()
         self._turns = threading.Semaphore(_FETCHERS)
         self._fetched: set[str] = set()  # digests that this process has read
         self.pinned: set[str] = set()  # digests
         cache.folder.mkdir(parents=True, exist_ok=True)
+        for path in cache.folder.glob(".*.npy.*"):  # of a process that was killed
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
+                    path.unlink()
         _OPEN.add(self)
 
     def expect(self, now: Sequence[int], later: Sequence[int]) -> None:
         """See `Shards`. Those that were expected now before this call are kept too."""
         kept = self._expected | set(now)
-        room = self._cache.most_bytes - sum(map(self._bytes, kept))
+        room = self.cache.most_bytes - sum(map(self._bytes, kept))
         wanted = list(now)
         for shard in later:
             room -= self._bytes(shard)
@@ -191,8 +196,8 @@ class FetchedShards(Shards):
 
     def _fetch(self, file: ShardFile) -> Path:
         """The local copy of a file, whole."""
-        local = self._cache.folder / f"{file.sha256}.npy"
-        with (self._cache.folder / f".{file.sha256}.lock").open("a") as lock:
+        local = self.cache.folder / f"{file.sha256}.npy"
+        with (self.cache.folder / f".{file.sha256}.lock").open("a") as lock:
             while not try_lock(lock):  # another process fetches it
                 time.sleep(0.05)
             if local.exists() and (file.sha256 in self._fetched or _sha256(local) == file.sha256):
@@ -218,15 +223,17 @@ class FetchedShards(Shards):
     def _room_for(self, file: ShardFile) -> Iterator[None]:
         """Deletes the files that were not used for longest, until there is room."""
         with _MAKING_ROOM:
-            _COMING.append(file.bytes)
-            pinned = set().union(*(each.pinned for each in _OPEN))
+            _COMING.append((self.cache.folder, file.bytes))
+            others = [each for each in _OPEN if each.cache.folder == self.cache.folder]
+            pinned = set().union(*(each.pinned for each in others))
+            coming = sum(size for folder, size in _COMING if folder == self.cache.folder)
             there = []
-            for path in self._cache.folder.glob("*.npy"):
+            for path in self.cache.folder.glob("*.npy"):
                 try:
                     there.append((path.stat().st_mtime_ns, path.stat().st_size, path))
                 except FileNotFoundError:
                     continue  # another process has deleted it
-            left = self._cache.most_bytes - sum(_COMING) - sum(size for _, size, _ in there)
+            left = self.cache.most_bytes - coming - sum(size for _, size, _ in there)
             for _, size, path in sorted(there):
                 if left >= 0:
                     break
@@ -238,12 +245,12 @@ class FetchedShards(Shards):
             yield
         finally:
             with _MAKING_ROOM:
-                _COMING.remove(file.bytes)
+                _COMING.remove((self.cache.folder, file.bytes))
 
 
-# Of this process: what is open, and the bytes that are being fetched.
+# Of this process: what is open; and what is being fetched: into which folder, and its bytes.
 _OPEN: weakref.WeakSet[FetchedShards] = weakref.WeakSet()
-_COMING: list[int] = []
+_COMING: list[tuple[Path, int]] = []
 _MAKING_ROOM = threading.Lock()
 
 

@@ -319,6 +319,10 @@ def _load_json(path: Path) -> Tokenizer:
         tokenizer = Tokenizer.from_str(text)
     except Exception as error:  # the library raises plain Exception
         raise UserError(f"{path}: not a tokenizer.json that can be read ({error})") from None
+    vocabulary = json.loads(text)["model"]["vocab"]
+    if isinstance(vocabulary, dict) and len(set(vocabulary.values())) < len(vocabulary):
+        # The library keeps one of them, now the one and now the other.
+        raise UserError(f"{path}: two entries of the vocabulary have one id; number them from 0 on")
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer

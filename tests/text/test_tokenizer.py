@@ -160,6 +160,7 @@ def test_tokenizer_json_that_could_not_encode(tmp_path, uncased):
         ({"unk_token": "<unk>"}, r"lacks its unk_token '<unk>'"),
         ({"vocab": {"the": 0}}, r"lacks its unk_token '\[UNK\]'"),  # an added token is not enough
         ({"vocab": {"[UNK]": 0, "the": 2**31}}, "an entry has id 2147483648"),
+        ({"vocab": {"[UNK]": 0, "the": 1, "of": 1}}, "two entries of the vocabulary have one id"),
     ):
         settings = json.loads(uncased.to_str())
         settings["model"] |= change
