@@ -162,9 +162,9 @@ def _use_run(folder: pathlib.Path, output: pathlib.Path) -> None:
 
 def _use_classifier(folder: pathlib.Path, output: pathlib.Path) -> None:
     classifier = Classifier(folder)
-    (examples,) = classifier.read(folder / "lines.txt")
-    for example, prediction in zip(examples, classifier(examples), strict=True):
-        classifier.kind.lines(example, prediction)
+    for examples in classifier.read(folder / "lines.txt"):  # none, if a mutation emptied it
+        for example, prediction in zip(examples, classifier(examples), strict=True):
+            classifier.kind.lines(example, prediction)
 
 
 def _use_standard_input(folder: pathlib.Path, output: pathlib.Path) -> None:
