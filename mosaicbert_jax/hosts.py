@@ -75,16 +75,17 @@ def is_first() -> bool:
 
 
 def on_first(action: Callable[[], None]) -> None:
-    """Runs `action` in the first process, and ends all if it raises a UserError.
+    """Runs `action` in the first process, and ends all if it raises a UserError or an OSError.
 
     Raises:
-      UserError: that of the action in the first process; in the others that it failed.
+      UserError, OSError: that of the action in the first process.
+      UserError: in the others, that it failed.
     """
     error = None
     if is_first():
         try:
             action()
-        except UserError as raised:
+        except (UserError, OSError) as raised:
             error = raised
     (failed,) = agreed(float(error is not None))
     if error is not None:

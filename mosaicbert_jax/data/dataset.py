@@ -15,6 +15,7 @@ as for a hundred million (it grows with the number of shards only).
 Shape letters: S sequences, T tokens.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -89,8 +90,7 @@ class TokenizerRecord:
 class DatasetMetadata:
     """dataset.json, field by field; `folder` is where it lies and no part of it.
 
-    Of a data set in a bucket, dataset.json and the tokenizer are copied to the local cache each
-    time that it is loaded.
+    Of a data set in a bucket, the tokenizer is copied to the local cache.
 
     `skipped` counts by kind what could not be read and was skipped.
     """
@@ -139,10 +139,7 @@ class DatasetMetadata:
         if digest is not None and digest != found.digest:
             raise damaged(path, "it is not what its own digest says")
         if isinstance(folder, BucketPath):
-            tokenizer = (found.tokenizer.file, VOCABULARY_FILE)  # which WordPiece alone has
-            names = folder.files().keys() & set(tokenizer)
-            buckets.download_all(folder, _local_folder(folder), names)
-            call_it(_local_folder(folder), folder)
+            _fetch_tokenizer(folder, found.tokenizer)
         return found
 
     def to_json(self) -> str:
@@ -180,6 +177,19 @@ class DatasetMetadata:
     def tokenizer_path(self) -> Path:
         """The tokenizer's file, in the local cache if the data set is in a bucket."""
         return _local_folder(self.folder) / self.tokenizer.file
+
+
+def _fetch_tokenizer(folder: BucketPath, record: TokenizerRecord) -> None:
+    """Copies the tokenizer to the local cache, unless this very one is there."""
+    local = _local_folder(folder)
+    call_it(local, folder)
+    path = local / record.file
+    if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == record.sha256:
+        return
+    with contextlib.suppress(FileNotFoundError):  # WordPiece alone has one
+        (folder / VOCABULARY_FILE).download(local / VOCABULARY_FILE)
+    with contextlib.suppress(FileNotFoundError):  # who reads it tells
+        (folder / record.file).download(path)
 
 
 def _local_folder(folder: Place) -> Path:

@@ -1,6 +1,9 @@
 """Runs whose data, start and workdir are in buckets, by the commands that a user gives."""
 
 import json
+import os
+import socket
+import subprocess
 
 import jax
 import numpy as np
@@ -11,6 +14,7 @@ from mosaicbert_jax import load_run
 from mosaicbert_jax.commands.cli import main
 from mosaicbert_jax.storage import working_copy
 from tests.buckets.conftest import uploaded
+from tests.conftest import QUICK_COMPILE, ROOT, run_train
 
 pytestmark = pytest.mark.one_end
 
@@ -117,6 +121,40 @@ def test_a_decay_of_a_run_in_a_bucket(place, dataset, monkeypatch):
     )
     train(place / "decay", dataset, *decay)
     assert "checkpoints/6/digests.json" in (place / "decay").files()
+
+
+@pytest.mark.parametrize("store", ["s3"], indirect=True)
+def test_two_processes_of_one_machine_share_a_workdir_in_a_bucket(store, place, dataset, tmp_path):
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{one.getsockname()[1]}"
+
+    def both(workdir) -> list[tuple[int, str]]:
+        processes = [
+            subprocess.Popen(
+                run_train(workdir, dataset, *SHORT),
+                cwd=ROOT,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                env={
+                    **os.environ,
+                    "XLA_FLAGS": QUICK_COMPILE,
+                    "JAX_COORDINATOR_ADDRESS": address,
+                    "JAX_NUM_PROCESSES": "2",
+                    "JAX_PROCESS_ID": str(index),
+                },
+            )
+            for index in range(2)
+        ]
+        told = [process.communicate(timeout=120)[0] for process in processes]
+        return [(one.returncode, text) for one, text in zip(processes, told, strict=True)]
+
+    assert [status for status, _ in both(place / "run")] == [0, 0]
+    assert "checkpoints/6/digests.json" in (place / "run").files()
+    (first, told), (second, _) = both("s3://no-such-bucket/run")
+    assert (first, second) == (2, 2)
+    assert "error: s3://no-such-bucket/run/.lease: no such bucket" in told
 
 
 def test_mistakes(place, capsys):
